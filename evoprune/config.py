@@ -1,0 +1,126 @@
+"""Every setting of a run, once: its name, default, help and limits; and the one error that users see.
+
+The command line, the README's table and a run's config.json are made from the fields of `Config`.
+"""
+
+from __future__ import annotations
+
+import typing
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache
+from typing import Any
+
+
+class EvopruneError(Exception):
+    """A user's mistake, told in one line: where, what was found, what was expected, what to do."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an exception says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def option(default: Any, help: str, *, low: float | None = None, high: float | None = None,
+           choices: tuple[str, ...] | None = None, metavar: str | None = None) -> Any:
+    """Declare a setting: a dataclass field with what the parser, the README and the checks need."""
+    metadata = {"help": help, "low": low, "high": high, "choices": choices, "metavar": metavar}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings of one run; `Config(population=7)` raises `EvopruneError`."""
+
+    # what is pruned, and on what
+    model: str = option("lenet", "lenet, lenet5, resnet18, torchvision:NAME, package.module:function or FILE.py:function",
+                        metavar="MODEL")
+    weights: str | None = option(None, "a state dict to start from: .pt, .pth or .safetensors", metavar="FILE")
+    train_epochs: int | None = option(None, "train the dense model first (digits without weights: 30)", low=0)
+    data: str = option("digits", "digits, mnist, cifar10, folder:DIR, npz:FILE, package.module:function "
+                       "or FILE.py:function", metavar="DATA")
+    data_dir: str = option("data", "where mnist and cifar10 lie, as torchvision lays them out", metavar="DIR")
+    mean: str | None = option(None, "mean of the images in 0..1, a number a channel: 0.49,0.48,0.45", metavar="M,M,M")
+    std: str | None = option(None, "standard deviation, like --mean", metavar="S,S,S")
+    image_size: int | None = option(None, "resize the shorter side to this, then crop the centre", low=1)
+    search_images: int | None = option(None, "images held out of training for every decision of the search "
+                                       "(5,000, or a fifth of the training images if that is less)", low=1)
+    train_images: int | None = option(None, "train on this many of the others (all)", low=1)
+    test_images: int | None = option(None, "report on this many test images (all)", low=1)
+    split_seed: int = option(0, "seed of the cut into train, search and test", low=0)
+    layer: str | None = option(None, "search only these: comma-separated modules or parameters", metavar="NAME")
+    skip: str | None = option(None, "leave out what matches: comma-separated patterns like 'classifier.*'",
+                              metavar="PATTERN")
+    include: str | None = option(None, "prune matching parameters that are left alone otherwise "
+                                 "(embeddings, norms, biases)", metavar="PATTERN")
+    # the search
+    start: str = option("random,magnitude,erk,lamp", "rules that make the first masks, comma-separated; "
+                        "random alone knows nothing about the weights", metavar="RULES")
+    population: int = option(64, "individuals kept each generation; even", low=4)
+    generations: int = option(100, "generations after the first masks", low=0)
+    seed: int = option(0, "seed of the search and of training", low=0)
+    accuracy_floor: float = option(0.0, "points below this accuracy (0..1, search split) are not wanted", low=0, high=1)
+    max_seconds: float | None = option(None, "stop in time, save, and say how to resume", low=0)
+    # training after the search
+    finetune_epochs: int = option(0, "train the front's points this long, their zeros held at zero", low=0)
+    front: int = option(16, "train at most this many points, spread evenly in log density", low=1)
+    learning_rate: float | None = option(None, "peak learning rate of all training "
+                                         "(0.01 with Adam below a million weights, 0.05 with SGD above)", low=0)
+    augment: bool = option(True, "random crops and flips when training on colour images")
+    # where and how
+    out: str | None = option(None, "folder of the run (results/MODEL-DATA, numbered if it is taken)", metavar="DIR")
+    overwrite: bool = option(False, "replace the run that --out holds")
+    device: str = option("auto", "where masks are evaluated", choices=("auto", "cpu", "cuda"))
+    threads: int | None = option(None, "torch threads (torch's own choice); part of the result, so recorded", low=1)
+    engine: str = option("local", "where individuals are evaluated: in this process", choices=("local",))
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            check_setting(f.name, getattr(self, f.name))
+        if self.population % 2:
+            raise EvopruneError(f"population: found {self.population}, expected an even number of at least 4; "
+                                f"try {self.population + 1}")
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings as plain data for config.json."""
+        return asdict(self)
+
+
+RESUMABLE = ("engine", "max_seconds", "generations")  # what --resume may change; generations only without tuning
+
+
+@dataclass(frozen=True)
+class Option:
+    """What is known about a setting beside its value."""
+
+    kind: type  # int, float, bool or str
+    default: Any
+    help: str
+    low: float | None
+    high: float | None
+    choices: tuple[str, ...] | None
+    metavar: str | None
+
+
+@cache
+def options() -> dict[str, Option]:
+    """Return every setting by name, in the order of `Config`."""
+    hints = typing.get_type_hints(Config)
+    kinds = {name: next(iter({*typing.get_args(hint)} - {type(None)}), hint) for name, hint in hints.items()}
+    return {f.name: Option(kinds[f.name], f.default, **f.metadata) for f in fields(Config)}
+
+
+def check_setting(name: str, value: Any) -> None:
+    """Raise `EvopruneError` unless `value` is one that the setting `name` can take."""
+    about = options()[name]
+    if value is None and about.default is None:
+        return
+    kinds = (int, float) if about.kind is float else (about.kind,)
+    if type(value) not in kinds:
+        kind = "a number" if about.kind is float else about.kind.__name__
+        raise EvopruneError(f"{name}: found {value!r}, expected {kind}")
+    if about.choices and value not in about.choices:
+        raise EvopruneError(f"{name}: found {value!r}, expected one of {', '.join(about.choices)}")
+    low, high = about.low, about.high
+    if (low is not None and not value >= low) or (high is not None and not value <= high):
+        expected = f"at least {low}" if high is None else f"{low} to {high}"
+        raise EvopruneError(f"{name}: found {value}, expected {expected}")

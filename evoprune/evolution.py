@@ -1,0 +1,203 @@
+"""NSGA-II as a generator: a state goes in, the next state comes out (Deb et al., 2002, doi:10.1109/4235.996017).
+
+Each generation draws from its own generator, seeded by (seed, generation), so a state needs to carry no random state:
+whoever continues from it gets the same generations as whoever never stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import Any
+
+import moocore
+import numpy as np
+import numpy.typing as npt
+from deap import base
+
+from .config import Config
+from .engines import ENGINES
+from .genome import Individual
+from .layers import Layout
+from .operators import mate, mutate
+
+Values = tuple[float, float]  # (accuracy, sparsity)
+Floats = npt.NDArray[np.float64]
+SPARSE, DENSE = 0.005, 0.5  # the densities between which hvlog looks
+RETRIES = 4  # further mutations of a child whose mask was measured before
+
+
+@dataclass(frozen=True)
+class State:
+    """All that the next generation depends on."""
+
+    generation: int
+    population: list[Individual]
+    archive: list[Individual]  # every non-dominated individual seen, and the unpruned model first
+    seen: dict[bytes, Values]  # objectives of every mask measured, by Individual.key()
+    log: tuple[dict[str, float], ...]  # a row a generation
+
+    @property
+    def evaluations(self) -> int:
+        return len(self.seen)
+
+
+def default_toolbox(evaluate: Any, layout: Layout, config: Config) -> base.Toolbox:
+    """Return DEAP's toolbox with evoprune's operators; register others to change the search."""
+    toolbox = base.Toolbox()
+    toolbox.register("clone", Individual.clone)
+    toolbox.register("mate", mate)
+    toolbox.register("mutate", mutate, layout=layout)
+    toolbox.register("select", tournament)
+    toolbox.register("survive", nsga2, floor=config.accuracy_floor)
+    toolbox.register("evaluate", evaluate)
+    toolbox.register("map", ENGINES[config.engine])
+    return toolbox
+
+
+def begin(population: list[Individual], toolbox: base.Toolbox, config: Config) -> State:
+    """Measure the first population and return generation 0; its first individual is the unpruned model."""
+    seen: dict[bytes, Values] = {}
+    started = perf_counter()
+    assign(population, seen, toolbox)
+    archive = non_dominated(population, config.accuracy_floor, always=population[0])
+    return State(0, population, archive, seen, (log_row(0, archive, seen, config, perf_counter() - started),))
+
+
+def evolve(state: State, toolbox: base.Toolbox, config: Config) -> Iterator[State]:
+    """Yield a state a generation, up to `config.generations`; saving, logging and stopping belong to the caller."""
+    while state.generation < config.generations:
+        started, generation = perf_counter(), state.generation + 1
+        rng = np.random.default_rng((config.seed, generation))
+        seen = dict(state.seen)
+        parents = toolbox.select(state.population, config.population, rng=rng)
+        children = vary(parents, toolbox, rng, seen, generation)
+        assign(children, seen, toolbox)
+        survivors = toolbox.survive(state.population + children, config.population, rng=rng)
+        archive = non_dominated(state.archive + children, config.accuracy_floor, always=state.archive[0])
+        row = log_row(generation, archive, seen, config, state.log[-1]["seconds"] + perf_counter() - started)
+        state = replace(state, generation=generation, population=survivors, archive=archive, seen=seen,
+                        log=(*state.log, row))
+        yield state
+
+
+def vary(parents: Sequence[Individual], toolbox: base.Toolbox, rng: np.random.Generator, seen: dict[bytes, Values],
+         generation: int) -> list[Individual]:
+    """Return a child a parent: neighbours in sparsity mate (p = 0.7), then one in two mutates, and always those that
+    would otherwise be a mask measured before."""
+    children = [toolbox.clone(parent) for parent in sorted(parents, key=lambda p: p.fitness.values[1])]
+    mated = np.zeros(len(children), bool)
+    for i in range(0, len(children) - 1, 2):
+        if rng.random() < 0.7:
+            toolbox.mate(children[i], children[i + 1], rng=rng)
+            mated[i:i + 2] = True
+    keys = set(seen)
+    for child, origin in zip(children, np.where(mated, "mate", "")):
+        origins = [origin] if origin else []
+        if rng.random() < 0.5 or child.key() in keys:
+            toolbox.mutate(child, rng=rng)
+            origins.append("mutate")
+        for _ in range(RETRIES):
+            if child.key() not in keys:
+                break
+            toolbox.mutate(child, rng=rng)
+        keys.add(child.key())
+        child.origin, child.generation = "+".join(origins), generation
+        del child.fitness.values
+    return children
+
+
+def assign(individuals: Iterable[Individual], seen: dict[bytes, Values], toolbox: base.Toolbox) -> None:
+    """Give each individual its objectives, measuring only masks that are not in `seen`, and each of those once."""
+    keys = [(individual.key(), individual) for individual in individuals]
+    new = {key: individual for key, individual in reversed(keys) if key not in seen}
+    for key, (accuracy, sparsity) in zip(new, toolbox.map(toolbox.evaluate, list(new.values()))):
+        seen[key] = float(accuracy), float(sparsity)
+    for key, individual in keys:
+        individual.fitness.values = seen[key]
+
+
+def objectives(individuals: Sequence[Individual]) -> Floats:
+    """Return (n, 2): accuracy, sparsity."""
+    return np.array([individual.fitness.values for individual in individuals], float).reshape(-1, 2)
+
+
+def rank_and_crowding(values: Floats, floor: float) -> tuple[npt.NDArray[np.int64], Floats]:
+    """Return the non-domination rank (0 best) and the crowding distance of each of (n, 2) maximised values.
+
+    Constraint domination: whatever is below the floor comes after everything above it, by accuracy (Deb et al., 2002, VI).
+    """
+    ranks = np.empty(len(values), np.int64)
+    fits = values[:, 0] >= floor
+    if fits.any():
+        ranks[fits] = moocore.pareto_rank(values[fits], maximise=True)
+    _, missed = np.unique(-values[~fits, 0], return_inverse=True)
+    ranks[~fits] = missed + 1 + (ranks[fits].max() if fits.any() else -1)
+    crowding = np.zeros(len(values))
+    for rank in np.unique(ranks):
+        front = np.flatnonzero(ranks == rank)
+        for column in values[front].T:
+            order = front[np.argsort(column, kind="stable")]
+            ordered = np.sort(column)
+            crowding[order[[0, -1]]] = np.inf
+            if ordered[-1] > ordered[0]:
+                crowding[order[1:-1]] += (ordered[2:] - ordered[:-2]) / (ordered[-1] - ordered[0])
+    return ranks, crowding
+
+
+def nsga2(individuals: Sequence[Individual], k: int, rng: np.random.Generator | None = None,
+          floor: float = 0.0) -> list[Individual]:
+    """Return the k best by rank, then crowding distance; a copy of a mask counts once while there are others.
+
+    The result of DEAP's `selNSGA2`, vectorised: 5 to 50 times as fast with two objectives.
+    """
+    unique = {individual.key(): individual for individual in reversed(individuals)}
+    pool = list(reversed(unique.values()))
+    pool += [i for i in individuals if unique[i.key()] is not i][:max(0, k - len(pool))]
+    ranks, crowding = rank_and_crowding(objectives(pool), floor)
+    return [pool[i] for i in np.lexsort((-crowding, ranks))[:k]]
+
+
+def tournament(individuals: Sequence[Individual], k: int, rng: np.random.Generator, floor: float = 0.0) -> list[Individual]:
+    """Return k winners of binary tournaments on rank, then crowding distance."""
+    ranks, crowding = rank_and_crowding(objectives(individuals), floor)
+    place = np.empty(len(individuals), np.int64)
+    place[np.lexsort((-crowding, ranks))] = np.arange(len(individuals))
+    pairs = rng.integers(len(individuals), size=(k, 2))
+    return [individuals[a if place[a] <= place[b] else b] for a, b in pairs]
+
+
+def non_dominated(individuals: Sequence[Individual], floor: float = 0.0,
+                  always: Individual | None = None) -> list[Individual]:
+    """Return those that no other dominates and that reach the floor, by sparsity, equal objectives once; `always` first."""
+    values = objectives(individuals)
+    order = np.lexsort((values[:, 0], values[:, 1]))[::-1]  # sparsest first, of equally sparse ones the more accurate
+    kept, best = [], -1.0
+    for i in order:
+        if values[i, 0] > best:
+            best = values[i, 0]
+            if best >= floor and individuals[i] is not always:
+                kept.append(individuals[i])
+    return ([always] if always is not None else []) + kept[::-1]
+
+
+def hvlog(values: Floats) -> float:
+    """Return the mean accuracy of a front over log density from 0.5 to 0.005; at each density the best point at or
+    below it counts, 0 if there is none. `values` is (n, 2): accuracy, sparsity; dominated points change nothing."""
+    density = np.clip(1 - values[:, 1], SPARSE, None)
+    order = np.argsort(density, kind="stable")
+    density, best = density[order], np.maximum.accumulate(values[order, 0]) if len(values) else values[:, 0]
+    inside = density < DENSE
+    edges = np.log(np.append(density[inside], DENSE))
+    return float((best[inside] * np.diff(edges)).sum() / np.log(DENSE / SPARSE))
+
+
+def log_row(generation: int, archive: Sequence[Individual], seen: dict[bytes, Values], config: Config,
+            seconds: float) -> dict[str, float]:
+    """Return a row of log.csv: how good the archive is, and what it took."""
+    points = non_dominated(archive, config.accuracy_floor)
+    values = objectives(points)
+    return {"generation": generation, "evaluations": len(seen), "epochs": 0, "seconds": round(seconds, 3),
+            "hvlog": hvlog(values), "points": len(points), "best_accuracy": float(values[:, 0].max(initial=0)),
+            "max_sparsity": float(values[:, 1].max(initial=0))}

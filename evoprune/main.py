@@ -1,0 +1,83 @@
+"""The command line: the fields of `Config` become flags, `prune` does the work, this file adds nothing to it."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from evoprune import EvopruneError, Front, prune
+from evoprune.config import Option, options
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser, made from the settings."""
+    made = argparse.ArgumentParser(prog="python -m evoprune.main", description="Prune a model: one run gives the whole "
+                                   "accuracy-sparsity Pareto front.", argument_default=argparse.SUPPRESS)
+    made.add_argument("--resume", metavar="DIR", help="go on with the run in this folder, with its own settings")
+    for name, about in options().items():
+        flag = "--" + ("no-" if about.default is True else "") + name.replace("_", "-")
+        if about.kind is bool:
+            made.add_argument(flag, dest=name, action="store_false" if about.default else "store_true",
+                              help=("no " if about.default else "") + about.help)
+        else:
+            made.add_argument(flag, dest=name, type=about.kind, choices=about.choices, help=help_of(about),
+                              metavar=about.metavar or (None if about.choices else "N" if about.kind is int else "X"))
+    return made
+
+
+def help_of(about: Option) -> str:
+    text = about.help if about.default is None else f"{about.help} (default: {about.default})"
+    return text.replace("%", "%%")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status: 0 done, 2 bad input, 130 Ctrl-C, 143 SIGTERM."""
+    given = vars(parser().parse_args(arguments))
+    terminated = []
+
+    def terminate(number: int, frame: Any) -> None:
+        terminated.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    shown, log = logging.StreamHandler(sys.stdout), logging.getLogger("evoprune")
+    log.addHandler(shown)
+    log.setLevel(logging.INFO)
+    try:
+        front = prune(**given)
+    except EvopruneError as error:
+        print(f"evoprune: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 143 if terminated else 130
+    finally:
+        log.removeHandler(shown)
+        signal.signal(signal.SIGTERM, before)
+    print(f"\n{front}\n")
+    print(files(front))
+    return 0
+
+
+def files(front: Front) -> str:
+    """Return where the files are and what to run next."""
+    path = front.path
+    lines = [f"{path}/front.csv    every point; layers.csv has its layers, masks.npz its masks",
+             f"{path}/front.png    the front; layers.png and progress.png beside it"]
+    if not front.finished:
+        return "\n".join([*lines, f"not finished; go on with: python -m evoprune.main --resume {path}"])
+    wish = 0.99 * front.config["dense"]["accuracy"]
+    lines += ["", "a model of it, in Python:",
+              f"  import evoprune; model = evoprune.load_front({str(path)!r}).best(accuracy={wish:.3f}).model()"]
+    if not front.config["settings"]["finetune_epochs"]:
+        command = front.config["command"] or "python -m evoprune.main"
+        lines += ["train what is left of each point, and sparser points keep their accuracy:",
+                  f"  {command} --finetune-epochs 5" + (" --overwrite" if "--out" in command else "")]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

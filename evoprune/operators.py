@@ -1,0 +1,99 @@
+"""Mutation and crossover, layer by layer, on packed bits; only the individuals handed in are changed.
+
+How many genes change is drawn per layer, log-uniformly up to a share of the layer's kept genes, so that a layer of ten
+weights and one of ten million both see single flips and large moves. No weight is looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from .genome import Bits, Individual, kept_genes
+from .layers import Layout
+
+LARGEST = 0.1  # share of a layer's kept genes that one move changes at most
+Move = Callable[[Bits, int, np.random.Generator], None]
+
+
+def mutate(individual: Individual, rng: np.random.Generator, layout: Layout, p: float | None = None) -> tuple[Individual]:
+    """Change each layer with probability `p` (one layer in the mean, and at least one, where it is None) by one move
+    of `MOVES`, drawn at random. DEAP's convention: changes the individual in place and returns it in a tuple."""
+    if p is None:
+        chosen = rng.random(len(layout)) < 1 / len(layout)
+        chosen[rng.integers(len(layout))] = True
+    else:
+        chosen = rng.random(len(layout)) < p
+    for i in np.flatnonzero(chosen):
+        MOVES[rng.integers(len(MOVES))](individual[i], layout[i].genes, rng)
+    return (individual,)
+
+
+def flip(bits: Bits, genes: int, rng: np.random.Generator) -> None:
+    """Prune some kept genes and keep some pruned ones, as many as two independent draws say."""
+    kept = kept_genes(bits)
+    gone, back = pick(bits, genes, True, size(kept, rng), rng), pick(bits, genes, False, size(kept, rng), rng)
+    toggle(bits, gone)
+    toggle(bits, back)
+
+
+def swap(bits: Bits, genes: int, rng: np.random.Generator) -> None:
+    """Prune and keep equally many genes: the sparsity stays."""
+    kept = kept_genes(bits)
+    count = min(size(kept, rng), kept, genes - kept)
+    gone, back = pick(bits, genes, True, count, rng), pick(bits, genes, False, count, rng)
+    toggle(bits, gone)
+    toggle(bits, back)
+
+
+def prune(bits: Bits, genes: int, rng: np.random.Generator) -> None:
+    """Prune some kept genes."""
+    toggle(bits, pick(bits, genes, True, size(kept_genes(bits), rng), rng))
+
+
+def grow(bits: Bits, genes: int, rng: np.random.Generator) -> None:
+    """Keep some pruned genes."""
+    toggle(bits, pick(bits, genes, False, size(kept_genes(bits), rng), rng))
+
+
+MOVES: tuple[Move, ...] = (flip, swap, prune, grow)
+
+
+def mate(a: Individual, b: Individual, rng: np.random.Generator, p: float = 0.5,
+         uniform: float = 0.25) -> tuple[Individual, Individual]:
+    """Exchange layers between two individuals: each with probability `p`, whole, or (probability `uniform`) gene by
+    gene at random. Changes both in place and returns them."""
+    for i in np.flatnonzero(rng.random(len(a)) < p):
+        if rng.random() < uniform:
+            exchange = (a[i] ^ b[i]) & np.frombuffer(rng.bytes(len(a[i])), np.uint8)
+            a[i] ^= exchange
+            b[i] ^= exchange
+        else:
+            a[i], b[i] = b[i], a[i]
+    return a, b
+
+
+def size(kept: int, rng: np.random.Generator) -> int:
+    """Draw how many genes a move changes: log-uniform from 1 to `LARGEST` of those kept."""
+    return int(np.exp(rng.uniform(0, np.log(max(2, LARGEST * kept)))))
+
+
+def pick(bits: Bits, genes: int, value: bool, count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Return `count` different positions whose bit is `value`, or all of them if there are fewer."""
+    kept = kept_genes(bits)
+    there = kept if value else genes - kept
+    if genes > 1 << 16 and 8 * count < there and 64 * there > genes:  # draw until enough fit; unpacks nothing
+        found = np.empty(0, np.int64)
+        while len(found) < count:
+            drawn = rng.integers(genes, size=2 * count * genes // there + 8)
+            found = np.unique(np.concatenate([found, drawn[((bits[drawn >> 3] >> (7 - (drawn & 7))) & 1) == value]]))
+        return rng.choice(found, count, replace=False)
+    positions = np.flatnonzero(np.unpackbits(bits, count=genes) == value)
+    return rng.choice(positions, min(count, there), replace=False)
+
+
+def toggle(bits: Bits, positions: npt.NDArray[np.int64]) -> None:
+    """Flip the bits at `positions`, all different."""
+    np.bitwise_xor.at(bits, positions >> 3, (128 >> (positions & 7)).astype(np.uint8))

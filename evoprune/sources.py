@@ -1,0 +1,384 @@
+"""Gets a model and its data from wherever the user has them: built in, torchvision, an importable function, files.
+
+Nothing is unpickled: .pt and .pth are read with weights_only, .npz without pickle.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from .config import Config, EvopruneError, first_line
+from .models import MODELS
+from .splits import Data, Split, as_data, as_tensor, check_split
+
+DATA = ("digits", "mnist", "cifar10", "folder:DIR", "npz:FILE", "package.module:function", "FILE.py:function")
+Index = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Raw:
+    """One part of a data set before any image is read: only what a split needs is read later."""
+
+    labels: Index  # (n,)
+    read: Callable[[Index, Transform | None], Tensor]  # indices -> uint8 (len(indices), c, h, w)
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Resize the shorter side to `resize`, crop the `crop` x `crop` centre; what a torchvision preset does."""
+
+    resize: int
+    crop: int
+    interpolation: Any
+
+    def __call__(self, image: Any) -> Any:  # a PIL image, or uint8 (..., h, w)
+        from torchvision.transforms import functional as F
+
+        return F.center_crop(F.resize(image, [self.resize], interpolation=self.interpolation, antialias=True), [self.crop])
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set: its parts, and the constants its images are normalised with (of images scaled to 0..1)."""
+
+    train: Raw
+    test: Raw | None  # None: cut from train
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+# ---------------------------------------------------------------------------------------------------------------- data
+
+
+def load_data(config: Config, training: bool) -> Data:
+    """Return the splits that the settings name; the train images are read only when `training` will need them.
+
+    Raises:
+        EvopruneError: an unknown name, missing files, unreadable images, a subset larger than its whole.
+    """
+    if config.data in SOURCES or config.data.startswith(("folder:", "npz:")):
+        kind, _, where = config.data.partition(":")
+        source = {**SOURCES, "folder": read_folder, "npz": read_npz}[kind](where if where else config.data_dir)
+        return cut(source, config, training)
+    if ":" not in config.data:
+        raise EvopruneError(f"data: found {config.data!r}, expected one of {', '.join(DATA)}")
+    made = call(config.data, "data")
+    return limit(as_data(made, config.split_seed, *constants(config)), config)
+
+
+def limit(data: Data, config: Config) -> Data:
+    """Return `data` with seeded subsets of the sizes that the settings ask for."""
+    def subset(name: str) -> Split | None:
+        split: Split | None = getattr(data, name)
+        wanted: int | None = getattr(config, f"{name}_images")
+        if split is None or wanted is None:
+            return split
+        check_subset(name, wanted, len(split))
+        index = torch.from_numpy(np.random.default_rng(config.split_seed).permutation(len(split))[:wanted])
+        return replace(split, images=split.images[index], labels=split.labels[index])
+
+    return Data(subset("train"), subset("search"), subset("test"), classes=data.classes)
+
+
+def check_subset(name: str, wanted: int, there: int) -> None:
+    if wanted > there:
+        raise EvopruneError(f"{name}_images: found {wanted}, expected at most the {there} images there are")
+
+
+def cut(source: Source, config: Config, training: bool) -> Data:
+    """Cut the search split (and the test split, where there is none) from train, by `split_seed`."""
+    transform, mean, std = how_to_normalise(config, source)
+    order = np.random.default_rng(config.split_seed).permutation(len(source.train.labels))
+    test, test_index = source.test, np.arange(len(source.test.labels) if source.test else 0)
+    if test is None:
+        fifth = len(order) // 5
+        test, test_index, order = source.train, order[:fifth], order[fifth:]
+    elif config.test_images is not None:
+        test_index = np.random.default_rng(config.split_seed).permutation(test_index)
+    if config.test_images is not None:
+        check_subset("test", config.test_images, len(test_index))
+        test_index = test_index[:config.test_images]
+    searched = config.search_images or min(5000, len(order) // 5) or 1
+    check_subset("search", searched, len(order))
+    train_index = order[searched:]
+    if config.train_images is not None:
+        check_subset("train", config.train_images, len(train_index))
+        train_index = train_index[:config.train_images]
+
+    def read(raw: Raw, index: Index, name: str) -> Split:
+        return check_split(raw.read(index, transform), torch.from_numpy(raw.labels[index]), name, mean, std)
+
+    return Data(read(source.train, train_index, "train") if training and len(train_index) else None,
+                read(source.train, order[:searched], "search"), read(test, test_index, "test"),
+                classes=1 + int(max(source.train.labels.max(), test.labels.max())))
+
+
+def constants(config: Config) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """Return --mean and --std as numbers."""
+    def numbers(name: str) -> tuple[float, ...] | None:
+        text = getattr(config, name)
+        if text is None:
+            return None
+        try:
+            return tuple(float(x) for x in text.split(","))
+        except ValueError:
+            raise EvopruneError(f"{name}: found {text!r}, expected numbers with commas between: 0.49,0.48,0.45") from None
+
+    mean, std = numbers("mean"), numbers("std")
+    if (mean is None) != (std is None):
+        raise EvopruneError("mean, std: found only one of the two, expected both or none")
+    return mean, std
+
+
+def how_to_normalise(config: Config, source: Source) -> tuple[Transform | None, Any, Any]:
+    """Return (transform, mean, std): the user's own, else the torchvision model's preset, else the data set's."""
+    from torchvision.transforms import InterpolationMode
+
+    mean, std = constants(config)
+    transform = Transform(config.image_size, config.image_size, InterpolationMode.BILINEAR) if config.image_size else None
+    preset = torchvision_preset(config.model.partition(":")[2]) if config.model.startswith("torchvision:") else None
+    if preset is not None:
+        transform = transform or Transform(preset.resize_size[0], preset.crop_size[0], preset.interpolation)
+        mean, std = mean or tuple(preset.mean), std or tuple(preset.std)
+    return transform, mean or source.mean, std or source.std
+
+
+def from_tensor(images: Tensor) -> Callable[[Index, Transform | None], Tensor]:
+    """Read from uint8 images (n, c, h, w) that are in memory already."""
+    def read(index: Index, transform: Transform | None) -> Tensor:
+        chosen = images[torch.from_numpy(index)]
+        return transform(chosen) if transform else chosen
+
+    return read
+
+
+def read_digits(_: str) -> Source:
+    """scikit-learn's bundled scans: 1,797 of 8x8 in 17 grey levels (Alpaydin and Kaynak, 1998)."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = torch.from_numpy((digits.images * (255 / 16)).round().astype(np.uint8))[:, None]
+    return Source(Raw(digits.target.astype(np.int64), from_tensor(images)), None, (0.3053,), (0.3762,))
+
+
+def read_mnist(root: str) -> Source:
+    from torchvision.datasets import MNIST
+
+    parts = [torchvision_set(MNIST, root, train, "MNIST/raw/train-images-idx3-ubyte") for train in (True, False)]
+    train, test = (Raw(p.targets.numpy(), from_tensor(p.data[:, None])) for p in parts)
+    return Source(train, test, (0.1307,), (0.3081,))
+
+
+def read_cifar10(root: str) -> Source:
+    from torchvision.datasets import CIFAR10  # its files are pickles, read only after their checksums are right
+
+    parts = [torchvision_set(CIFAR10, root, train, "cifar-10-batches-py/data_batch_1") for train in (True, False)]
+    train, test = (Raw(np.array(p.targets), from_tensor(torch.from_numpy(p.data).permute(0, 3, 1, 2))) for p in parts)
+    return Source(train, test, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+
+
+def torchvision_set(kind: Any, root: str, train: bool, example: str) -> Any:
+    try:
+        return kind(root, train=train)
+    except (RuntimeError, OSError) as error:
+        name = kind.__name__
+        raise EvopruneError(f"data_dir: no {name} in {root!r} (expected {root}/{example} and the files beside it: "
+                            f"{first_line(error)}); name the folder with --data-dir, or fetch it once with "
+                            f"torchvision.datasets.{name}({root!r}, download=True)") from None
+
+
+def read_folder(root: str) -> Source:
+    """Folders train/CLASS/* and test/CLASS/*, as torchvision's ImageFolder reads them."""
+    from torchvision.datasets import ImageFolder
+
+    parts = []
+    for part in ("train", "test"):
+        try:
+            parts.append(ImageFolder(str(Path(root, part))))
+        except OSError as error:
+            raise EvopruneError(f"data: {root}/{part}: {first_line(error)}; expected {root}/{part}/CLASS/IMAGE") from None
+    if parts[0].classes != parts[1].classes:
+        odd = sorted(set(parts[0].classes) ^ set(parts[1].classes))
+        raise EvopruneError(f"data: {root}: class {odd[0]!r} is in only one of train and test, expected the same classes")
+    train, test = (Raw(np.array(p.targets), from_files([path for path, _ in p.samples])) for p in parts)
+    return Source(train, test)
+
+
+def from_files(paths: list[str]) -> Callable[[Index, Transform | None], Tensor]:
+    """Read image files when they are needed, as RGB."""
+    from PIL import Image
+
+    def read_one(path: str, transform: Transform | None) -> Tensor:
+        try:
+            with Image.open(path) as file:
+                image = file.convert("RGB")
+        except OSError as error:
+            raise EvopruneError(f"data: {path}: {first_line(error)}") from None
+        return as_tensor(transform(image) if transform else image)
+
+    def read(index: Index, transform: Transform | None) -> Tensor:
+        with ThreadPoolExecutor() as pool:
+            images = list(pool.map(lambda i: read_one(paths[i], transform), index))
+        for i, image in zip(index, images):
+            if image.shape != images[0].shape:
+                raise EvopruneError(f"data: {paths[i]} is {image.shape[2]}x{image.shape[1]}, {paths[index[0]]} is "
+                                    f"{images[0].shape[2]}x{images[0].shape[1]}; make them equal with --image-size")
+        return torch.stack(images)
+
+    return read
+
+
+def read_npz(path: str) -> Source:
+    """x_train, y_train, x_test, y_test; images (n, h, w), (n, c, h, w) or, of 1 or 3 channels, (n, h, w, c)."""
+    names = ("x_train", "y_train", "x_test", "y_test")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = [name for name in names if name not in file]
+            if missing:
+                raise EvopruneError(f"data: {path}: no {missing[0]}, expected {', '.join(names)}; "
+                                    f"found {', '.join(file.files) or 'nothing'}")
+            arrays = {name: file[name] for name in names}
+    except (OSError, ValueError, EOFError) as error:
+        raise EvopruneError(f"data: {path}: {first_line(error)}; expected an .npz file without pickles") from None
+
+    def part(name: str) -> Raw:
+        images, labels = arrays[f"x_{name}"], arrays[f"y_{name}"]
+        split = check_split(torch.from_numpy(images), torch.from_numpy(labels), f"data: {path}: x_{name}", None, None)
+        tensor = split.images
+        if tensor.dim() == 4 and tensor.shape[1] not in (1, 3) and tensor.shape[3] in (1, 3):
+            tensor = tensor.permute(0, 3, 1, 2)
+        return Raw(split.labels.numpy(), from_tensor(tensor))
+
+    return Source(part("train"), part("test"))
+
+
+SOURCES: dict[str, Callable[[str], Source]] = {"digits": read_digits, "mnist": read_mnist, "cifar10": read_cifar10}
+
+
+# --------------------------------------------------------------------------------------------------------------- model
+
+
+def load_model(config: Config, outputs: int, channels: int) -> nn.Module:
+    """Build the model that the settings name and load `config.weights` into it.
+
+    Raises:
+        EvopruneError: an unknown name, weights that do not fit, or a built-in model with neither weights nor training.
+    """
+    training = bool(config.train_epochs)
+    if config.model in MODELS and config.weights is None and not training:
+        raise EvopruneError(f"weights: the built-in {config.model} has none of its own; give --weights FILE, "
+                            f"or train it first with --train-epochs N")
+    model = build_model(config.model, outputs, channels, pretrained=config.weights is None and not training)
+    if config.weights is not None:
+        load_weights(model, read_weights(config.weights), config.weights)
+    return model
+
+
+def build_model(spec: str, outputs: int, channels: int, pretrained: bool = False) -> nn.Module:
+    """Return the model that `spec` names; `outputs` and `channels` count for built-in and torchvision models only."""
+    if spec in MODELS:
+        return MODELS[spec](outputs, channels)
+    if spec.startswith("torchvision:"):
+        return torchvision_model(spec.partition(":")[2], outputs, pretrained)
+    if ":" not in spec:
+        raise EvopruneError(f"model: found {spec!r}, expected {', '.join(MODELS)}, torchvision:NAME, "
+                            f"package.module:function or FILE.py:function")
+    model = call(spec, "model")
+    if not isinstance(model, nn.Module):
+        raise EvopruneError(f"model: {spec} returned {type(model).__name__}, expected a torch.nn.Module")
+    return model
+
+
+def torchvision_model(name: str, outputs: int, pretrained: bool) -> nn.Module:
+    from torchvision import models
+
+    if name not in models.list_models(module=models):
+        near = [n for n in models.list_models(module=models) if n[:4] == name[:4]] or models.list_models(module=models)
+        raise EvopruneError(f"model: torchvision has no classifier {name!r}; there are {', '.join(near)}")
+    if not pretrained:
+        model: nn.Module = models.get_model(name, weights=None, num_classes=outputs)
+        return model
+    try:
+        return models.get_model(name, weights="DEFAULT")  # type: ignore[no-any-return]  # torchvision is untyped
+    except OSError as error:
+        raise EvopruneError(f"model: the weights of torchvision:{name} could not be fetched ({first_line(error)}); "
+                            f"give a file of them with --weights FILE") from None
+
+
+def torchvision_preset(name: str) -> Any:
+    """Return the transforms of a torchvision model's default weights, or None for a model that has none."""
+    from torchvision import models
+
+    try:
+        return models.get_model_weights(name).DEFAULT.transforms()
+    except (ValueError, AttributeError):  # an unknown name: building the model will say so
+        return None
+
+
+def read_weights(path: str) -> dict[str, Tensor]:
+    """Read a state dict; one inside a training checkpoint is found, a leading `module.` is dropped."""
+    if not Path(path).is_file():
+        raise EvopruneError(f"weights: {path}: no such file")
+    try:
+        if path.endswith(".safetensors"):
+            from safetensors.torch import load_file
+
+            found: Any = load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001  # a damaged file raises whatever its parser happens to raise
+        raise EvopruneError(f"weights: {path}: {first_line(error)}; expected a plain state dict, as "
+                            f"torch.save(model.state_dict(), ...) or safetensors write it") from None
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    if not isinstance(found, dict) or not found or not all(isinstance(v, Tensor) for v in found.values()):
+        raise EvopruneError(f"weights: {path}: found {type(found).__name__} of other things, expected a state dict "
+                            f"of names and tensors")
+    return {name.removeprefix("module."): value for name, value in found.items()}
+
+
+def load_weights(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
+    """Load a state dict that must fit exactly."""
+    own = model.state_dict()
+    wrong = [f"{name} is {tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the model"
+             for name in own if name in state and own[name].shape != state[name].shape]
+    missing = [f"{name} is missing" for name in own if name not in state]
+    extra = [f"the model has no {name}" for name in state if name not in own]
+    if problems := wrong + missing + extra:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise EvopruneError(f"weights: {where}: {problems[0]}{more}; expected the state dict of this model")
+    model.load_state_dict(state)
+
+
+def call(spec: str, setting: str) -> Any:
+    """Import `package.module:function` or `FILE.py:function` and return what the function returns."""
+    where, _, name = spec.rpartition(":")
+    try:
+        if where.endswith(".py"):
+            file = importlib.util.spec_from_file_location(Path(where).stem, where)
+            assert file is not None and file.loader is not None
+            module = importlib.util.module_from_spec(file)
+            sys.modules.setdefault(Path(where).stem, module)  # so that its classes can be pickled and looked up
+            file.loader.exec_module(module)
+        else:
+            module = importlib.import_module(where)
+    except (ImportError, OSError, SyntaxError) as error:
+        raise EvopruneError(f"{setting}: {spec}: {first_line(error)}") from None
+    function = getattr(module, name, None)
+    if not callable(function):
+        there = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__]
+        raise EvopruneError(f"{setting}: {where} has no function {name!r}; there are {', '.join(there) or 'none'}")
+    return function()

@@ -1,0 +1,79 @@
+"""What many tests need: a small trained model, its data, and a run of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import evoprune
+from evoprune.config import Config
+from evoprune.layers import find_layers
+from evoprune.models import LeNet
+from evoprune.sources import load_data
+from evoprune.tuning import recipe_for, tune
+
+ROOT = Path(__file__).parent.parent
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+class Small(nn.Module):
+    """Two layers for 8x8 images, 650 weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1 = nn.Linear(64, 8)
+        self.fc2 = nn.Linear(8, 10)
+
+    def forward(self, x):
+        return self.fc2(self.fc1(x.flatten(1)).relu())
+
+
+@pytest.fixture(scope="session")
+def digits():
+    return load_data(Config(), training=True)
+
+
+@pytest.fixture(scope="session")
+def lenet(digits):
+    """A LeNet trained on digits for a few epochs; do not change it."""
+    torch.manual_seed(0)
+    model = LeNet()
+    tune(model, digits.train, recipe_for(model, 8, seed=0))
+    return model
+
+
+@pytest.fixture(scope="session")
+def weights_file(lenet, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "lenet.pth"
+    torch.save(lenet.state_dict(), path)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def layout(lenet):
+    return find_layers(lenet)
+
+
+@pytest.fixture(scope="session")
+def run_folder(lenet, digits, tmp_path_factory):
+    """The folder of a finished small run with training; do not change it."""
+    out = tmp_path_factory.mktemp("runs") / "tuned"
+    evoprune.prune(lenet, digits, out=str(out), population=8, generations=3, finetune_epochs=1, front=4, threads=1)
+    return out
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)

@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+
+from evoprune.genome import get_bits, sparsity
+from evoprune.layers import Layer, Layout
+from evoprune.starts import STARTS, erk_densities, first_population, lamp
+
+LAYOUT = Layout((Layer("a", (10, 20)), Layer("b", (40, 10, 3, 3)), Layer("c", (5, 40))), 4000)
+
+
+@pytest.fixture
+def weights(rng):
+    return [rng.standard_normal(layer.shape).astype(np.float32) for layer in LAYOUT]
+
+
+@pytest.mark.parametrize("name", STARTS)
+@pytest.mark.parametrize("density", [0.9, 0.3, 0.05])
+def test_a_rule_keeps_the_share_it_is_asked_for(name, density, weights, rng):
+    masks = STARTS[name](weights, LAYOUT)(density, rng)
+    assert [m.shape for m in masks] == [layer.shape for layer in LAYOUT]
+    assert abs(sum(m.sum() for m in masks) - density * 4000) <= 3
+
+
+def test_magnitude_keeps_the_largest_weights_of_all(weights, rng):
+    masks = STARTS["magnitude"](weights, LAYOUT)(0.1, rng)
+    kept = np.concatenate([np.abs(w[m]) for w, m in zip(weights, masks)])
+    gone = np.concatenate([np.abs(w[~m]) for w, m in zip(weights, masks)])
+    assert kept.min() >= gone.max() and len(kept) == 400
+
+
+def test_lamp_scores_equal_the_definition(rng):
+    layout = Layout((Layer("a", (6,)), Layer("b", (4,))), 10)
+    weights = [rng.standard_normal(6).astype(np.float32), rng.standard_normal(4).astype(np.float32)]
+    scores = [[w[i] ** 2 / sum(v ** 2 for v in w if v ** 2 >= w[i] ** 2) for i in range(len(w))] for w in weights]
+    best = np.sort(np.concatenate(scores))[::-1]
+    for kept in range(2, 10):  # the largest weight of each layer scores 1
+        masks = np.concatenate(lamp(weights, layout)(kept / 10, rng))
+        assert np.array_equal(masks, np.concatenate(scores) >= best[kept - 1])
+
+
+def test_erk_densities_follow_the_formula_and_stop_at_one():
+    densities = erk_densities(LAYOUT, 0.05)
+    ratio = np.array(densities) / [30 / 200, 56 / 3600, 45 / 200]
+    assert np.allclose(ratio, ratio[0])
+    full = erk_densities(LAYOUT, 0.5)
+    assert full[0] == full[2] == 1 and abs(sum(d * layer.weights for d, layer in zip(full, LAYOUT)) - 2000) < 1e-6
+    assert erk_densities(LAYOUT, 1.0) == [1, 1, 1]
+
+
+def test_the_first_population_spans_the_grid_and_starts_with_the_unpruned_model(weights, rng):
+    population = first_population(weights, LAYOUT, "random,magnitude,erk,lamp", 40, rng)
+    assert len(population) == 40 and sparsity(population[0], LAYOUT) == 0 and population[0].origin == "dense"
+    density = [1 - sparsity(i, LAYOUT) for i in population[1:]]
+    steps = np.diff(np.log(density))
+    assert 0.78 < density[0] < 0.82 and density[-1] < 0.006
+    assert np.all(steps < 0.05)
+    assert {i.origin.split("@")[0] for i in population[1:]} == set(STARTS)
+
+
+def test_random_alone_never_looks_at_a_weight(weights):
+    poison = [np.full_like(w, np.nan) for w in weights]
+    a, b = (first_population(w, LAYOUT, "random", 8, np.random.default_rng(1)) for w in (weights, poison))
+    assert a == b
+
+
+def test_every_layer_keeps_something(weights, rng):
+    for individual in first_population(weights, LAYOUT, "random,erk", 40, rng):
+        assert all(get_bits(individual, i, LAYOUT).any() for i in range(3))
