@@ -21,6 +21,7 @@ from .layers import Layer, Layout
 from .sources import build_model
 
 SHOWN = 16  # rows of a printed front
+SPARSEST = 0.002  # density; points beyond it are hardly better than chance and are not worth a place each
 
 
 @dataclass(frozen=True)
@@ -182,15 +183,20 @@ def points_csv(rows: Sequence[dict[str, Any]], columns: Sequence[str] = COLUMNS)
 
 
 def thin(points: Sequence[Any], count: int) -> list[Any]:
-    """Return at most `count` of points sorted by `.sparsity`, spread evenly in log density, the ends included."""
+    """Return at most `count` of points with a `.sparsity`, spread evenly in log density down to `SPARSEST`.
+
+    Takes the nearest to each place of an even grid, then, where several places share one, whichever point is farthest
+    from all taken; of equally dense ones the first.
+    """
     if len(points) <= count:
         return list(points)
-    density = np.log(np.maximum([1 - p.sparsity for p in points], 1e-9))
-    chosen: list[int] = []
-    for target in np.linspace(density[0], density[-1], count):
-        free = [i for i in range(len(points)) if i not in chosen]
-        chosen.append(min(free, key=lambda i: abs(density[i] - target)))
-    return [points[i] for i in sorted(chosen)]
+    place = np.log(np.maximum([1 - p.sparsity for p in points], SPARSEST))
+    grid = np.linspace(place.max(), place.min(), count)
+    chosen = sorted({int(np.abs(place - target).argmin()) for target in grid})
+    while len(chosen) < count:
+        distance = np.abs(place[:, None] - place[chosen]).min(1)
+        chosen.append(int(distance.argmax()))
+    return [points[i] for i in sorted(set(chosen))]
 
 
 def wilson(right: int, of: int) -> tuple[float, float]:

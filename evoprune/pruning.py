@@ -80,13 +80,15 @@ def search(run: Run, toolbox: base.Toolbox, folder: Folder) -> tuple[State, str]
     config = run.config
     state = load(folder.checkpoint, run.layout, run.identity)
     folder.remove("done.json")
-    progress = Progress(config, 0 if state is None else state.evaluations)
-    run.evaluator.progress = progress.evaluated
     if state is None:
+        log.info("making the first %d masks: %s", config.population, config.start)
         parameters = dict(run.model.named_parameters())
         weights = [parameters[layer.name].detach().numpy() for layer in run.layout]
         population = first_population(weights, run.layout, config.start, config.population,
                                       np.random.default_rng((config.seed, 0)))
+    progress = Progress(config, 0 if state is None else state.evaluations)
+    run.evaluator.progress = progress.evaluated
+    if state is None:
         state = begin(population, toolbox, config)
         save(folder.checkpoint, state, run.identity)
     elif state.generation > config.generations:
@@ -130,9 +132,9 @@ class Progress:
         now = monotonic()
         if not self.estimated and (i == of or now - self.started >= SAY_EVERY):
             self.estimated, self.said = True, now
-            masks = self.done - self.started_with
-            log.info("first %d masks in %.1f s; the search of %s masks will take about %s", masks, now - self.started,
-                     f"{self.planned:,}", clock((now - self.started) / masks * (self.planned - self.started_with)))
+            each = (now - self.started) / (self.done - self.started_with)
+            log.info("%.3g s a mask; the search of %s masks will take about %s", each, f"{self.planned:,}",
+                     clock(each * (self.planned - self.started_with)))
         elif now - self.said >= 5 * SAY_EVERY:  # long generations
             self.said = now
             log.info("  %d of %d masks of this generation, %s left", i, of, self.left(now))

@@ -147,4 +147,6 @@ def test_thinning_is_even_in_log_density_and_keeps_the_ends():
     steps = np.diff(np.log([1 - p.sparsity for p in kept]))
     assert len(kept) == 16 and kept[0] is points[0] and kept[-1] is points[-1]
     assert steps.min() / steps.max() < 1.2
+    empty = [*points, P(0.0), P(0.0)]
+    assert sum(p.sparsity > 0.998 for p in thin(empty, 16)) == 1
     assert thin(points[:5], 16) == points[:5]
