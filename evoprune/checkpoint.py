@@ -203,7 +203,9 @@ class Folder:
             return None
         return load_tensors(content[32:])
 
-    def remove_trained(self) -> None:
+    def write_done(self, **facts: Any) -> None:
+        """Say that the run has finished: the last file of all."""
+        self.write("done.json", json.dumps({"stopped": "finished", **facts}, indent=2) + "\n")
         shutil.rmtree(self.checkpoint / "trained", ignore_errors=True)
 
     def read_json(self, name: str) -> Any:

@@ -60,6 +60,12 @@ class Config:
     seed: int = option(0, "seed of the search and of training", low=0)
     accuracy_floor: float = option(0.0, "points below this accuracy (0..1, search split) are not wanted", low=0, high=1)
     max_seconds: float | None = option(None, "stop in time, save, and say how to resume", low=0)
+    # layer by layer
+    layerwise: bool = option(False, "search one layer after the other, apply the chosen mask, train, go on")
+    layer_rule: str = option("knee", "which mask of a layer is applied: at the knee of its front, or the sparsest above "
+                             "--accuracy-floor", choices=("knee", "floor"))
+    rounds: int = option(1, "times that --layerwise goes through the layers", low=1)
+    caps: str = option("1.0", "highest sparsity of a layer in each round: 0.6,1.0", metavar="S,S")
     # training after the search
     finetune_epochs: int = option(0, "train the front's points this long, their zeros held at zero", low=0)
     front: int = option(16, "train at most this many points, spread evenly in log density", low=1)
@@ -71,6 +77,11 @@ class Config:
     overwrite: bool = option(False, "replace the run that --out holds")
     device: str = option("auto", "where masks are evaluated", choices=("auto", "cpu", "cuda"))
     threads: int | None = option(None, "torch threads (torch's own choice); part of the result, so recorded", low=1)
+    batch_size: str | None = option(None, "images a forward pass, or auto to time a few "
+                                    "(a power of two that keeps the largest activation below 8 MB on a CPU)", metavar="N")
+    precision: str = option("fp32", "of the search; whatever is written to front.csv is fp32", choices=("fp32", "bf16"))
+    cache_mb: int = option(1024, "memory for values that no mask changes: normalised images, or what enters the first "
+                           "searched layer", low=0)
     engine: str = option("local", "where individuals are evaluated: in this process", choices=("local",))
 
     def __post_init__(self) -> None:
@@ -79,10 +90,28 @@ class Config:
         if self.population % 2:
             raise EvopruneError(f"population: found {self.population}, expected an even number of at least 4; "
                                 f"try {self.population + 1}")
+        if self.batch_size not in (None, "auto") and not (str(self.batch_size).isdecimal() and int(self.batch_size or 0)):
+            raise EvopruneError(f"batch_size: found {self.batch_size!r}, expected a whole number of at least 1, or auto")
+        if self.layerwise:
+            round_caps(self)
+            if self.layer_rule == "floor" and not self.accuracy_floor:
+                raise EvopruneError("layer_rule: found 'floor' without a floor; give --accuracy-floor")
 
     def settings(self) -> dict[str, Any]:
         """Return the settings as plain data for config.json."""
         return asdict(self)
+
+
+def round_caps(config: Config) -> list[float]:
+    """Return the highest sparsity of a layer for each round of --layerwise."""
+    try:
+        caps = [float(cap) for cap in config.caps.split(",")]
+    except ValueError:
+        caps = []
+    if len(caps) != config.rounds or not all(0 < cap <= 1 for cap in caps):
+        raise EvopruneError(f"caps: found {config.caps!r}, expected {config.rounds} number{'s' * (config.rounds > 1)} above 0 "
+                            f"and up to 1, one a round")
+    return caps
 
 
 RESUMABLE = ("engine", "max_seconds", "generations")  # what --resume may change; generations only without tuning

@@ -5,6 +5,8 @@ weights by hand, calling eval() and counting right answers. The user's model is 
 from __future__ import annotations
 
 import copy
+import logging
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -15,9 +17,11 @@ from torch import Tensor, nn
 from .config import EvopruneError, first_line
 from .genome import Individual, sparsity
 from .layers import Layout
+from .prepared import Prepared
 from .splits import Split, as_split
 
 ACTIVATION_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}  # largest activation of a batch; page faults slow a CPU beyond it
+log = logging.getLogger("evoprune")
 LARGEST_BATCH = {"cpu": 512, "cuda": 8192}
 
 
@@ -40,10 +44,14 @@ def correct(model: nn.Module, split: Split, batch_size: int) -> Tensor:
     count = torch.zeros((), dtype=torch.int64, device=split.labels.device)
     with torch.inference_mode():
         for i in range(0, len(split), batch_size):
-            logits = logits_of(model(split.inputs(slice(i, i + batch_size))))  # (batch, classes)
-            right = logits.argmax(1) == split.labels[i:i + batch_size]
-            count += (right & torch.isfinite(logits).all(1)).sum()
+            count += right_answers(model(split.inputs(slice(i, i + batch_size))), split.labels[i:i + batch_size])
     return count
+
+
+def right_answers(output: Any, labels: Tensor) -> Tensor:
+    """Count right answers in what a model returned, as a tensor (); a non-finite logit is a wrong answer."""
+    logits = logits_of(output)  # (batch, classes)
+    return ((logits.argmax(1) == labels) & torch.isfinite(logits).all(1)).sum()
 
 
 def accuracy(model: nn.Module, data: Any, batch_size: int | None = None) -> float:
@@ -103,17 +111,28 @@ def batch_size_for(activation_bytes: int, device: torch.device) -> int:
 class Evaluator:
     """Measures individuals on a split: `evaluator(individual)` -> (accuracy, sparsity), `evaluator.many(individuals)`.
 
-    The model is copied to the split's device once; each individual's mask is multiplied into the copy's weights.
+    The model is copied and prepared once; each individual's mask is multiplied into the copy's weights. With a floor,
+    an individual that can no longer reach it is stopped: its accuracy is then what it had so far, below the floor too.
+    With `plain`, nothing is rewritten: integer counts are exactly those of the user's model.
     """
 
-    def __init__(self, model: nn.Module, layout: Layout, split: Split, batch_size: int):
-        self.layout, self.split, self.batch_size = layout, split, batch_size
+    def __init__(self, model: nn.Module, layout: Layout, split: Split, batch_size: int, *, floor: float = 0.0,
+                 precision: str = "fp32", cache_mb: int = 0, plain: bool = False):
+        self.layout, self.split, self.floor = layout, split, floor
         self.progress: Callable[[int, int], None] = lambda done, of: None  # called after each individual
-        self.model = copy.deepcopy(model).to(split.labels.device).eval()
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(False)
-        parameters = dict(self.model.named_parameters())
-        self.masked = [(parameters[layer.name], parameters[layer.name].detach().clone()) for layer in layout]
+        self.saved = 0  # images that the floor made it unnecessary to look at
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.graph_failed = False
+        self.prepare(lambda size: Prepared(model, split, size, [layer.name for layer in layout], precision, cache_mb, plain),
+                     batch_size)
+
+    def prepare(self, make: Callable[[int], Prepared], batch_size: int) -> None:
+        """Prepare the model for a batch size, and for half of it when the device runs out of memory."""
+        self.make, self.batch_size = make, batch_size
+        self.prepared = make(batch_size)
+        parameters = dict(self.prepared.model.named_parameters())
+        self.masked = [(parameters[layer.name], parameters[layer.name].detach().clone()) for layer in self.layout]
+        self.count = torch.zeros((), dtype=torch.int64, device=self.split.labels.device)
 
     def __call__(self, individual: Individual) -> tuple[float, float]:
         return self.many([individual])[0]
@@ -133,9 +152,68 @@ class Evaluator:
 
     def correct(self, individual: Individual) -> Tensor:
         """Count the right answers of the masked model, as a tensor () on the device."""
+        while True:
+            try:
+                self.set_masks(individual)
+                return self.count_right()
+            except torch.cuda.OutOfMemoryError:
+                if self.batch_size == 1:
+                    raise
+                self.graph = None
+                self.prepare(self.make, self.batch_size // 2)
+                torch.cuda.empty_cache()
+                log.warning("the device is out of memory: going on with batches of %d", self.batch_size)
+
+    def set_masks(self, individual: Individual) -> None:
         for (parameter, dense), mask in zip(self.masked, masks(individual, self.layout, self.split.labels.device)):
             torch.mul(dense, mask, out=parameter.data)
-        return correct(self.model, self.split, self.batch_size)
+
+    def count_right(self) -> Tensor:
+        """Count right answers under the weights as they are now."""
+        if self.count.is_cuda and not self.floor:
+            if self.graph is None:
+                self.capture()
+            if self.graph is not None:
+                self.graph.replay()
+                return self.count.clone()
+        needed = math.ceil(self.floor * len(self.split) - 1e-9)
+        self.count.zero_()
+        with torch.inference_mode():
+            for i, start in enumerate(self.prepared.batches):
+                self.count += self.right(i)
+                left = max(0, len(self.split) - start - self.batch_size)
+                if needed and left and int(self.count) + left < needed:
+                    self.saved += left
+                    break
+        return self.count.clone()
+
+    def right(self, i: int) -> Tensor:
+        """Count the right answers of batch `i`; a non-finite logit is a wrong answer."""
+        start = self.prepared.batches[i]
+        return right_answers(self.prepared.logits(i), self.split.labels[start:start + self.batch_size])
+
+    def capture(self) -> None:
+        """Record one evaluation as a CUDA graph, so that small models are not held up by kernel launches."""
+        if self.graph_failed:
+            return
+        try:
+            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch has not typed it
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.inference_mode(), torch.cuda.stream(stream):
+                for i in range(len(self.prepared.batches)):  # fills the cache, warms up
+                    self.right(i)
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.inference_mode(), torch.cuda.graph(graph):
+                self.count.zero_()
+                for i in range(len(self.prepared.batches)):
+                    self.count += self.right(i)
+            self.graph = graph
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self.graph_failed = True
+            log.info("evaluating without a CUDA graph: %s", first_line(error))
 
 
 def masks(individual: Individual, layout: Layout, device: torch.device | str = "cpu") -> list[Tensor]:

@@ -79,8 +79,9 @@ def kept_genes(bits: Bits) -> int:
 
 
 def pruned_weights(individual: Individual, layout: Layout) -> int:
-    """Count the weights that are pruned."""
-    return sum((layer.genes - kept_genes(bits)) * (layer.weights // layer.genes) for bits, layer in zip(individual, layout))
+    """Count the weights of the whole model that are pruned."""
+    return layout.pruned + sum((layer.genes - kept_genes(bits)) * (layer.weights // layer.genes)
+                               for bits, layer in zip(individual, layout))
 
 
 def sparsity(individual: Individual, layout: Layout) -> float:

@@ -47,6 +47,7 @@ class Layout(Sequence[Layer]):
 
     layers: tuple[Layer, ...]
     total: int
+    pruned: int = 0  # weights of left-out layers that are pruned already
 
     def __len__(self) -> int:
         return len(self.layers)

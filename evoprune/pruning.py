@@ -5,32 +5,29 @@ from __future__ import annotations
 import copy
 import errno
 import hashlib
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-import numpy as np
 import torch
 from deap import base
 from torch import Tensor, nn
 
-from .checkpoint import Folder, load, save
+from .checkpoint import Folder
 from .config import Config, EvopruneError, options
 from .evaluation import Evaluator, correct, masks
-from .evolution import State, begin, default_toolbox, evolve, non_dominated
+from .evolution import State, default_toolbox, non_dominated
 from .export import Measured, write_run
 from .front import Front, load_front, thin
 from .layers import Layout
+from .layerwise import search_layerwise
 from .run import Run, clock, prepare, settle, training_progress
+from .search import search
 from .splits import Split
-from .starts import first_population
 from .tuning import recipe_for, tune
 
-SAVE_EVERY = 1.0  # seconds between checkpoints: a generation can be shorter than the write that saves it
-SAY_EVERY = 3.0  # seconds between lines of progress
 Toolbox = Callable[[Evaluator, Layout, Config], base.Toolbox]
 log = logging.getLogger("evoprune")
 
@@ -55,10 +52,9 @@ def prune(model: nn.Module | str = "lenet", data: Any = "digits", *, resume: str
     try:
         with Folder(Path(config.out), resume is not None, config.overwrite) as folder:
             run = prepare(config, model, data, folder)
-            state, stopped = search(run, toolbox(run.evaluator, run.layout, config), folder)
-            stopped = stopped or finish(run, state, folder)
+            folder.remove("done.json")
+            stopped = (layer_by_layer if config.layerwise else all_at_once)(run, toolbox, folder)
             if stopped:
-                write_run(folder, untrained(run, state), state.log, run.layout, run.dense_accuracy)
                 log.info("stopped (%s); %s", stopped, go_on)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -72,119 +68,83 @@ def prune(model: nn.Module | str = "lenet", data: Any = "digits", *, resume: str
     return load_front(config.out, None if isinstance(model, str) else model)
 
 
-# -------------------------------------------------------------------------------------------------------------- search
+def all_at_once(run: Run, toolbox: Toolbox, folder: Folder) -> str:
+    """Search all layers together, then finish; return why it stopped early, "" if it did not."""
+    state, stopped = search(run, toolbox(run.evaluator, run.layout, run.config), folder.checkpoint)
+    if not stopped:
+        if run.evaluator.saved:
+            log.info("the accuracy floor saved %s image evaluations", f"{run.evaluator.saved:,}")
+        say_full_size(run, state)
+        stopped = finish(run, state, folder)
+    if stopped:
+        points = untrained(run, state)
+        if run.config.precision != "fp32":
+            measure_plainly(run, points)
+        write_run(folder, points, state.log, run.layout, run.dense_accuracy, run.config.accuracy_floor)
+    return stopped
 
 
-def search(run: Run, toolbox: base.Toolbox, folder: Folder) -> tuple[State, str]:
-    """Return the last whole state, and why the search stopped early ("" if it did not)."""
-    config = run.config
-    state = load(folder.checkpoint, run.layout, run.identity)
-    folder.remove("done.json")
-    if state is None:
-        log.info("making the first %d masks: %s", config.population, config.start)
-        parameters = dict(run.model.named_parameters())
-        weights = [parameters[layer.name].detach().numpy() for layer in run.layout]
-        population = first_population(weights, run.layout, config.start, config.population,
-                                      np.random.default_rng((config.seed, 0)))
-    progress = Progress(config, 0 if state is None else state.evaluations)
-    run.evaluator.progress = progress.evaluated
-    if state is None:
-        state = begin(population, toolbox, config)
-        save(folder.checkpoint, state, run.identity)
-    elif state.generation > config.generations:
-        raise EvopruneError(f"generations: found {config.generations}, but the run in {folder.path} has had "
-                            f"{state.generation}; expected at least that many")
-    progress.generation(state)
-    saved, stopped, longest = monotonic(), "", 0.0
-    try:
-        generations = evolve(state, toolbox, config)
-        while not stopped:
-            started = monotonic()
-            if started + longest > run.deadline and state.generation < config.generations:
-                stopped = "max_seconds"
-            elif (following := next(generations, None)) is None:
-                break
-            else:
-                state = following
-                longest = max(longest, monotonic() - started)
-                progress.generation(state)
-                if monotonic() - saved >= SAVE_EVERY:
-                    save(folder.checkpoint, state, run.identity)
-                    saved = monotonic()
-    except KeyboardInterrupt:  # the generation in hand is dropped
-        stopped = "interrupted"
-    save(folder.checkpoint, state, run.identity)
-    return state, stopped
-
-
-class Progress:
-    """Says now and then how far the search is and how long the rest will take."""
-
-    def __init__(self, config: Config, done: int):
-        self.config, self.done, self.started_with = config, done, done
-        self.planned = config.population * (config.generations + 1)
-        self.started = self.said = monotonic()
-        self.estimated = False
-
-    def evaluated(self, i: int, of: int) -> None:
-        """Count one more mask measured; `i` of `of` in this batch."""
-        self.done += 1
-        now = monotonic()
-        if not self.estimated and (i == of or now - self.started >= SAY_EVERY):
-            self.estimated, self.said = True, now
-            each = (now - self.started) / (self.done - self.started_with)
-            log.info("%.3g s a mask; the search of %s masks will take about %s", each, f"{self.planned:,}",
-                     clock(each * (self.planned - self.started_with)))
-        elif now - self.said >= 5 * SAY_EVERY:  # long generations
-            self.said = now
-            log.info("  %d of %d masks of this generation, %s left", i, of, self.left(now))
-
-    def generation(self, state: State) -> None:
-        """Say how the archive stands."""
-        now, last = monotonic(), state.generation == self.config.generations
-        if now - self.said >= SAY_EVERY or last or not state.generation:
-            self.said = now
-            row = state.log[-1]
-            log.info("generation %d of %d: hvlog %.4f, %d points up to %.2f %% sparsity, %s masks%s", state.generation,
-                     self.config.generations, row["hvlog"], row["points"], 100 * row["max_sparsity"],
-                     f"{state.evaluations:,}", "" if last else f", {self.left(now)} left")
-
-    def left(self, now: float) -> str:
-        each = (now - self.started) / max(1, self.done - self.started_with)
-        return clock(each * max(0, self.planned - self.done))
-
-
-# -------------------------------------------------------------------------------------------------------------- finish
+def layer_by_layer(run: Run, toolbox: Toolbox, folder: Folder) -> str:
+    """Search one layer after the other, write the models after each; return why it stopped early, "" if it did not."""
+    points, rows, stopped = search_layerwise(run, toolbox, folder)
+    renumbered(points)
+    if not stopped:
+        measure_on_test(run, points)
+    if rows:
+        write_run(folder, points, rows, run.layout, run.dense_accuracy, run.config.accuracy_floor)
+    if not stopped:
+        folder.write_done(generation=int(rows[-1]["generation"]), evaluations=int(rows[-1]["evaluations"]),
+                          points=len(points), batch_size=run.evaluator.batch_size,
+                          epochs=run.config.finetune_epochs * (len(points) - 1))
+    return stopped
 
 
 def finish(run: Run, state: State, folder: Folder) -> str:
-    """Train the points if asked, measure them on the test split, write the files; return why it stopped early."""
+    """Train the points if asked, measure them, write the files; return why it stopped early, "" if it did not."""
     config = run.config
-    say_full_size(run, state)
     try:
         points = untrained(run, state)
         if config.finetune_epochs:
             dense = Measured("", state.archive[0], run.dense_accuracy, run.dense_accuracy)
             trained = thin([p for p in points if p.sparsity > 0], config.front)
+            measure_plainly(run, trained)
             for i, point in enumerate(trained):
                 if monotonic() > run.deadline:
                     return "max_seconds"
                 train_point(run, point, folder, f"point {i + 1} of {len(trained)}")
-            points = renumbered([dense, *trained])
-        if run.data.test is not None:
-            log.info("measuring %d points on %s test images", len(points), f"{len(run.data.test):,}")
-            tester = Evaluator(run.model, run.layout, run.data.test, run.batch_size)
-            for point in points:
-                right = tester.correct(point.individual) if point.state is None else count(run, point, run.data.test)
-                point.test = int(right), len(run.data.test)
+            points = [dense, *trained]
+        else:
+            measure_plainly(run, points)
+        points = renumbered(points)
+        measure_on_test(run, points)
     except KeyboardInterrupt:
         return "interrupted"
     write_run(folder, points, state.log, run.layout, run.dense_accuracy, config.accuracy_floor)
-    epochs = config.finetune_epochs * sum(p.state is not None for p in points)
-    folder.write("done.json", json.dumps({"stopped": "generations", "generation": state.generation, "evaluations":
-                                          state.evaluations, "epochs": epochs, "points": len(points)}, indent=2) + "\n")
-    folder.remove_trained()
+    folder.write_done(generation=state.generation, evaluations=state.evaluations, points=len(points),
+                      batch_size=run.evaluator.batch_size,
+                      epochs=config.finetune_epochs * sum(p.state is not None for p in points))
     return ""
+
+
+def measure_plainly(run: Run, points: list[Measured]) -> None:
+    """Measure untrained points again with the model as the user has it, where the search rounds in another way."""
+    if run.evaluator.prepared.exact and run.evaluator.batch_size == run.batch_size:
+        return
+    log.info("measuring %d points with the model as it is, fp32", len(points))
+    plain = Evaluator(run.model, run.layout, run.data.search, run.batch_size, plain=True)
+    for point in points:
+        point.accuracy = point.accuracy_before = int(plain.correct(point.individual)) / len(run.data.search)
+
+
+def measure_on_test(run: Run, points: list[Measured]) -> None:
+    """Count right answers on the test split, for the report alone."""
+    if run.data.test is None:
+        return
+    log.info("measuring %d points on %s test images", len(points), f"{len(run.data.test):,}")
+    plain = Evaluator(run.model, run.layout, run.data.test, run.batch_size, plain=True)
+    for point in points:
+        right = plain.correct(point.individual) if point.state is None else count(run, point.state, run.data.test)
+        point.test = int(right), len(run.data.test)
 
 
 def untrained(run: Run, state: State) -> list[Measured]:
@@ -216,16 +176,15 @@ def train_point(run: Run, point: Measured, folder: Folder, what: str) -> None:
         state = {name: value.detach().cpu() for name, value in net.state_dict().items()}
         folder.write_trained(key, label, state)
     point.state = state
-    point.accuracy = int(count(run, point, run.data.search)) / len(run.data.search)
+    point.accuracy = int(count(run, state, run.data.search)) / len(run.data.search)
     log.info("%s: %.2f %% sparsity, accuracy %.2f %% before and %.2f %% after training", what, 100 * point.sparsity,
              100 * point.accuracy_before, 100 * point.accuracy)
 
 
-def count(run: Run, point: Measured, split: Split) -> Tensor:
-    """Count the right answers of a trained point."""
+def count(run: Run, state: dict[str, Tensor], split: Split) -> Tensor:
+    """Count the right answers of the model with these values."""
     net = copy.deepcopy(run.model)
-    assert point.state is not None
-    net.load_state_dict(point.state)
+    net.load_state_dict(state)
     return correct(net.to(split.labels.device).eval(), split, run.batch_size)
 
 

@@ -27,6 +27,7 @@ from .export import to_safetensors
 from .front import wilson
 from .layers import Layout, find_layers
 from .models import MODELS
+from .prepared import fastest_batch_size
 from .sources import constants, limit, load_data, load_model, load_weights, read_weights
 from .splits import Data, Split, as_data
 from .starts import rule_names
@@ -44,7 +45,7 @@ class Run:
     model: nn.Module  # dense, on the CPU
     data: Data  # on the device
     layout: Layout
-    batch_size: int
+    batch_size: int  # of every number that is reported
     evaluator: Evaluator  # of the search split
     dense_accuracy: float
     identity: str  # of model, data and settings: a checkpoint belongs to it or is refused
@@ -85,9 +86,9 @@ def settle_resumed(path: Path, asked: dict[str, Any]) -> Config:
         default_name = name in ("model", "data") and value == options()[name].default
         if name == "out" or default_name or getattr(config, name) == value:
             continue
-        if name not in RESUMABLE or (name == "generations" and config.finetune_epochs):
+        if name not in RESUMABLE or (name == "generations" and (config.finetune_epochs or config.layerwise)):
             raise EvopruneError(f"{name}: found {value!r}, but the run in {path} has {getattr(config, name)!r}; --resume "
-                                f"may change {', '.join(RESUMABLE)} (generations only without finetune_epochs)")
+                                f"may change {', '.join(RESUMABLE)} (generations only without finetune_epochs, layerwise)")
         config = replace(config, **{name: value})
     return replace(config, max_seconds=asked.get("max_seconds"))
 
@@ -135,7 +136,8 @@ def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder) -
             train_dense(net, splits.train, config)
             find_layers(net, config.layer, config.skip, config.include)  # it may have ended in NaN
         folder.write("dense.safetensors", to_safetensors(net.state_dict()))
-    evaluator = Evaluator(net, layout, splits.search, batch_size)
+    evaluator = make_evaluator(net, layout, splits, config, batch_size)
+    about["search_batch_size"] = evaluator.batch_size
     accuracy, dense = measure_dense(net, splits, batch_size, outputs)
     folder.write("config.json", json.dumps({**about, "dense": dense}, indent=2) + "\n")
     identity = fingerprint({k: v for k, v in config.settings().items() if k not in (*RESUMABLE, *PLACES)},
@@ -144,6 +146,17 @@ def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder) -
                            *(value.cpu().numpy() for value in net.state_dict().values()))
     deadline = float("inf") if config.max_seconds is None else monotonic() + config.max_seconds
     return Run(config, net, splits, layout, batch_size, evaluator, accuracy, identity, deadline)
+
+
+def make_evaluator(net: nn.Module, layout: Layout, splits: Data, config: Config, batch_size: int) -> Evaluator:
+    """Return the evaluator of the search, its batch size as the settings say."""
+    if config.batch_size == "auto":
+        batch_size = fastest_batch_size(net, splits.search, batch_size, [layer.name for layer in layout])
+        log.info("fastest batch size: %d", batch_size)
+    elif config.batch_size is not None:
+        batch_size = int(config.batch_size)
+    return Evaluator(net, layout, splits.search, batch_size, floor=config.accuracy_floor, precision=config.precision,
+                     cache_mb=config.cache_mb)
 
 
 def get_data(config: Config, data: Any) -> Data:

@@ -2,8 +2,8 @@ import ast
 
 from conftest import ROOT
 
-ORDER = ("config", "models", "splits", "sources", "layers", "genome", "starts", "operators", "evaluation", "tuning", "engines",
-         "evolution", "checkpoint", "front", "export", "run", "pruning", "main")
+ORDER = ("config", "models", "splits", "sources", "layers", "genome", "starts", "operators", "prepared", "evaluation", "tuning",
+         "engines", "evolution", "checkpoint", "front", "export", "run", "search", "layerwise", "pruning", "main")
 
 
 def test_modules_import_only_earlier_ones():

@@ -1,0 +1,216 @@
+"""A model made ready for many masked forward passes over the same images.
+
+Batch norm is folded into the convolution before it (masking afterwards is exact: (w * s) * m == (w * m) * s), weights
+and images are in the faster memory format, and whatever no mask can change is computed once and kept: the normalised
+images, or, where only later layers are masked, the values that cross from the part before them to the part behind.
+`torch.fx` finds the cuts; a model it cannot trace, or whose cut does not give the same logits, is run whole.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from .splits import Split
+
+CHECKED = 8  # images on which a rewritten model is compared with the plain one
+WIDE = 16  # input channels from which on channels_last is faster (measured: LeNet slower, ResNet and MobileNet faster)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+log = logging.getLogger("evoprune")
+
+
+class Prepared:
+    """A private copy of a model on the split's device; `logits(i)` of batch i under the weights as they are now.
+
+    `masked` names the parameters that masks will change. The values that no mask changes are kept up to `cache_mb`.
+    """
+
+    def __init__(self, model: nn.Module, split: Split, batch_size: int, masked: Collection[str], precision: str = "fp32",
+                 cache_mb: int = 0, plain: bool = False):
+        self.split, self.batch_size = split, batch_size
+        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.model, self.folded = copy.deepcopy(model).to(split.labels.device).eval().requires_grad_(False), 0
+        self.format = torch.channels_last if channels_last_wins(model) and not plain else torch.contiguous_format
+        if not plain:
+            self.model, self.folded = rewritten(self.model, split.inputs(slice(0, CHECKED)))
+        if self.dtype != torch.float32:
+            self.model = self.model.to(self.dtype)
+        self.model = self.model.to(memory_format=self.format)
+        self.prefix, self.suffix = self.cut(masked)
+        self.batches = range(0, len(split), batch_size)
+        self.cache: list[tuple[Any, ...]] = []
+        self.cache_bytes = cache_mb << 20
+
+    @property
+    def exact(self) -> bool:
+        """Whether logits are bit for bit those of the plain model at this batch size."""
+        return not self.folded and self.format == torch.contiguous_format and self.dtype == torch.float32
+
+    def logits(self, i: int) -> Any:
+        """Return what the model returns for batch `i`, under the weights as they are now."""
+        return self.suffix(*self.values(i))
+
+    def values(self, i: int) -> tuple[Any, ...]:
+        """Return what goes into the part behind the cut for batch `i`, from the cache where it is there."""
+        if i < len(self.cache):
+            return self.cache[i]
+        values = self.before_the_cut(self.inputs(slice(self.batches[i], self.batches[i] + self.batch_size)))
+        size = sum(v.nbytes for v in values if isinstance(v, Tensor))
+        if i == len(self.cache) and size <= self.cache_bytes:
+            self.cache_bytes -= size
+            self.cache.append(values)
+        return values
+
+    def before_the_cut(self, inputs: Tensor) -> tuple[Any, ...]:
+        return (inputs,) if self.prefix is None else self.prefix(inputs)
+
+    def inputs(self, index: slice) -> Tensor:
+        """Return normalised images in the precision and memory format of the weights."""
+        batch = self.split.inputs(index)
+        if batch.is_floating_point():
+            batch = batch.to(self.dtype)
+        return batch.contiguous(memory_format=self.format) if batch.dim() == 4 else batch
+
+    def cut(self, masked: Collection[str]) -> tuple[nn.Module | None, nn.Module]:
+        """Return (part that no mask changes, the rest), or (None, the model) where they cannot be told apart."""
+        if not isinstance(self.model, fx.GraphModule):
+            return None, self.model
+        parts = split_graph(self.model, masked)
+        if parts is None:
+            return None, self.model
+        prefix, suffix = parts
+        inputs = self.inputs(slice(0, CHECKED))
+        with torch.inference_mode():
+            expected, values = self.model(inputs), prefix(inputs)
+            if all(same(expected, suffix(*values)) for _ in range(2)):  # twice: it might change its inputs in place
+                return prefix, suffix
+        log.info("the part before the masked layers cannot be cached: the model changes values in place")
+        return None, self.model
+
+
+def channels_last_wins(model: nn.Module) -> bool:
+    """Say whether most 2d convolutions are wide enough for channels_last to be faster: the same on every machine."""
+    wide = [m.in_channels >= WIDE for m in model.modules() if isinstance(m, nn.Conv2d)]
+    return sum(wide) > len(wide) / 2
+
+
+def rewritten(plain: nn.Module, inputs: Tensor) -> tuple[nn.Module, int]:
+    """Return the model as a graph with batch norms folded, and how many; the plain model where that is not possible."""
+    try:
+        with torch.no_grad():  # not inference_mode: its tensors could never be changed again
+            expected = plain(inputs)
+            graph = fx.symbolic_trace(copy.deepcopy(plain))
+            folded = fold_batch_norms(graph)
+            if close(expected, graph(inputs)):
+                return graph, folded
+        reason = "its graph gives other logits"
+    except Exception as error:  # noqa: BLE001  # tracing runs the user's code on stand-ins, which may raise anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    log.info("evaluating the model as it is, torch.fx cannot trace it (%s)", reason)
+    return plain, 0
+
+
+def fold_batch_norms(graph: fx.GraphModule) -> int:
+    """Fold each batch norm that alone follows a convolution into its weights; return how many."""
+    modules = dict(graph.named_modules())
+    used = [node.target for node in graph.graph.nodes if node.op == "call_module"]
+    owners = [id(p) for m in graph.modules() for p in m.parameters(recurse=False)]
+    folded = 0
+    for node in list(graph.graph.nodes):
+        before = node.args[0] if node.op == "call_module" and node.args else None
+        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
+            continue
+        norm, conv = modules[node.target], modules[before.target]
+        if not (isinstance(norm, NORMS) and isinstance(conv, CONVOLUTIONS) and norm.running_mean is not None
+                and norm.running_var is not None):
+            continue
+        if used.count(node.target) > 1 or used.count(before.target) > 1 or owners.count(id(conv.weight)) > 1:
+            continue
+        conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps,
+                                                      norm.weight, norm.bias)
+        node.replace_all_uses_with(before)
+        graph.graph.erase_node(node)
+        folded += 1
+    graph.recompile()
+    return folded
+
+
+def split_graph(graph: fx.GraphModule, masked: Collection[str]) -> tuple[fx.GraphModule, fx.GraphModule] | None:
+    """Split a graph into the nodes that `masked` parameters cannot reach and the rest; None if there is nothing before."""
+    owners = {name.rpartition(".")[0] for name in masked}
+    live: set[fx.Node] = set()
+    for node in graph.graph.nodes:
+        touched = (node.op == "get_attr" and node.target in masked) or (
+            node.op == "call_module" and any(f"{owner}.".startswith(f"{node.target}.") for owner in owners))
+        if touched or node.op == "output" or any(source in live for source in node.all_input_nodes):
+            live.add(node)
+    crossing = [node for node in graph.graph.nodes if node not in live and node.op != "get_attr"
+                and any(user in live for user in node.users)]
+    if all(node.op == "placeholder" for node in crossing):
+        return None
+    before, behind = fx.Graph(), fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in graph.graph.nodes:
+        if node not in live:
+            copies[node] = before.node_copy(node, copies.__getitem__)
+    before.output(tuple(copies[node] for node in crossing))
+    copies = {node: behind.placeholder(f"crossing_{i}") for i, node in enumerate(crossing)}
+    for node in graph.graph.nodes:
+        if node in live or node.op == "get_attr":
+            copies[node] = behind.node_copy(node, copies.__getitem__)
+    parts = fx.GraphModule(graph, before), fx.GraphModule(graph, behind)  # they share the modules of `graph`
+    for part in parts:
+        part.graph.eliminate_dead_code()
+        part.recompile()
+    return parts
+
+
+def tensors(output: Any) -> list[Tensor]:
+    """Return the tensors that a model returned, in order."""
+    if isinstance(output, Tensor):
+        return [output]
+    if isinstance(output, dict):
+        output = list(output.values())
+    if isinstance(output, (tuple, list)):
+        return [t for part in output for t in tensors(part)]
+    return tensors(vars(output)) if hasattr(output, "__dict__") else []
+
+
+def same(a: Any, b: Any) -> bool:
+    return len(tensors(a)) == len(tensors(b)) and all(torch.equal(x, y) for x, y in zip(tensors(a), tensors(b)))
+
+
+def close(a: Any, b: Any) -> bool:
+    """Say whether two outputs differ by rounding only."""
+    def near(x: Tensor, y: Tensor) -> bool:
+        scale = float(x.abs().max()) if x.is_floating_point() and x.numel() else 0.0
+        return x.shape == y.shape and bool(torch.allclose(x, y, rtol=1e-4, atol=1e-4 * scale + 1e-30))
+
+    pairs = list(zip(tensors(a), tensors(b)))
+    return bool(pairs) and len(tensors(a)) == len(tensors(b)) and all(near(x, y) for x, y in pairs)
+
+
+def fastest_batch_size(model: nn.Module, split: Split, usual: int, masked: Collection[str]) -> int:
+    """Time half, once and twice the usual batch size on the dense model, three times each; return the fastest."""
+    best: dict[int, float] = {}
+    sizes = [size for size in (usual // 2, usual, 2 * usual) if 0 < size <= len(split)] or [usual]
+    prepared = {size: Prepared(model, split, size, masked) for size in sizes}
+    with torch.inference_mode():
+        for size in sizes * 4:  # the first round warms up
+            batches = min(len(prepared[size].batches), max(1, 512 // size))
+            started = time.perf_counter()
+            for i in range(batches):
+                prepared[size].logits(i)
+            if split.labels.is_cuda:
+                torch.cuda.synchronize()
+            each = (time.perf_counter() - started) / min(batches * size, len(split))
+            best[size] = min(best.get(size, float("inf")), each) if size in best else float("inf")
+    return min(best, key=best.__getitem__)

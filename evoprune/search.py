@@ -1,0 +1,101 @@
+"""The search of one run: from the newest checkpoint or the first masks to the last generation, saving and telling."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from time import monotonic
+
+import numpy as np
+from deap import base
+
+from .checkpoint import load, save
+from .config import Config, EvopruneError
+from .evolution import State, begin, evolve
+from .run import Run, clock
+from .starts import first_population
+
+SAVE_EVERY = 1.0  # seconds between checkpoints: a generation can be shorter than the write that saves it
+SAY_EVERY = 3.0  # seconds between lines of progress
+log = logging.getLogger("evoprune")
+
+
+def search(run: Run, toolbox: base.Toolbox, checkpoint: Path) -> tuple[State, str]:
+    """Return the last whole state, and why the search stopped early ("" if it did not).
+
+    Goes on from the newest state in the folder `checkpoint`, and saves there.
+    """
+    config = run.config
+    state = load(checkpoint, run.layout, run.identity)
+    if state is None:
+        log.info("making the first %d masks: %s", config.population, config.start)
+        parameters = dict(run.model.named_parameters())
+        weights = [parameters[layer.name].detach().numpy() for layer in run.layout]
+        population = first_population(weights, run.layout, config.start, config.population,
+                                      np.random.default_rng((config.seed, 0)))
+    progress = Progress(config, 0 if state is None else state.evaluations)
+    run.evaluator.progress = progress.evaluated
+    if state is None:
+        state = begin(population, toolbox, config)
+        save(checkpoint, state, run.identity)
+    elif state.generation > config.generations:
+        raise EvopruneError(f"generations: found {config.generations}, but the run in {config.out} has had "
+                            f"{state.generation}; expected at least that many")
+    progress.generation(state)
+    saved, stopped, longest = monotonic(), "", 0.0
+    try:
+        generations = evolve(state, toolbox, config)
+        while not stopped:
+            started = monotonic()
+            if started + longest > run.deadline and state.generation < config.generations:
+                stopped = "max_seconds"
+            elif (following := next(generations, None)) is None:
+                break
+            else:
+                state = following
+                longest = max(longest, monotonic() - started)
+                progress.generation(state)
+                if monotonic() - saved >= SAVE_EVERY:
+                    save(checkpoint, state, run.identity)
+                    saved = monotonic()
+    except KeyboardInterrupt:  # the generation in hand is dropped
+        stopped = "interrupted"
+    save(checkpoint, state, run.identity)
+    return state, stopped
+
+
+class Progress:
+    """Says now and then how far the search is and how long the rest will take."""
+
+    def __init__(self, config: Config, done: int):
+        self.config, self.done, self.started_with = config, done, done
+        self.planned = config.population * (config.generations + 1)
+        self.started = self.said = monotonic()
+        self.estimated = False
+
+    def evaluated(self, i: int, of: int) -> None:
+        """Count one more mask measured; `i` of `of` in this batch."""
+        self.done += 1
+        now = monotonic()
+        if not self.estimated and (i == of or now - self.started >= SAY_EVERY):
+            self.estimated, self.said = True, now
+            each = (now - self.started) / (self.done - self.started_with)
+            log.info("%.3g s a mask; the search of %s masks will take about %s", each, f"{self.planned:,}",
+                     clock(each * (self.planned - self.started_with)))
+        elif now - self.said >= 5 * SAY_EVERY:  # long generations
+            self.said = now
+            log.info("  %d of %d masks of this generation, %s left", i, of, self.left(now))
+
+    def generation(self, state: State) -> None:
+        """Say how the archive stands."""
+        now, last = monotonic(), state.generation == self.config.generations
+        if now - self.said >= SAY_EVERY or last or not state.generation:
+            self.said = now
+            row = state.log[-1]
+            log.info("generation %d of %d: hvlog %.4f, %d points up to %.2f %% sparsity, %s masks%s", state.generation,
+                     self.config.generations, row["hvlog"], row["points"], 100 * row["max_sparsity"],
+                     f"{state.evaluations:,}", "" if last else f", {self.left(now)} left")
+
+    def left(self, now: float) -> str:
+        each = (now - self.started) / max(1, self.done - self.started_with)
+        return clock(each * max(0, self.planned - self.done))
