@@ -30,8 +30,8 @@ from .layers import Layout
 
 MAGIC = b"evoprune checkpoint 1\n"
 KEPT = 2  # generations
-FILES = ("done.json", "config.json", "dense.safetensors", "log.csv", "front.csv", "dominated.csv", "layers.csv",
-         "masks.npz", "front.png", "layers.png", "progress.png", "models")  # of a run, beside checkpoint/
+FILES = ("done.json", "dense.safetensors", "log.csv", "front.csv", "dominated.csv", "layers.csv", "masks.npz", "front.png",
+         "layers.png", "progress.png", "models", "config.json")  # of a run, beside checkpoint/; cleared in this order
 log = logging.getLogger("evoprune")
 
 
@@ -132,6 +132,20 @@ def as_bytes(value: Any) -> npt.NDArray[np.uint8]:
     return np.frombuffer(json.dumps(value).encode(), np.uint8)
 
 
+def to_safetensors(state: dict[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
+    """Return a state dict as safetensors; tied tensors are written out under each of their names."""
+    plain = {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
+    return save_tensors(plain, metadata)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 class Folder:
     """The folder of one run, locked while it is open.
 
@@ -141,7 +155,7 @@ class Folder:
 
     def __init__(self, path: Path, resume: bool = False, overwrite: bool = False):
         self.path, self.checkpoint, self.resuming = path, path / "checkpoint", resume
-        holds_run = (path / "config.json").exists()
+        self.holds_run = holds_run = (path / "config.json").exists()
         if resume and not holds_run:
             raise EvopruneError(f"{path}: no run to resume (no config.json in it), expected the folder of a run")
         if path.exists() and not path.is_dir():
@@ -149,10 +163,12 @@ class Folder:
         if holds_run and not (resume or overwrite):
             raise EvopruneError(f"{path}: already holds a run; go on with --resume {path}, replace it with --overwrite, "
                                 f"or choose another --out")
-        if not holds_run and path.exists() and {p.name for p in path.iterdir()} - {"checkpoint"}:
+        own = {"checkpoint", *FILES, *(f"{name}.part" for name in FILES)}
+        if not holds_run and path.exists() and {p.name for p in path.iterdir()} - own:
             raise EvopruneError(f"{path}: holds other files and no run, expected a new or an empty folder")
 
     def __enter__(self) -> Folder:
+        self.new = not self.path.exists()
         self.checkpoint.mkdir(parents=True, exist_ok=True)
         self.lock = open(self.checkpoint / "lock", "w")  # the kernel lets go of it however this process ends
         try:
@@ -166,17 +182,13 @@ class Folder:
         started = (self.path / "config.json").exists()
         self.lock.close()
         if not started:  # nothing was written: leave no trace
-            shutil.rmtree(self.checkpoint, ignore_errors=True)
-            if not any(self.path.iterdir()):
-                self.path.rmdir()
+            shutil.rmtree(self.path if self.new else self.checkpoint, ignore_errors=True)
 
     def clear(self) -> None:
         """Remove the files of an earlier run, and only those; call it when everything new has been checked."""
-        for old in [self.path / name for name in FILES] + [f for f in self.checkpoint.iterdir() if f.name != "lock"]:
-            if old.is_dir():
-                shutil.rmtree(old)
-            else:
-                old.unlink(missing_ok=True)
+        names = [name + end for name in FILES for end in (".part", "")]
+        for old in [self.path / name for name in names] + [f for f in self.checkpoint.iterdir() if f.name != "lock"]:
+            remove(old)
 
     def write(self, name: str, content: bytes | str) -> None:
         path = self.path / name
@@ -184,11 +196,11 @@ class Folder:
         write_atomic(path, content)
 
     def remove(self, name: str) -> None:
-        (self.path / name).unlink(missing_ok=True)
+        remove(self.path / name)
 
     def write_trained(self, key: str, label: str, state: dict[str, Tensor]) -> None:
         """Keep the values of one trained mask until the run is done, so that a resumed run need not train it again."""
-        content = save_tensors({name: value.contiguous() for name, value in state.items()}, {"evoprune": label})
+        content = to_safetensors(state, {"evoprune": label})
         (self.checkpoint / "trained").mkdir(exist_ok=True)
         write_atomic(self.checkpoint / "trained" / key, hashlib.sha256(content).digest() + content)
 
@@ -202,6 +214,10 @@ class Folder:
             log.warning("%s: damaged or of another run, training that point again", path)
             return None
         return load_tensors(content[32:])
+
+    def finished(self, generations: int) -> bool:
+        """Say whether the folder holds a finished run of so many generations."""
+        return (self.path / "done.json").exists() and self.read_json("done.json").get("generations") == generations
 
     def write_done(self, **facts: Any) -> None:
         """Say that the run has finished: the last file of all."""

@@ -5,6 +5,7 @@ The command line, the README's table and a run's config.json are made from the f
 
 from __future__ import annotations
 
+import re
 import typing
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
@@ -16,8 +17,10 @@ class EvopruneError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an exception says, in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """Return what an exception says, in one line without terminal codes."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    line = text.splitlines()[0] if text else ""
+    return line if " " in line else f"{type(error).__name__}: {line}".removesuffix(": ")  # a bare key says nothing
 
 
 def option(default: Any, help: str, *, low: float | None = None, high: float | None = None,
@@ -35,18 +38,19 @@ class Config:
     model: str = option("lenet", "lenet, lenet5, resnet18, torchvision:NAME, package.module:function or FILE.py:function",
                         metavar="MODEL")
     weights: str | None = option(None, "a state dict to start from: .pt, .pth or .safetensors", metavar="FILE")
-    train_epochs: int | None = option(None, "train the dense model first (digits without weights: 30)", low=0)
+    train_epochs: int | None = option(None, "train the dense model first (digits without weights: 30)", low=0,
+                                      high=100_000)
     data: str = option("digits", "digits, mnist, cifar10, folder:DIR, npz:FILE, package.module:function "
                        "or FILE.py:function", metavar="DATA")
     data_dir: str = option("data", "where mnist and cifar10 lie, as torchvision lays them out", metavar="DIR")
     mean: str | None = option(None, "mean of the images in 0..1, a number a channel: 0.49,0.48,0.45", metavar="M,M,M")
     std: str | None = option(None, "standard deviation, like --mean", metavar="S,S,S")
-    image_size: int | None = option(None, "resize the shorter side to this, then crop the centre", low=1)
+    image_size: int | None = option(None, "resize the shorter side to this, then crop the centre", low=1, high=8192)
     search_images: int | None = option(None, "images held out of training for every decision of the search "
                                        "(5,000, or a fifth of the training images if that is less)", low=1)
     train_images: int | None = option(None, "train on this many of the others (all)", low=1)
     test_images: int | None = option(None, "report on this many test images (all)", low=1)
-    split_seed: int = option(0, "seed of the cut into train, search and test", low=0)
+    split_seed: int = option(0, "seed of the cut into train, search and test", low=0, high=2**32 - 1)
     layer: str | None = option(None, "search only these: comma-separated modules or parameters", metavar="NAME")
     skip: str | None = option(None, "leave out what matches: comma-separated patterns like 'classifier.*'",
                               metavar="PATTERN")
@@ -55,28 +59,29 @@ class Config:
     # the search
     start: str = option("random,magnitude,erk,lamp", "rules that make the first masks, comma-separated; "
                         "random alone knows nothing about the weights", metavar="RULES")
-    population: int = option(64, "individuals kept each generation; even", low=4)
-    generations: int = option(100, "generations after the first masks", low=0)
-    seed: int = option(0, "seed of the search and of training", low=0)
+    population: int = option(64, "individuals kept each generation; even", low=4, high=1_000_000)
+    generations: int = option(100, "generations after the first masks", low=0, high=10_000_000)
+    seed: int = option(0, "seed of the search and of training", low=0, high=2**32 - 1)
     accuracy_floor: float = option(0.0, "points below this accuracy (0..1, search split) are not wanted", low=0, high=1)
     max_seconds: float | None = option(None, "stop in time, save, and say how to resume", low=0)
     # layer by layer
     layerwise: bool = option(False, "search one layer after the other, apply the chosen mask, train, go on")
     layer_rule: str = option("knee", "which mask of a layer is applied: at the knee of its front, or the sparsest above "
                              "--accuracy-floor", choices=("knee", "floor"))
-    rounds: int = option(1, "times that --layerwise goes through the layers", low=1)
+    rounds: int = option(1, "times that --layerwise goes through the layers", low=1, high=1000)
     caps: str = option("1.0", "highest sparsity of a layer in each round: 0.6,1.0", metavar="S,S")
     # training after the search
-    finetune_epochs: int = option(0, "train the front's points this long, their zeros held at zero", low=0)
+    finetune_epochs: int = option(0, "train the front's points this long, their zeros held at zero", low=0, high=100_000)
     front: int = option(16, "train at most this many points, spread evenly in log density", low=1)
     learning_rate: float | None = option(None, "peak learning rate of all training "
-                                         "(0.01 with Adam below a million weights, 0.05 with SGD above)", low=0)
+                                         "(0.01 with Adam below a million weights, 0.05 with SGD above)", low=1e-9, high=1e3)
     augment: bool = option(True, "random crops and flips when training on colour images")
     # where and how
     out: str | None = option(None, "folder of the run (results/MODEL-DATA, numbered if it is taken)", metavar="DIR")
     overwrite: bool = option(False, "replace the run that --out holds")
     device: str = option("auto", "where masks are evaluated", choices=("auto", "cpu", "cuda"))
-    threads: int | None = option(None, "torch threads (torch's own choice); part of the result, so recorded", low=1)
+    threads: int | None = option(None, "torch threads (torch's own choice; 1 for lenet, too small for more); recorded", low=1,
+                                 high=1024)
     batch_size: str | None = option(None, "images a forward pass, or auto to time a few "
                                     "(a power of two that keeps the largest activation below 8 MB on a CPU)", metavar="N")
     precision: str = option("fp32", "of the search; whatever is written to front.csv is fp32", choices=("fp32", "bf16"))
@@ -87,6 +92,9 @@ class Config:
     def __post_init__(self) -> None:
         for f in fields(self):
             check_setting(f.name, getattr(self, f.name))
+        for name in ("out", "data_dir", "weights"):
+            if "\0" in (getattr(self, name) or ""):
+                raise EvopruneError(f"{name}: found a NUL character, expected a path")
         if self.population % 2:
             raise EvopruneError(f"population: found {self.population}, expected an even number of at least 4; "
                                 f"try {self.population + 1}")

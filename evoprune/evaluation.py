@@ -60,7 +60,7 @@ def accuracy(model: nn.Module, data: Any, batch_size: int | None = None) -> floa
     Runs on the model's own device; its training flags are put back. The batch size is a run's own unless given.
     """
     parameter = next(model.parameters(), torch.empty(0))
-    split = as_split(data, "data").to(parameter.device)
+    split = as_split(data, "data").to(parameter.device, dtype_of(model))
     batch_size = batch_size or batch_size_for(probe(model, split, 0)[1], parameter.device)
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -71,13 +71,27 @@ def accuracy(model: nn.Module, data: Any, batch_size: int | None = None) -> floa
             module.training = mode
 
 
+def private_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of the user's model on the CPU; raise `EvopruneError` where Python cannot copy it."""
+    try:
+        return copy.deepcopy(model).cpu()
+    except Exception as error:  # noqa: BLE001  # the user's model
+        raise EvopruneError(f"model: {type(model).__name__} cannot be copied: {first_line(error)}; remove hooks and "
+                            f"reparametrisations first (torch.nn.utils.prune.remove, remove_weight_norm)") from None
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """Return the type of the model's first floating parameter."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
 def probe(model: nn.Module, split: Split, classes: int) -> tuple[int, int]:
     """Run two images through a copy of `model`; return (outputs, bytes of the largest activation of one image).
 
     Raises:
         EvopruneError: the model does not take these images, or has fewer outputs than there are classes.
     """
-    model = copy.deepcopy(model).to(split.labels.device).eval()
+    model = private_copy(model).to(split.labels.device).eval()
     sizes = [split.inputs(slice(0, 1)).nbytes]
 
     def note(module: nn.Module, args: Any, output: Any) -> None:
@@ -91,7 +105,9 @@ def probe(model: nn.Module, split: Split, classes: int) -> tuple[int, int]:
     try:
         with torch.inference_mode():
             logits = logits_of(model(batch))
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+    except EvopruneError:
+        raise
+    except Exception as error:  # noqa: BLE001  # the user's model
         raise EvopruneError(f"data: images of shape {shape} do not go through the model: {first_line(error)}") from None
     if logits.dim() != 2 or len(logits) != len(batch):
         raise EvopruneError(f"model: returned logits of shape {tuple(logits.shape)} for {len(batch)} images, "

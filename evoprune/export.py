@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .checkpoint import Folder
+from .checkpoint import Folder, to_safetensors
 from .front import points_csv, wilson
 from .genome import Individual, kept_genes, pruned_weights
 from .layers import Layout
@@ -39,7 +39,8 @@ class Measured:
 
 def write_run(folder: Folder, points: Sequence[Measured], log: Sequence[dict[str, float]], layout: Layout,
               dense_accuracy: float, floor: float = 0.0) -> None:
-    """Write everything but config.json, dense.safetensors and done.json.
+    """Write everything but config.json, dense.safetensors and done.json; front.csv last, so that it never stands beside
+    masks or models of another front.
 
     Points that another dominates, or that are below the floor (training can do both), go to dominated.csv.
     """
@@ -49,6 +50,8 @@ def write_run(folder: Folder, points: Sequence[Measured], log: Sequence[dict[str
             front.insert(len(front), p)
     front.reverse()
     dominated = [p for p in points if p not in front]
+    folder.remove("front.csv")
+    folder.remove("models")
     for p in points:
         if p.state is not None:
             folder.write(f"models/{p.id}.safetensors", to_safetensors(p.state))
@@ -59,11 +62,11 @@ def write_run(folder: Folder, points: Sequence[Measured], log: Sequence[dict[str
         folder.write("dominated.csv", points_csv([point_row(p, layout) for p in dominated]))
     else:
         folder.remove("dominated.csv")
-    folder.write("front.csv", points_csv([point_row(p, layout) for p in front]))
     if front:
         folder.write("front.png", plot_front(front, dense_accuracy))
         folder.write("layers.png", plot_layers(front, layout))
     folder.write("progress.png", plot_progress(log))
+    folder.write("front.csv", points_csv([point_row(p, layout) for p in front]))
 
 
 def point_row(p: Measured, layout: Layout) -> dict[str, Any]:
@@ -88,14 +91,6 @@ def masks_npz(points: Sequence[Measured], layout: Layout) -> bytes:
     return buffer.getvalue()
 
 
-def to_safetensors(state: dict[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
-    """Return a state dict as safetensors; tied tensors are written out under each of their names."""
-    from safetensors.torch import save
-
-    plain = {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
-    return save(plain, metadata)
-
-
 # --------------------------------------------------------------------------------------------------------------- plots
 
 
@@ -103,7 +98,7 @@ def plot_front(front: Sequence[Measured], dense_accuracy: float) -> bytes:
     """Accuracy against sparsity on a log density axis; the test split's with its 95 % interval."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes: Axes = figure.subplots()
-    density = np.array([1 - p.sparsity for p in front])
+    density = np.array([density_of(p) for p in front])
     axes.axhline(100 * dense_accuracy, color="0.6", linewidth=1, linestyle=":", label="dense, search split")
     if any(p.accuracy != p.accuracy_before for p in front):
         axes.plot(density, [100 * p.accuracy_before for p in front], ".--", color="0.6", label="before training")
@@ -112,7 +107,7 @@ def plot_front(front: Sequence[Measured], dense_accuracy: float) -> bytes:
     if tested:
         share = np.array([p.test[0] / p.test[1] for p in tested if p.test])
         low, high = np.array([wilson(*p.test) for p in tested if p.test]).T
-        axes.errorbar([1 - p.sparsity for p in tested], 100 * share, 100 * np.array([share - low, high - share]),
+        axes.errorbar([density_of(p) for p in tested], 100 * share, 100 * np.array([share - low, high - share]),
                       fmt="s", markersize=3, linewidth=1, label="test split, 95 % interval")
     density_axis(axes, density)
     axes.set_ylabel("accuracy, %")
@@ -127,8 +122,8 @@ def plot_layers(front: Sequence[Measured], layout: Layout) -> bytes:
     axes: Axes = figure.subplots()
     for i, layer in enumerate(layout):
         share = [100 * (1 - kept_genes(p.individual[i]) / layer.genes) for p in front]
-        axes.plot([1 - p.sparsity for p in front], share, ".-", linewidth=1, label=f"{layer.name} ({layer.weights:,})")
-    density_axis(axes, np.array([1 - p.sparsity for p in front]))
+        axes.plot([density_of(p) for p in front], share, ".-", linewidth=1, label=f"{layer.name} ({layer.weights:,})")
+    density_axis(axes, np.array([density_of(p) for p in front]))
     axes.set_ylabel("sparsity of the layer, %")
     if len(layout) <= 24:
         axes.legend(fontsize="x-small", ncols=1 + len(layout) // 8)
@@ -150,6 +145,10 @@ def plot_progress(log: Sequence[dict[str, float]]) -> bytes:
     axes.legend(handles=[*first, *second], loc="lower right")
     axes.grid(alpha=0.3)
     return png(figure)
+
+
+def density_of(p: Measured) -> float:
+    return max(1 - p.sparsity, 1e-7)  # an empty model has its place on a log axis too
 
 
 def density_axis(axes: Axes, density: Any) -> None:

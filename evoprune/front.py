@@ -154,7 +154,10 @@ def load_front(path: str | Path, model: nn.Module | None = None) -> Front:
         raise EvopruneError(f"{path}: no run there ({first_line(error)}), expected a folder with config.json") from None
     if not (path / "front.csv").exists():
         raise EvopruneError(f"{path}: no front yet; go on with --resume {path}")
-    return Front(path, config, model)
+    try:
+        return Front(path, config, model)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise EvopruneError(f"{path}: config.json or front.csv is damaged ({first_line(error)})") from None
 
 
 COLUMNS = tuple(f.name for f in fields(Point) if f.name != "front")
@@ -203,4 +206,5 @@ def wilson(right: int, of: int) -> tuple[float, float]:
     """Return the 95 % Wilson score interval of a share (Wilson, 1927, doi:10.1080/01621459.1927.10502953)."""
     z, p = 1.959963984540054, right / of
     centre, half = p + z * z / (2 * of), z * math.sqrt(p * (1 - p) / of + z * z / (4 * of * of))
-    return max(0.0, (centre - half) / (1 + z * z / of)), min(1.0, (centre + half) / (1 + z * z / of))
+    low, high = (centre - half) / (1 + z * z / of), (centre + half) / (1 + z * z / of)
+    return max(0.0, min(low, p)), min(1.0, max(high, p))  # rounding must not put the share outside

@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from .config import EvopruneError
 
@@ -78,6 +79,8 @@ def find_layers(model: nn.Module, layer: str | None = None, skip: str | None = N
         raise EvopruneError(f"model: {type(model).__name__} has no prunable weights, expected Linear, convolution or "
                             f"attention layers; name other parameters with --include")
     for name, parameter in prunable.items():
+        if is_lazy(parameter) or parameter.is_meta:
+            raise EvopruneError(f"model: {name} has no values yet, expected a model that has been run or loaded once")
         if not bool(torch.isfinite(parameter).all()):
             raise EvopruneError(f"weights: {name} holds NaN or infinity, expected finite numbers")
     chosen = choose(prunable, layer, skip)
@@ -97,7 +100,8 @@ def prunable_parameters(model: nn.Module, include: str | None) -> dict[str, nn.P
         elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
             embedded.add(id(module.weight))
     asked = {name for pattern in split_names(include) for name in matching(named, pattern, "include")}
-    return {name: p for name, p in named.items() if name in asked or id(p) in wanted - embedded}
+    return {name: p for name, p in named.items() if (name in asked or id(p) in wanted - embedded)
+            and (is_lazy(p) or p.numel())}
 
 
 def choose(prunable: dict[str, nn.Parameter], layer: str | None, skip: str | None) -> list[str]:

@@ -144,7 +144,8 @@ def choose(state: State, layout: Layout, config: Config, cap: float) -> Individu
         return points[-1]
     values = np.array([p.fitness.values for p in points])
     low, high = values.min(0), values.max(0)
-    return points[int(((values - low) / np.maximum(high - low, 1e-12)).sum(1).argmax())]
+    above = ((values - low) / np.maximum(high - low, 1e-12)).sum(1)
+    return points[int(np.flatnonzero(above == above.max())[-1])]  # of equally far ones the sparsest
 
 
 def measured(run: Run, individual: Individual, accuracy: float, before: float, state: dict[str, Tensor] | None) -> Measured:

@@ -7,15 +7,22 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from evoprune import EvopruneError, Front, prune
 from evoprune.config import Option, options
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, like every other mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"evoprune: {message}; see --help\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser, made from the settings."""
-    made = argparse.ArgumentParser(prog="python -m evoprune.main", description="Prune a model: one run gives the whole "
+    made = Parser(prog="python -m evoprune.main", description="Prune a model: one run gives the whole "
                                    "accuracy-sparsity Pareto front.", argument_default=argparse.SUPPRESS)
     made.add_argument("--resume", metavar="DIR", help="go on with the run in this folder, with its own settings")
     for name, about in options().items():
@@ -37,6 +44,7 @@ def help_of(about: Option) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 0 done, 2 bad input, 130 Ctrl-C, 143 SIGTERM."""
     given = vars(parser().parse_args(arguments))
+    logging.raiseExceptions = False  # a reader that goes away (| head) does not end a run
     terminated = []
 
     def terminate(number: int, frame: Any) -> None:
@@ -49,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log.setLevel(logging.INFO)
     try:
         front = prune(**given)
+        log.info("\n%s\n\n%s", front, files(front))
     except EvopruneError as error:
         print(f"evoprune: {error}", file=sys.stderr)
         return 2
@@ -57,8 +66,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         log.removeHandler(shown)
         signal.signal(signal.SIGTERM, before)
-    print(f"\n{front}\n")
-    print(files(front))
     return 0
 
 
@@ -72,10 +79,12 @@ def files(front: Front) -> str:
     wish = 0.99 * front.config["dense"]["accuracy"]
     lines += ["", "a model of it, in Python:",
               f"  import evoprune; model = evoprune.load_front({str(path)!r}).best(accuracy={wish:.3f}).model()"]
-    if not front.config["settings"]["finetune_epochs"]:
+    settings = front.config["settings"]
+    if not (settings["finetune_epochs"] or settings["layerwise"]):
         command = front.config["command"] or "python -m evoprune.main"
+        again = " --overwrite" if "--out" in command and "--overwrite" not in command else ""
         lines += ["train what is left of each point, and sparser points keep their accuracy:",
-                  f"  {command} --finetune-epochs 5" + (" --overwrite" if "--out" in command else "")]
+                  f"  {command} --finetune-epochs 5{again}"]
     return "\n".join(lines)
 
 

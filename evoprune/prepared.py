@@ -36,12 +36,12 @@ class Prepared:
     def __init__(self, model: nn.Module, split: Split, batch_size: int, masked: Collection[str], precision: str = "fp32",
                  cache_mb: int = 0, plain: bool = False):
         self.split, self.batch_size = split, batch_size
-        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.dtype = torch.bfloat16 if precision == "bf16" else split.dtype
         self.model, self.folded = copy.deepcopy(model).to(split.labels.device).eval().requires_grad_(False), 0
         self.format = torch.channels_last if channels_last_wins(model) and not plain else torch.contiguous_format
         if not plain:
             self.model, self.folded = rewritten(self.model, split.inputs(slice(0, CHECKED)))
-        if self.dtype != torch.float32:
+        if self.dtype != split.dtype:
             self.model = self.model.to(self.dtype)
         self.model = self.model.to(memory_format=self.format)
         self.prefix, self.suffix = self.cut(masked)
@@ -52,7 +52,7 @@ class Prepared:
     @property
     def exact(self) -> bool:
         """Whether logits are bit for bit those of the plain model at this batch size."""
-        return not self.folded and self.format == torch.contiguous_format and self.dtype == torch.float32
+        return not self.folded and self.format == torch.contiguous_format and self.dtype == self.split.dtype
 
     def logits(self, i: int) -> Any:
         """Return what the model returns for batch `i`, under the weights as they are now."""

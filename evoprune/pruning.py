@@ -23,8 +23,9 @@ from .export import Measured, write_run
 from .front import Front, load_front, thin
 from .layers import Layout
 from .layerwise import search_layerwise
-from .run import Run, clock, prepare, settle, training_progress
+from .run import Run, clock, prepare, training_progress
 from .search import search
+from .settings import settle
 from .splits import Split
 from .tuning import recipe_for, tune
 
@@ -47,24 +48,33 @@ def prune(model: nn.Module | str = "lenet", data: Any = "digits", *, resume: str
     config = settle(model, data, resume, settings)
     assert config.out is not None and config.threads is not None
     go_on = f"go on with: python -m evoprune.main --resume {config.out}"
-    threads = torch.get_num_threads()
+    threads, stopped = torch.get_num_threads(), ""
     torch.set_num_threads(config.threads)
     try:
         with Folder(Path(config.out), resume is not None, config.overwrite) as folder:
             run = prepare(config, model, data, folder)
-            folder.remove("done.json")
-            stopped = (layer_by_layer if config.layerwise else all_at_once)(run, toolbox, folder)
-            if stopped:
-                log.info("stopped (%s); %s", stopped, go_on)
+            if folder.finished(config.generations):
+                log.info("%s is finished: nothing to do", config.out)
+            else:
+                folder.remove("done.json")
+                stopped = (layer_by_layer if config.layerwise else all_at_once)(run, toolbox, folder)
+                if stopped:
+                    log.info("stopped (%s); %s", stopped, go_on)
+                if stopped == "interrupted":
+                    raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        if not stopped and (Path(config.out) / "config.json").exists():
+            log.info("stopped; %s", go_on)
+        raise
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise EvopruneError(f"{error.filename or config.out}: {error.strerror}; all files written before are whole: "
+                                f"make room, then {go_on}") from None
+        if not str(error.filename or "").startswith(config.out):
             raise
-        raise EvopruneError(f"{error.filename or config.out}: {error.strerror}; all files written before are whole: "
-                            f"make room, then {go_on}") from None
+        raise EvopruneError(f"{error.filename}: {error.strerror}, expected a folder that can be written") from None
     finally:
         torch.set_num_threads(threads)
-    if stopped == "interrupted":
-        raise KeyboardInterrupt
     return load_front(config.out, None if isinstance(model, str) else model)
 
 
@@ -93,7 +103,7 @@ def layer_by_layer(run: Run, toolbox: Toolbox, folder: Folder) -> str:
     if rows:
         write_run(folder, points, rows, run.layout, run.dense_accuracy, run.config.accuracy_floor)
     if not stopped:
-        folder.write_done(generation=int(rows[-1]["generation"]), evaluations=int(rows[-1]["evaluations"]),
+        folder.write_done(generations=run.config.generations, evaluations=int(rows[-1]["evaluations"]),
                           points=len(points), batch_size=run.evaluator.batch_size,
                           epochs=run.config.finetune_epochs * (len(points) - 1))
     return stopped
@@ -120,7 +130,7 @@ def finish(run: Run, state: State, folder: Folder) -> str:
     except KeyboardInterrupt:
         return "interrupted"
     write_run(folder, points, state.log, run.layout, run.dense_accuracy, config.accuracy_floor)
-    folder.write_done(generation=state.generation, evaluations=state.evaluations, points=len(points),
+    folder.write_done(generations=config.generations, evaluations=state.evaluations, points=len(points),
                       batch_size=run.evaluator.batch_size,
                       epochs=config.finetune_epochs * sum(p.state is not None for p in points))
     return ""

@@ -1,4 +1,4 @@
-"""A run before its first generation: settings settled, model and data checked against each other, all of it recorded."""
+"""A run before its first generation: model and data checked against each other, the dense model measured, all recorded."""
 
 from __future__ import annotations
 
@@ -8,29 +8,28 @@ import importlib.metadata
 import json
 import logging
 import platform
-import re
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
-from .checkpoint import Folder, fingerprint
-from .config import RESUMABLE, Config, EvopruneError, options
-from .evaluation import Evaluator, batch_size_for, correct, probe
-from .export import to_safetensors
+from .checkpoint import Folder, fingerprint, load, to_safetensors
+from .config import RESUMABLE, Config, EvopruneError, first_line
+from .evaluation import Evaluator, batch_size_for, correct, dtype_of, private_copy, probe
 from .front import wilson
 from .layers import Layout, find_layers
-from .models import MODELS
 from .prepared import fastest_batch_size
-from .sources import constants, limit, load_data, load_model, load_weights, read_weights
+from .sources import build_model, constants, limit, load_data, load_model, load_weights, read_weights
 from .splits import Data, Split, as_data
-from .starts import rule_names
 from .tuning import recipe_for, tune
 
 PLACES = ("out", "overwrite", "data_dir", "weights", "model", "data")  # not part of a run's identity: what they name is
@@ -52,100 +51,78 @@ class Run:
     deadline: float  # of the monotonic clock
 
 
-def settle(model: nn.Module | str, data: Any, resume: str | Path | None, given: dict[str, Any]) -> Config:
-    """Return the settings of a run with all choices made; when resuming, the recorded ones with the allowed changes."""
-    for name in given:
-        if name not in options():
-            raise EvopruneError(f"{name}: no such setting, expected one of {', '.join(options())}")
-    names: dict[str, Any] = {"model": model if isinstance(model, str) else type(model).__name__,
-             "data": data if isinstance(data, str) else type(data).__name__}
-    if resume is not None:
-        return settle_resumed(Path(resume), {**given, **names})
-    config = Config(**names, **given)
-    rule_names(config.start)
-    if config.train_epochs is None:
-        own = isinstance(model, str) and config.model in MODELS and config.data == "digits" and config.weights is None
-        config = replace(config, train_epochs=30 if own else 0)
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise EvopruneError("device: found 'cuda', but torch sees no CUDA device; expected cpu or auto")
-    device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    return replace(config, device=device, threads=config.threads or torch.get_num_threads(),
-                   out=config.out or free_folder(config))
-
-
-def settle_resumed(path: Path, asked: dict[str, Any]) -> Config:
-    """Return the settings that the folder records, with those changed that may change."""
-    try:
-        recorded = json.loads((path / "config.json").read_text())["settings"]
-        config = Config(**{**recorded, "out": str(path), "overwrite": False})
-    except FileNotFoundError:
-        raise EvopruneError(f"{path}: no run to resume (no config.json in it), expected the folder of a run") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EvopruneError(f"{path / 'config.json'}: {error}; expected the settings that the run wrote") from None
-    for name, value in asked.items():
-        default_name = name in ("model", "data") and value == options()[name].default
-        if name == "out" or default_name or getattr(config, name) == value:
-            continue
-        if name not in RESUMABLE or (name == "generations" and (config.finetune_epochs or config.layerwise)):
-            raise EvopruneError(f"{name}: found {value!r}, but the run in {path} has {getattr(config, name)!r}; --resume "
-                                f"may change {', '.join(RESUMABLE)} (generations only without finetune_epochs, layerwise)")
-        config = replace(config, **{name: value})
-    return replace(config, max_seconds=asked.get("max_seconds"))
-
-
-def free_folder(config: Config) -> str:
-    """Return results/MODEL-DATA, numbered from 2 if it is taken."""
-    def short(spec: str) -> str:
-        kind, _, rest = spec.rpartition(":")
-        word = Path(rest).resolve().stem if kind in ("folder", "npz") else rest
-        return re.sub(r"[^a-z0-9_.]+", "-", word.lower()).strip("-.") or "run"
-
-    path = name = f"results/{short(config.model)}-{short(config.data)}"
-    number = 1
-    while Path(path).exists():
-        number += 1
-        path = f"{name}-{number}"
-    return path
-
-
 def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder) -> Run:
     """Check that model and data go together, train the dense model if asked, measure it, and record it all.
 
-    Nothing is written before everything has been checked.
+    A run that is there already is left alone until everything has been checked.
     """
-    device = torch.device(config.device)
-    splits = get_data(config, data).to(device)
+    device, dense_file = torch.device(config.device), folder.path / "dense.safetensors"
     old = folder.read_json("config.json") if folder.resuming else None
-    dense_file = folder.path / "dense.safetensors"
-    net = get_model(config, model, splits, old, dense_file if folder.resuming and dense_file.exists() else None)
+    resumed = folder.resuming and dense_file.exists()
+    splits = get_data(config, data)
+    net = get_model(config, model, splits, old, dense_file if resumed else None)
+    splits = splits.to(device, dtype_of(net))
     layout = find_layers(net, config.layer, config.skip, config.include)
     outputs, activation = probe(net, splits.search, splits.classes)
+    check_together(net, splits, config)
     batch_size = batch_size_for(activation, device)
-    about = {"settings": config.settings(), "command": command_line(), "rebuildable": isinstance(model, str),
-             "outputs": outputs, "channels": channels_of(splits), "splits": splits.sizes(), "mean": splits.search.mean,
-             "std": splits.search.std, "layout": [vars(layer) for layer in layout], "weights": layout.total,
-             "batch_size": batch_size, "threads": config.threads, "device": device_name(device), "versions": versions()}
+    about = {"settings": config.settings(), "command": (old or {}).get("command") or command_line(),
+             "rebuildable": isinstance(model, str), "named_data": isinstance(data, str), "outputs": outputs,
+             "channels": channels_of(splits), "splits": splits.sizes(), "mean": splits.search.mean, "std": splits.search.std,
+             "layout": [vars(layer) for layer in layout], "weights": layout.total, "batch_size": batch_size,
+             "threads": config.threads, "device": device_name(device), "versions": versions()}
     log.info("%s on %s: %s weights in %d layers, %s, %d torch thread%s; images: %s", config.model, config.data,
              f"{layout.weights:,}", len(layout), about["device"], config.threads, "s" * (config.threads != 1),
              ", ".join(f"{count:,} {name}" for name, count in splits.sizes().items() if count))
-    if not folder.resuming:
-        folder.clear()
-        folder.write("config.json", json.dumps(about, indent=2) + "\n")
-    if not (folder.resuming and dense_file.exists()):
-        if config.train_epochs:
-            train_dense(net, splits.train, config)
-            find_layers(net, config.layer, config.skip, config.include)  # it may have ended in NaN
-        folder.write("dense.safetensors", to_safetensors(net.state_dict()))
-    evaluator = make_evaluator(net, layout, splits, config, batch_size)
-    about["search_batch_size"] = evaluator.batch_size
+    if config.train_epochs and not resumed:
+        if not folder.holds_run:
+            folder.write("config.json", json.dumps(about, indent=2) + "\n")  # so that a killed training can be resumed
+        train_dense(net, splits.train, config)
+        find_layers(net, config.layer, config.skip, config.include)  # it may have ended in NaN
     accuracy, dense = measure_dense(net, splits, batch_size, outputs)
-    folder.write("config.json", json.dumps({**about, "dense": dense}, indent=2) + "\n")
+    evaluator = make_evaluator(net, layout, splits, config, batch_size)
+    about |= {"search_batch_size": evaluator.batch_size, "dense": dense}
     identity = fingerprint({k: v for k, v in config.settings().items() if k not in (*RESUMABLE, *PLACES)},
                            about["layout"], batch_size, splits.search.labels.cpu().numpy(),
                            hashlib.sha256(splits.search.images.cpu().numpy().tobytes()).hexdigest(),
-                           *(value.cpu().numpy() for value in net.state_dict().values()))
+                           *(as_bytes_of(value) for value in net.state_dict().values()))
+    if folder.resuming:
+        check_checkpoint(folder, layout, identity, config)
+    else:
+        folder.clear()
+    if not resumed:
+        folder.write("dense.safetensors", to_safetensors(net.state_dict()))
+    if not folder.finished(config.generations):
+        folder.write("config.json", json.dumps(about, indent=2) + "\n")
     deadline = float("inf") if config.max_seconds is None else monotonic() + config.max_seconds
     return Run(config, net, splits, layout, batch_size, evaluator, accuracy, identity, deadline)
+
+
+def check_together(net: nn.Module, splits: Data, config: Config) -> None:
+    """Raise `EvopruneError` for what would fail only later: other splits' shapes, nothing to train, odd state dicts."""
+    shape = splits.search.images.shape[1:]
+    for name, split in (("train", splits.train), ("test", splits.test)):
+        if split is not None and split.images.shape[1:] != shape:
+            raise EvopruneError(f"data: {name} images have shape {tuple(split.images.shape[1:])}, search images {tuple(shape)}; "
+                                f"expected the same")
+    if (config.train_epochs or config.finetune_epochs) and not any(p.requires_grad for p in net.parameters()):
+        raise EvopruneError("model: training was asked for, but every parameter is frozen (requires_grad=False)")
+    for name, value in net.state_dict().items():
+        if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
+            raise EvopruneError(f"model: {name} of the state dict is no plain tensor, expected one")
+
+
+def check_checkpoint(folder: Folder, layout: Layout, identity: str, config: Config) -> None:
+    """Raise `EvopruneError` unless the newest checkpoint belongs to this run and is not beyond its generations."""
+    state = load(folder.checkpoint, layout, identity)
+    if state is not None and state.generation > config.generations:
+        raise EvopruneError(f"generations: found {config.generations}, but the run in {folder.path} has had "
+                            f"{state.generation}; expected at least that many")
+
+
+def as_bytes_of(value: torch.Tensor) -> npt.NDArray[np.uint8]:
+    """Return a tensor's bytes, whatever its type."""
+    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def make_evaluator(net: nn.Module, layout: Layout, splits: Data, config: Config, batch_size: int) -> Evaluator:
@@ -176,15 +153,19 @@ def get_model(config: Config, model: nn.Module | str, splits: Data, old: dict[st
               dense: Path | None) -> nn.Module:
     """Return the dense model on the CPU: as the settings say, or with the values a run to resume started from."""
     if isinstance(model, str):
-        outputs = old["outputs"] if old else splits.classes
+        outputs = (old or {}).get("outputs", splits.classes)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)  # a model that is trained first starts from the same values each time
-            return load_model(replace(config, weights=str(dense)) if dense else config, outputs, channels_of(splits))
-    net = copy.deepcopy(model).cpu()
+            if not dense:
+                return load_model(config, outputs, channels_of(splits))
+            net = build_model(config.model, outputs, channels_of(splits))
+        load_weights(net, load_file(dense), str(dense))
+        return net
+    net = private_copy(model)
     if config.weights is not None:
         load_weights(net, read_weights(config.weights), config.weights)
     if dense:
-        stored = read_weights(str(dense))
+        stored = load_file(dense)
         own = net.state_dict()
         if not config.train_epochs and any(name not in own or not torch.equal(own[name], v) for name, v in stored.items()):
             raise EvopruneError(f"{dense}: holds another model than the one handed in; resume with the model that "
@@ -224,16 +205,23 @@ def training_progress(what: str) -> Callable[[int, int], None]:
 def measure_dense(net: nn.Module, splits: Data, batch_size: int, outputs: int) -> tuple[float, dict[str, float | None]]:
     """Measure, show and return the accuracy before pruning, with what config.json records of it."""
     model = copy.deepcopy(net).to(splits.search.labels.device).eval()
-    accuracy = int(correct(model, splits.search, batch_size)) / len(splits.search)
+
+    def count(split: Split) -> int:
+        try:
+            return int(correct(model, split, batch_size))
+        except (RuntimeError, IndexError, ValueError) as error:
+            raise EvopruneError(f"data: some images do not go through the model: {first_line(error)}") from None
+
+    accuracy = count(splits.search) / len(splits.search)
     dense: dict[str, float | None] = {"accuracy": accuracy, "test_accuracy": None, "test_low": None, "test_high": None}
     shown = ""
     if splits.test is not None:
-        right = int(correct(model, splits.test, batch_size))
+        right = count(splits.test)
         low, high = wilson(right, len(splits.test))
         dense.update(test_accuracy=right / len(splits.test), test_low=low, test_high=high)
         shown = f", {100 * right / len(splits.test):.2f} % on the test split"
     log.info("dense accuracy: %.2f %% on the search split%s", 100 * accuracy, shown)
-    if accuracy < 1.5 / outputs:
+    if accuracy < 1.5 / outputs < 1:
         log.warning("warning: that is near chance (%.2f %%): are these the weights, the classes and the normalisation "
                     "(--mean, --std) that the model was trained with?", 100 / outputs)
     return accuracy, dense

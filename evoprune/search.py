@@ -10,7 +10,7 @@ import numpy as np
 from deap import base
 
 from .checkpoint import load, save
-from .config import Config, EvopruneError
+from .config import Config
 from .evolution import State, begin, evolve
 from .run import Run, clock
 from .starts import first_population
@@ -30,7 +30,7 @@ def search(run: Run, toolbox: base.Toolbox, checkpoint: Path) -> tuple[State, st
     if state is None:
         log.info("making the first %d masks: %s", config.population, config.start)
         parameters = dict(run.model.named_parameters())
-        weights = [parameters[layer.name].detach().numpy() for layer in run.layout]
+        weights = [parameters[layer.name].detach().float().numpy() for layer in run.layout]
         population = first_population(weights, run.layout, config.start, config.population,
                                       np.random.default_rng((config.seed, 0)))
     progress = Progress(config, 0 if state is None else state.evaluations)
@@ -38,9 +38,6 @@ def search(run: Run, toolbox: base.Toolbox, checkpoint: Path) -> tuple[State, st
     if state is None:
         state = begin(population, toolbox, config)
         save(checkpoint, state, run.identity)
-    elif state.generation > config.generations:
-        raise EvopruneError(f"generations: found {config.generations}, but the run in {config.out} has had "
-                            f"{state.generation}; expected at least that many")
     progress.generation(state)
     saved, stopped, longest = monotonic(), "", 0.0
     try:

@@ -8,6 +8,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import traceback
+import zipfile
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -21,7 +24,7 @@ from torch import Tensor, nn
 
 from .config import Config, EvopruneError, first_line
 from .models import MODELS
-from .splits import Data, Split, as_data, as_tensor, check_split
+from .splits import Data, Split, as_data, as_split, as_tensor, check_split
 
 DATA = ("digits", "mnist", "cifar10", "folder:DIR", "npz:FILE", "package.module:function", "FILE.py:function")
 Index = npt.NDArray[np.int64]
@@ -70,6 +73,8 @@ def load_data(config: Config, training: bool) -> Data:
     """
     if config.data in SOURCES or config.data.startswith(("folder:", "npz:")):
         kind, _, where = config.data.partition(":")
+        if not where and config.data not in SOURCES:
+            raise EvopruneError(f"data: found {config.data!r}, expected {kind}:PATH")
         source = {**SOURCES, "folder": read_folder, "npz": read_npz}[kind](where if where else config.data_dir)
         return cut(source, config, training)
     if ":" not in config.data:
@@ -159,6 +164,9 @@ def from_tensor(images: Tensor) -> Callable[[Index, Transform | None], Tensor]:
     """Read from uint8 images (n, c, h, w) that are in memory already."""
     def read(index: Index, transform: Transform | None) -> Tensor:
         chosen = images[torch.from_numpy(index)]
+        if transform and (chosen.dim() != 4 or chosen.dtype != torch.uint8):
+            raise EvopruneError(f"image_size: found {chosen.dtype} arrays of shape {tuple(chosen.shape)}, expected uint8 images "
+                                f"(n, c, h, w)")
         return transform(chosen) if transform else chosen
 
     return read
@@ -241,25 +249,24 @@ def from_files(paths: list[str]) -> Callable[[Index, Transform | None], Tensor]:
 
 
 def read_npz(path: str) -> Source:
-    """x_train, y_train, x_test, y_test; images (n, h, w), (n, c, h, w) or, of 1 or 3 channels, (n, h, w, c)."""
+    """x_train, y_train, x_test, y_test; uint8 images (n, h, w), (n, c, h, w) or (n, h, w, c), anything else as it is."""
     names = ("x_train", "y_train", "x_test", "y_test")
     try:
+        if not zipfile.is_zipfile(path):  # numpy would warn on top
+            raise ValueError("no .npz file" if Path(path).is_file() else "no such file")
         with np.load(path, allow_pickle=False) as file:
             missing = [name for name in names if name not in file]
             if missing:
                 raise EvopruneError(f"data: {path}: no {missing[0]}, expected {', '.join(names)}; "
                                     f"found {', '.join(file.files) or 'nothing'}")
             arrays = {name: file[name] for name in names}
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise EvopruneError(f"data: {path}: {first_line(error)}; expected an .npz file without pickles") from None
 
     def part(name: str) -> Raw:
         images, labels = arrays[f"x_{name}"], arrays[f"y_{name}"]
-        split = check_split(torch.from_numpy(images), torch.from_numpy(labels), f"data: {path}: x_{name}", None, None)
-        tensor = split.images
-        if tensor.dim() == 4 and tensor.shape[1] not in (1, 3) and tensor.shape[3] in (1, 3):
-            tensor = tensor.permute(0, 3, 1, 2)
-        return Raw(split.labels.numpy(), from_tensor(tensor))
+        split = as_split((images, labels), f"data: {path}: x_{name}")
+        return Raw(split.labels.numpy(), from_tensor(split.images))
 
     return Source(part("train"), part("test"))
 
@@ -328,7 +335,7 @@ def torchvision_preset(name: str) -> Any:
 
 
 def read_weights(path: str) -> dict[str, Tensor]:
-    """Read a state dict; one inside a training checkpoint is found, a leading `module.` is dropped."""
+    """Read a state dict; one inside a training checkpoint is found."""
     if not Path(path).is_file():
         raise EvopruneError(f"weights: {path}: no such file")
     try:
@@ -344,15 +351,18 @@ def read_weights(path: str) -> dict[str, Tensor]:
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
-    if not isinstance(found, dict) or not found or not all(isinstance(v, Tensor) for v in found.values()):
+    if not isinstance(found, dict) or not found or not all(
+            isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items()):
         raise EvopruneError(f"weights: {path}: found {type(found).__name__} of other things, expected a state dict "
                             f"of names and tensors")
-    return {name.removeprefix("module."): value for name, value in found.items()}
+    return found
 
 
 def load_weights(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
-    """Load a state dict that must fit exactly."""
+    """Load a state dict that must fit exactly, but for a leading `module.` (of nn.DataParallel) that is dropped."""
     own = model.state_dict()
+    if not own.keys() & state.keys():
+        state = {name.removeprefix("module."): value for name, value in state.items()}
     wrong = [f"{name} is {tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the model"
              for name in own if name in state and own[name].shape != state[name].shape]
     missing = [f"{name} is missing" for name in own if name not in state]
@@ -360,12 +370,17 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], where: str) -> None
     if problems := wrong + missing + extra:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise EvopruneError(f"weights: {where}: {problems[0]}{more}; expected the state dict of this model")
-    model.load_state_dict(state)
+    try:
+        model.load_state_dict(state)
+    except (RuntimeError, TypeError) as error:
+        raise EvopruneError(f"weights: {where}: {first_line(error)}") from None
 
 
 def call(spec: str, setting: str) -> Any:
     """Import `package.module:function` or `FILE.py:function` and return what the function returns."""
     where, _, name = spec.rpartition(":")
+    if not where or not name or where.startswith("."):
+        raise EvopruneError(f"{setting}: found {spec!r}, expected package.module:function or FILE.py:function")
     try:
         if where.endswith(".py"):
             file = importlib.util.spec_from_file_location(Path(where).stem, where)
@@ -375,10 +390,19 @@ def call(spec: str, setting: str) -> Any:
             file.loader.exec_module(module)
         else:
             module = importlib.import_module(where)
-    except (ImportError, OSError, SyntaxError) as error:
-        raise EvopruneError(f"{setting}: {spec}: {first_line(error)}") from None
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # the user's code
+        raise EvopruneError(f"{setting}: {spec}: {told(error)}") from None
     function = getattr(module, name, None)
     if not callable(function):
         there = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__]
         raise EvopruneError(f"{setting}: {where} has no function {name!r}; there are {', '.join(there) or 'none'}")
-    return function()
+    try:
+        return function()
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # the user's code
+        raise EvopruneError(f"{setting}: {spec}: {told(error)}") from None
+
+
+def told(error: BaseException) -> str:
+    """Return what an exception of the user's code says, and where it was raised."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{first_line(error)} ({Path(last.filename).name}, line {last.lineno})"

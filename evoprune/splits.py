@@ -6,6 +6,7 @@ Anything a model takes as one tensor will do: images (n, c, h, w), signals (n, c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,9 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from .config import EvopruneError
+from .config import EvopruneError, first_line
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +26,7 @@ class Split:
     labels: Tensor
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    dtype: torch.dtype = torch.float32  # of the model's parameters, so of its floating inputs
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -34,16 +35,17 @@ class Split:
         """Return a batch as the model takes it; the arithmetic of torchvision's ToTensor and Normalize."""
         batch = self.images[index]
         if batch.dtype != torch.uint8:
-            return batch
+            return batch.to(self.dtype) if batch.is_floating_point() else batch
         batch = batch.to(torch.float32).div_(255)
         if self.mean is None or self.std is None:
-            return batch
+            return batch.to(self.dtype)
         shape = (-1, *[1] * (batch.dim() - 2))  # (channels, 1, 1)
         mean, std = (torch.tensor(v, device=batch.device).view(shape) for v in (self.mean, self.std))
-        return batch.sub_(mean).div_(std)
+        return batch.sub_(mean).div_(std).to(self.dtype)
 
-    def to(self, device: torch.device) -> Split:
-        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+    def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Split:
+        """Return the same on a device, for a model of this dtype."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device), dtype=dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +81,9 @@ class Data:
         return {name: len(split) if (split := getattr(self, name)) is not None else 0
                 for name in ("train", "search", "test")}
 
-    def to(self, device: torch.device) -> Data:
-        """Return the same splits on a device."""
-        train, search, test = (None if s is None else s.to(device) for s in (self.train, self.search, self.test))
+    def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Data:
+        """Return the same splits on a device, for a model of this dtype."""
+        train, search, test = (None if s is None else s.to(device, dtype) for s in (self.train, self.search, self.test))
         return Data(train, search, test, classes=self.classes)
 
 
@@ -102,18 +104,22 @@ def as_split(source: Any, name: str, mean: Sequence[float] | None = None, std: S
     """Return `source`, (images, labels) or a Dataset, as a checked `Split`."""
     if isinstance(source, Split):
         return source
-    if isinstance(source, (tuple, list)) and len(source) == 2:
-        images, labels = (torch.as_tensor(x) for x in source)
-    elif isinstance(source, Dataset) or (hasattr(source, "__getitem__") and hasattr(source, "__len__")):
-        images, labels = read_dataset(source, name)
-    else:
-        raise EvopruneError(f"{name}: found {type(source).__name__}, expected (images, labels), a Dataset or evoprune.Data")
-    return check_split(images, labels, name, mean, std)
+    pair = isinstance(source, (tuple, list)) and len(source) == 2 and not isinstance(source[0], tuple)
+    sized = hasattr(source, "__getitem__") and hasattr(source, "__len__") and not isinstance(source, (dict, str))
+    if not (pair or sized):
+        raise EvopruneError(f"{name}: found {type(source).__name__}, expected (images, labels), a Dataset with a length, or "
+                            f"evoprune.Data")
+    try:
+        images, labels = map(as_tensor, source) if pair else read_dataset(source, name)
+        return check_split(images, labels, name, mean, std)
+    except (TypeError, ValueError, RuntimeError, NotImplementedError, LookupError, AttributeError) as error:
+        raise EvopruneError(f"{name}: images and labels cannot be read as tensors: {first_line(error)}") from None
 
 
 def check_split(images: Tensor, labels: Tensor, name: str, mean: Sequence[float] | None,
                 std: Sequence[float] | None) -> Split:
-    """Return a Split of tensors that go together: grey images get their channel, float64 becomes float32."""
+    """Return a Split of tensors that go together: grey uint8 images get their channel, floats
+    become float32."""
     if not images.dim() or not len(images):
         raise EvopruneError(f"{name}: no images")
     if labels.dim() != 1 or len(labels) != len(images):
@@ -121,10 +127,13 @@ def check_split(images: Tensor, labels: Tensor, name: str, mean: Sequence[float]
                             f"expected ({len(images)},), one whole number an image")
     if labels.is_floating_point() or labels.dtype == torch.bool or labels.is_complex():
         raise EvopruneError(f"{name}: found labels of type {labels.dtype}, expected whole numbers from 0")
+    labels = labels.long()
     if int(labels.min()) < 0:
         raise EvopruneError(f"{name}: found label {int(labels.min())}, expected whole numbers from 0")
     if images.dtype == torch.uint8 and images.dim() == 3:
         images = images[:, None]  # (n, h, w) -> (n, 1, h, w)
+    if images.dtype == torch.uint8 and images.dim() == 4 and images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):
+        images = images.permute(0, 3, 1, 2)  # (n, h, w, c) -> (n, c, h, w)
     if images.dtype in (torch.float64, torch.float16, torch.bfloat16):
         images = images.float()
     if images.is_floating_point() and not bool(torch.isfinite(images).all()):
@@ -136,9 +145,10 @@ def check_split(images: Tensor, labels: Tensor, name: str, mean: Sequence[float]
         if {len(mean), len(std)} - {1, channels}:
             raise EvopruneError(f"{name}: found {len(mean)} means and {len(std)} stds, expected 1 or {channels}, "
                                 f"a number a channel")
-        if min(std) <= 0:
-            raise EvopruneError(f"{name}: found std {min(std)}, expected numbers above 0")
-    return Split(images.contiguous(), labels.long(), *(None if v is None else tuple(map(float, v)) for v in (mean, std)))
+        if not min(std) > 0 or not all(map(math.isfinite, (*mean, *std))):
+            raise EvopruneError(f"{name}: found mean {tuple(mean)} and std {tuple(std)}, expected finite numbers, std above 0")
+    return Split(images.contiguous(), labels, None if mean is None else tuple(map(float, mean)),
+                 None if std is None else tuple(map(float, std)))
 
 
 def read_dataset(dataset: Any, name: str) -> tuple[Tensor, Tensor]:
@@ -152,17 +162,21 @@ def read_dataset(dataset: Any, name: str) -> tuple[Tensor, Tensor]:
             raise EvopruneError(f"{name}: item {i} of the dataset is {type(item).__name__}, expected (image, label)")
         images.append(as_tensor(item[0]))
         labels.append(int(item[1]))
+        if labels[-1] != item[1]:
+            raise EvopruneError(f"{name}: item {i} of the dataset has label {item[1]!r}, expected a whole number")
         if images[-1].shape != images[0].shape:
             raise EvopruneError(f"{name}: item {i} of the dataset has shape {tuple(images[-1].shape)}, the first "
                                 f"{tuple(images[0].shape)}; give the dataset a transform that makes them equal")
     return torch.stack(images), torch.tensor(labels)
 
 
-def as_tensor(image: Any) -> Tensor:
-    """Return a tensor, an array or a PIL image as a tensor; PIL images as uint8 (c, h, w)."""
-    if isinstance(image, Tensor):
-        return image
-    array = np.asarray(image)
-    if not isinstance(image, np.ndarray):  # PIL: (h, w) or (h, w, c)
+def as_tensor(value: Any) -> Tensor:
+    """Return a tensor, an array, a list of numbers or a PIL image as a tensor; PIL images as uint8 (c, h, w)."""
+    from PIL import Image
+
+    if isinstance(value, Tensor):
+        return value.detach()
+    array = np.asarray(value)
+    if isinstance(value, Image.Image):
         array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-    return torch.from_numpy(np.array(array))
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C", copy=True))

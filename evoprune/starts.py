@@ -48,7 +48,7 @@ def erk_densities(layout: Layout, density: float) -> list[float]:
     A layer's density is proportional to (sum of its dimensions) / (product of them), and at most 1.
     """
     weights = np.array([layer.weights for layer in layout], float)
-    raw = np.array([sum(layer.shape) for layer in layout]) / weights
+    raw = np.array([max(1, sum(layer.shape)) for layer in layout]) / weights
     full = np.zeros(len(layout), bool)
     while True:
         scale = (density * weights.sum() - weights[full].sum()) / (raw * weights)[~full].sum() if not full.all() else 0

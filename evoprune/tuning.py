@@ -36,8 +36,8 @@ def recipe_for(model: nn.Module, epochs: int, seed: int, learning_rate: float | 
                augment: bool = True) -> Recipe:
     """Return Adam (0.01, batch 64) for small models, SGD with momentum (0.05, batch 128) for larger ones."""
     small = sum(p.numel() for p in model.parameters()) < SMALL
-    return Recipe(epochs, "adam" if small else "sgd", learning_rate or (0.01 if small else 0.05), 64 if small else 128,
-                  seed, augment)
+    rate = learning_rate if learning_rate is not None else 0.01 if small else 0.05
+    return Recipe(epochs, "adam" if small else "sgd", rate, 64 if small else 128, seed, augment)
 
 
 def tune(model: nn.Module, train: Split, recipe: Recipe, masks: Mapping[str, Tensor] | None = None,

@@ -68,7 +68,7 @@ def test_resume_takes_the_settings_of_the_run(capsys, tmp_path, weights_file):
     (["--skip", "*"], "layer, skip: nothing is left to search"),
     (["--model", "lenet5"], "data: images of shape (1, 8, 8) do not go through the model: "),
     (["--population", "7"], "population: found 7, expected an even number of at least 4; try 8"),
-    (["--population", "2"], "population: found 2, expected at least 4"),
+    (["--population", "2"], "population: found 2, expected 4 to 1000000"),
     (["--weights", "nowhere.pth"], "weights: nowhere.pth: no such file"),
     (["--model", "lenet", "--train-epochs", "0"], "weights: the built-in lenet has none of its own; give --weights FILE"),
     (["--start", "luck"], "start: found 'luck', expected random, magnitude, erk, lamp"),

@@ -35,7 +35,7 @@ def test_a_run_leaves_its_files(run_folder, digits):
     assert [layer["name"] for layer in config["layout"]] == ["conv1.weight", "conv2.weight", "fc1.weight", "fc2.weight"]
     assert {"torch", "numpy", "deap", "evoprune", "python"} <= set(config["versions"])
     done = json.loads((run_folder / "done.json").read_text())
-    assert done["epochs"] == 4 and done["generation"] == 3
+    assert done["epochs"] == 4 and done["generations"] == 3
     with open(run_folder / "front.csv", newline="") as file:
         columns = next(csv.reader(file))
     assert columns == ["id", "accuracy", "sparsity", "kept", "weights", "test_accuracy", "test_low", "test_high",
@@ -127,6 +127,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_older_one(lenet, digits, tmp_pat
     content[len(content) // 2] ^= 255
     newest.write_bytes(content)
     before = results(tmp_path / "run")
+    (tmp_path / "run" / "done.json").unlink()
     prune(lenet, digits, resume=tmp_path / "run")
     assert results(tmp_path / "run") == before and "damaged, looking for an older one" in caplog.text
 

@@ -3,7 +3,7 @@ import ast
 from conftest import ROOT
 
 ORDER = ("config", "models", "splits", "sources", "layers", "genome", "starts", "operators", "prepared", "evaluation", "tuning",
-         "engines", "evolution", "checkpoint", "front", "export", "run", "search", "layerwise", "pruning", "main")
+         "engines", "evolution", "checkpoint", "front", "export", "settings", "run", "search", "layerwise", "pruning", "main")
 
 
 def test_modules_import_only_earlier_ones():

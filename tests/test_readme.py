@@ -1,0 +1,59 @@
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from evoprune.config import options
+from evoprune.main import parser
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+
+
+def commands():
+    lines = [line for kind, text in BLOCKS if kind == "sh" for line in text.replace("\\\n", " ").splitlines()]
+    return [part.strip() for line in lines for part in line.split("&&")]
+
+
+def test_the_two_commands_are_there():
+    assert {"pip install -e .", "python -m evoprune.main", "pip install -e '.[test]'", "pytest"} <= set(commands())
+
+
+def test_every_command_line_is_one_that_the_parser_takes():
+    found = [shlex.split(c, comments=True) for c in commands() if c.startswith("python -m evoprune.main")]
+    assert len(found) >= 5
+    for words in found:
+        parser().parse_args(words[3:])
+
+
+def test_every_setting_stands_in_the_table():
+    rows = dict(re.findall(r"^\| `(--[\w-]+)[^`]*` \| (.*) \|$", README, re.MULTILINE))
+    for name, about in options().items():
+        flag = "--" + ("no-" if about.default is True else "") + name.replace("_", "-")
+        default = "" if about.default is None or about.kind is bool else f" (default: {about.default})"
+        assert rows.get(flag) == ("no " if about.default is True else "") + about.help.replace("|", "\\|") + default, flag
+
+
+def test_the_file_map_names_every_module():
+    for path in (ROOT / "evoprune").glob("[a-z]*.py"):
+        assert f"`{path.stem}.py`" in README
+
+
+def test_pictures_and_files_that_the_readme_names_exist():
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_blocks_run_as_a_new_user_would_run_them(tmp_path):
+    """The first command, then the Python blocks, in an empty folder; shorter, by settings that change no output line."""
+    subprocess.run([sys.executable, "-m", "evoprune.main", "--generations", "5"], cwd=tmp_path, check=True, capture_output=True)
+    blocks = [text for kind, text in BLOCKS if kind == "python"]
+    assert blocks
+    program = "\n".join(blocks).replace("generations=50", "generations=3")
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    if done.returncode:
+        pytest.fail(done.stderr)
+    assert "sparsity" in done.stdout
