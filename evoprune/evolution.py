@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from time import perf_counter
 from typing import Any
 
@@ -119,8 +120,9 @@ def assign(individuals: Iterable[Individual], seen: dict[bytes, Values], toolbox
 
 
 def objectives(individuals: Sequence[Individual]) -> Floats:
-    """Return (n, 2): accuracy, sparsity."""
-    return np.array([individual.fitness.values for individual in individuals], float).reshape(-1, 2)
+    """Return (n, 2): accuracy, sparsity. Read from wvalues: the weights are 1, and `values` divides by them each time."""
+    flat = chain.from_iterable(individual.fitness.wvalues for individual in individuals)
+    return np.fromiter(flat, float, 2 * len(individuals)).reshape(-1, 2)
 
 
 def rank_and_crowding(values: Floats, floor: float) -> tuple[npt.NDArray[np.int64], Floats]:
@@ -135,14 +137,16 @@ def rank_and_crowding(values: Floats, floor: float) -> tuple[npt.NDArray[np.int6
     _, missed = np.unique(-values[~fits, 0], return_inverse=True)
     ranks[~fits] = missed + 1 + (ranks[fits].max() if fits.any() else -1)
     crowding = np.zeros(len(values))
-    for rank in np.unique(ranks):
-        front = np.flatnonzero(ranks == rank)
-        for column in values[front].T:
-            order = front[np.argsort(column, kind="stable")]
-            ordered = np.sort(column)
-            crowding[order[[0, -1]]] = np.inf
-            if ordered[-1] > ordered[0]:
-                crowding[order[1:-1]] += (ordered[2:] - ordered[:-2]) / (ordered[-1] - ordered[0])
+    for column in values.T:
+        order = np.lexsort((column, ranks))  # front after front, each by the column
+        rank, value = ranks[order], column[order]
+        new = np.append(True, rank[1:] != rank[:-1])
+        first, last = np.flatnonzero(new), np.append(np.flatnonzero(new)[1:], len(new)) - 1
+        span = np.repeat(value[last] - value[first], last - first + 1)
+        gap = np.append(value[1:], 0) - np.append(0, value[:-1])  # from the neighbour below to the one above
+        distance = np.divide(gap, span, out=np.zeros(len(gap)), where=span > 0)
+        distance[first] = distance[last] = np.inf
+        crowding[order] += distance
     return ranks, crowding
 
 
@@ -152,11 +156,27 @@ def nsga2(individuals: Sequence[Individual], k: int, rng: np.random.Generator | 
 
     The result of DEAP's `selNSGA2`, vectorised: 5 to 50 times as fast with two objectives.
     """
-    unique = {individual.key(): individual for individual in reversed(individuals)}
-    pool = list(reversed(unique.values()))
-    pool += [i for i in individuals if unique[i.key()] is not i][:max(0, k - len(pool))]
-    ranks, crowding = rank_and_crowding(objectives(pool), floor)
-    return [pool[i] for i in np.lexsort((-crowding, ranks))[:k]]
+    values = objectives(individuals)
+    copies = copies_among(individuals, values)
+    copies = copies[max(0, k - (len(individuals) - len(copies))):]  # some are needed to make k
+    pool = np.delete(np.arange(len(individuals)), copies)
+    ranks, crowding = rank_and_crowding(values[pool], floor)
+    return [individuals[i] for i in pool[np.lexsort((-crowding, ranks))[:k]]]
+
+
+def copies_among(individuals: Sequence[Individual], values: Floats) -> list[int]:
+    """Return the places of individuals whose mask stands at an earlier place too; only equal objectives are looked into."""
+    order = np.lexsort(values.T)
+    equal = np.all(values[order][1:] == values[order][:-1], axis=1)
+    suspects = np.sort(order[np.append(equal, False) | np.append(False, equal)])
+    seen: set[bytes] = set()
+    copies = []
+    for i in suspects:
+        key = individuals[i].key()
+        if key in seen:
+            copies.append(int(i))
+        seen.add(key)
+    return copies
 
 
 def tournament(individuals: Sequence[Individual], k: int, rng: np.random.Generator, floor: float = 0.0) -> list[Individual]:

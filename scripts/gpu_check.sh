@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# What CI cannot check: the tests marked gpu, a small run, and the benchmark, on the GPU of this machine. Under 5 minutes.
+# usage: scripts/gpu_check.sh [FOLDER for the benchmark's table, default results/bench_evaluation]
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+python -c 'import torch; assert torch.cuda.is_available(), "torch sees no CUDA device"; print(torch.cuda.get_device_name())'
+python -m pytest -q -m gpu
+run=$(mktemp -d)
+trap 'rm -rf "$run"' EXIT
+python -m evoprune.main --device cuda --generations 20 --finetune-epochs 1 --front 4 --out "$run/digits"
+python -m evoprune.main --device cuda --precision bf16 --generations 5 --accuracy-floor 0.5 --out "$run/bf16"
+python scripts/bench_evaluation.py --device cuda --repeats 3 --out "${1:-results/bench_evaluation}"
