@@ -71,7 +71,16 @@ class Config:
     overwrite: bool = option(False, "replace the run that --out holds")
     device: str = option("auto", "where masks are evaluated", choices=("auto", "cpu", "cuda"))
     threads: int | None = option(None, "torch threads (torch's own choice); part of the result, so recorded", low=1)
-    engine: str = option("local", "where individuals are evaluated: in this process", choices=("local",))
+    engine: str = option("local", "where masks are evaluated and points trained: in this process, in others, under SCOOP or "
+                         "on Dask", choices=("local", "processes", "scoop", "dask"))
+    workers: int | None = option(None, "processes of the engine (one a core)", low=1)
+    job_timeout: float | None = option(None, "seconds that a mask or the training of a point may take in a worker before it "
+                                       "counts as hanging and runs again", low=0.01, metavar="SECONDS")
+    scheduler: str | None = option(None, "address of a running Dask scheduler (a cluster on this machine)", metavar="ADDRESS")
+    listen: str | None = option(None, "address at which SCOOP waits for workers of other machines; whoever reaches it can run "
+                                "code as you (127.0.0.1)", metavar="ADDRESS")
+    hostfile: str | None = option(None, "machines on which SCOOP starts workers, over ssh: a line each, NAME WORKERS",
+                                  metavar="FILE")
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -85,7 +94,8 @@ class Config:
         return asdict(self)
 
 
-RESUMABLE = ("engine", "max_seconds", "generations")  # what --resume may change; generations only without tuning
+RESUMABLE = ("engine", "max_seconds", "generations", "workers", "job_timeout", "scheduler", "listen",
+             "hostfile")  # what --resume may change, for it changes no result; generations only without tuning
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import errno
-import hashlib
 import json
 import logging
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -15,23 +15,25 @@ from typing import Any
 import numpy as np
 import torch
 from deap import base
+from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from .checkpoint import Folder, load, save
 from .config import Config, EvopruneError, options
-from .evaluation import Evaluator, correct, masks
+from .engines import Engine, Local, local, open_engine
+from .evaluation import Evaluator, correct
 from .evolution import State, begin, default_toolbox, evolve, non_dominated
 from .export import Measured, write_run
 from .front import Front, load_front, thin
+from .jobs import Measure, Train, registered, start_of
 from .layers import Layout
-from .run import Run, clock, prepare, settle, training_progress
+from .run import Run, clock, prepare, settle
 from .splits import Split
 from .starts import first_population
-from .tuning import recipe_for, tune
 
 SAVE_EVERY = 1.0  # seconds between checkpoints: a generation can be shorter than the write that saves it
 SAY_EVERY = 3.0  # seconds between lines of progress
-Toolbox = Callable[[Evaluator, Layout, Config], base.Toolbox]
+Toolbox = Callable[[Any, Layout, Config], base.Toolbox]
 log = logging.getLogger("evoprune")
 
 
@@ -55,8 +57,11 @@ def prune(model: nn.Module | str = "lenet", data: Any = "digits", *, resume: str
     try:
         with Folder(Path(config.out), resume is not None, config.overwrite) as folder:
             run = prepare(config, model, data, folder)
-            state, stopped = search(run, toolbox(run.evaluator, run.layout, config), folder)
-            stopped = stopped or finish(run, state, folder)
+            start = start_of(run, folder, isinstance(model, str), isinstance(data, str))
+            with closing(open_engine(config, start)) as engine, registered(run):
+                tools = toolbox(run.evaluator if config.engine == "local" else Measure(run.identity), run.layout, config)
+                state, stopped = search(run, tools, folder, engine)
+                stopped = stopped or finish(run, state, folder, engine)
             if stopped:
                 write_run(folder, untrained(run, state), state.log, run.layout, run.dense_accuracy)
                 log.info("stopped (%s); %s", stopped, go_on)
@@ -75,7 +80,7 @@ def prune(model: nn.Module | str = "lenet", data: Any = "digits", *, resume: str
 # -------------------------------------------------------------------------------------------------------------- search
 
 
-def search(run: Run, toolbox: base.Toolbox, folder: Folder) -> tuple[State, str]:
+def search(run: Run, toolbox: base.Toolbox, folder: Folder, engine: Local | Engine) -> tuple[State, str]:
     """Return the last whole state, and why the search stopped early ("" if it did not)."""
     config = run.config
     state = load(folder.checkpoint, run.layout, run.identity)
@@ -88,6 +93,8 @@ def search(run: Run, toolbox: base.Toolbox, folder: Folder) -> tuple[State, str]
                                       np.random.default_rng((config.seed, 0)))
     progress = Progress(config, 0 if state is None else state.evaluations)
     run.evaluator.progress = progress.evaluated
+    if toolbox.map.func in (map, local):  # whoever registered another keeps it
+        toolbox.register("map", engine.map, progress=progress.evaluated)
     if state is None:
         state = begin(population, toolbox, config)
         save(folder.checkpoint, state, run.identity)
@@ -157,7 +164,7 @@ class Progress:
 # -------------------------------------------------------------------------------------------------------------- finish
 
 
-def finish(run: Run, state: State, folder: Folder) -> str:
+def finish(run: Run, state: State, folder: Folder, engine: Local | Engine) -> str:
     """Train the points if asked, measure them on the test split, write the files; return why it stopped early."""
     config = run.config
     say_full_size(run, state)
@@ -165,18 +172,16 @@ def finish(run: Run, state: State, folder: Folder) -> str:
         points = untrained(run, state)
         if config.finetune_epochs:
             dense = Measured("", state.archive[0], run.dense_accuracy, run.dense_accuracy)
-            trained = thin([p for p in points if p.sparsity > 0], config.front)
-            for i, point in enumerate(trained):
-                if monotonic() > run.deadline:
-                    return "max_seconds"
-                train_point(run, point, folder, f"point {i + 1} of {len(trained)}")
-            points = renumbered([dense, *trained])
+            chosen = thin([p for p in points if p.sparsity > 0], config.front)
+            points = renumbered([dense, *train_points(run, chosen, folder, engine)])
         if run.data.test is not None:
             log.info("measuring %d points on %s test images", len(points), f"{len(run.data.test):,}")
             tester = Evaluator(run.model, run.layout, run.data.test, run.batch_size)
             for point in points:
                 right = tester.correct(point.individual) if point.state is None else count(run, point, run.data.test)
                 point.test = int(right), len(run.data.test)
+    except TimeUp:
+        return "max_seconds"
     except KeyboardInterrupt:
         return "interrupted"
     write_run(folder, points, state.log, run.layout, run.dense_accuracy, config.accuracy_floor)
@@ -201,21 +206,46 @@ def renumbered(points: list[Measured]) -> list[Measured]:
     return points
 
 
-def train_point(run: Run, point: Measured, folder: Folder, what: str) -> None:
-    """Train a point from the dense values, its zeros held, and measure it; one already trained is read back."""
-    config, key = run.config, point.individual.key().hex()
-    label = f"{run.identity}:{key}"
-    state = folder.read_trained(key, label)
-    if state is None:
-        assert run.data.train is not None
-        net = copy.deepcopy(run.model).to(config.device)
-        kept = {layer.name: mask.expand(layer.shape) for layer, mask in zip(run.layout, masks(point.individual, run.layout))}
-        seed = int(hashlib.sha256(f"{config.seed}:{key}".encode()).hexdigest()[:12], 16)
-        recipe = recipe_for(net, config.finetune_epochs, seed, config.learning_rate, config.augment)
-        tune(net, run.data.train, recipe, kept, training_progress(what))
-        state = {name: value.detach().cpu() for name, value in net.state_dict().items()}
-        folder.write_trained(key, label, state)
-    point.state = state
+class TimeUp(Exception):
+    """`max_seconds` have passed."""
+
+
+def train_points(run: Run, points: list[Measured], folder: Folder, engine: Local | Engine) -> list[Measured]:
+    """Train points from the dense values, their zeros held, and measure them; those already trained are read back.
+
+    Returns all but those whose training was given up.
+
+    Raises:
+        TimeUp: `max_seconds` have passed; what is trained is kept for --resume.
+    """
+    names = {id(point): f"point {i + 1} of {len(points)}" for i, point in enumerate(points)}
+    labels = {id(point): f"{run.identity}:{point.individual.key().hex()}" for point in points}
+    for point in points:
+        point.state = folder.read_trained(point.individual.key().hex(), labels[id(point)])
+    untrained = [point for point in points if point.state is None]
+
+    def arrived(i: int, content: bytes | None) -> None:
+        point = untrained[i]
+        if content is None:
+            log.warning("%s: left out of the front", names[id(point)])
+            return
+        point.state = load_tensors(content)
+        folder.write_trained(point.individual.key().hex(), labels[id(point)], point.state)
+        measure(run, point, names[id(point)])
+        if monotonic() > run.deadline and any(p.state is None for p in untrained):
+            raise TimeUp
+
+    if untrained and monotonic() > run.deadline:
+        raise TimeUp
+    for point in points:
+        if point.state is not None:
+            measure(run, point, names[id(point)])
+    engine.map(Train(run.identity), [(point.individual, names[id(point)]) for point in untrained], arrived)
+    return [point for point in points if point.state is not None]
+
+
+def measure(run: Run, point: Measured, what: str) -> None:
+    """Measure a trained point on the search split."""
     point.accuracy = int(count(run, point, run.data.search)) / len(run.data.search)
     log.info("%s: %.2f %% sparsity, accuracy %.2f %% before and %.2f %% after training", what, 100 * point.sparsity,
              100 * point.accuracy_before, 100 * point.accuracy)

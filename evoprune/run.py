@@ -27,6 +27,7 @@ from .export import to_safetensors
 from .front import wilson
 from .layers import Layout, find_layers
 from .models import MODELS
+from .processes import workers_of
 from .sources import constants, limit, load_data, load_model, load_weights, read_weights
 from .splits import Data, Split, as_data
 from .starts import rule_names
@@ -68,7 +69,9 @@ def settle(model: nn.Module | str, data: Any, resume: str | Path | None, given: 
     if config.device == "cuda" and not torch.cuda.is_available():
         raise EvopruneError("device: found 'cuda', but torch sees no CUDA device; expected cpu or auto")
     device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    return replace(config, device=device, threads=config.threads or torch.get_num_threads(),
+    cores = torch.get_num_threads()
+    threads = cores if config.engine == "local" else max(1, cores // workers_of(config))
+    return replace(config, device=device, threads=config.threads or threads,
                    out=config.out or free_folder(config))
 
 
@@ -138,12 +141,17 @@ def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder) -
     evaluator = Evaluator(net, layout, splits.search, batch_size)
     accuracy, dense = measure_dense(net, splits, batch_size, outputs)
     folder.write("config.json", json.dumps({**about, "dense": dense}, indent=2) + "\n")
-    identity = fingerprint({k: v for k, v in config.settings().items() if k not in (*RESUMABLE, *PLACES)},
-                           about["layout"], batch_size, splits.search.labels.cpu().numpy(),
-                           hashlib.sha256(splits.search.images.cpu().numpy().tobytes()).hexdigest(),
-                           *(value.cpu().numpy() for value in net.state_dict().values()))
+    identity = identity_of(config, layout, batch_size, splits, net)
     deadline = float("inf") if config.max_seconds is None else monotonic() + config.max_seconds
     return Run(config, net, splits, layout, batch_size, evaluator, accuracy, identity, deadline)
+
+
+def identity_of(config: Config, layout: Layout, batch_size: int, splits: Data, net: nn.Module) -> str:
+    """Return a hash of all that decides the results of a run."""
+    return fingerprint({k: v for k, v in config.settings().items() if k not in (*RESUMABLE, *PLACES)},
+                       [vars(layer) for layer in layout], batch_size, splits.search.labels.cpu().numpy(),
+                       hashlib.sha256(splits.search.images.cpu().numpy().tobytes()).hexdigest(),
+                       *(value.cpu().numpy() for value in net.state_dict().values()))
 
 
 def get_data(config: Config, data: Any) -> Data:
