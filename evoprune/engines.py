@@ -162,10 +162,10 @@ class Dask:
             with dask.config.set({"distributed.scheduler.allowed-failures": 0,  # whose worker dies is told, not repeated
                                   "distributed.scheduler.worker-ttl": "60s"}):
                 self.cluster = distributed.LocalCluster(
-                    workers_of(config), threads_per_worker=1, processes=True, host="127.0.0.1",
+                    workers_of(config.workers), threads_per_worker=1, processes=True, host="127.0.0.1",
                     dashboard_address="127.0.0.1:0", worker_dashboard_address=None, silence_logs=logging.CRITICAL)
         try:
-            self.client = distributed.Client(self.cluster or config.scheduler)
+            self.client = distributed.Client(self.cluster or config.scheduler, timeout="10s")
         except (OSError, ValueError) as error:
             raise EvopruneError(f"scheduler: {config.scheduler}: {first_line(error)}; expected the address of a Dask "
                                 f"scheduler, like tcp://127.0.0.1:8786") from None

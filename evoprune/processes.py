@@ -61,7 +61,7 @@ class Processes:
         except Exception as error:  # noqa: BLE001  # pickling raises whatever an object's own methods raise
             raise EvopruneError(f"engine processes: the model or data cannot be sent to workers ({first_line(error)}); "
                                 f"define their classes at the top of a module, or use engine local") from None
-        self.workers = [self.hire() for _ in range(workers_of(config))]
+        self.workers = [self.hire() for _ in range(workers_of(config.workers))]
 
     def hire(self) -> Worker:
         """Start a worker; it says hello some seconds later."""
@@ -145,6 +145,6 @@ class Processes:
             worker.pipe.close()
 
 
-def workers_of(config: Config) -> int:
-    """Return how many workers a run has: --workers, else one a core."""
-    return config.workers or len(os.sched_getaffinity(0))
+def workers_of(asked: int | None) -> int:
+    """Return how many workers a run has: as many as asked for, else one a core."""
+    return asked or len(os.sched_getaffinity(0))

@@ -70,7 +70,7 @@ def settle(model: nn.Module | str, data: Any, resume: str | Path | None, given: 
         raise EvopruneError("device: found 'cuda', but torch sees no CUDA device; expected cpu or auto")
     device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     cores = torch.get_num_threads()
-    threads = cores if config.engine == "local" else max(1, cores // workers_of(config))
+    threads = cores if config.engine == "local" else max(1, cores // workers_of(config.workers))
     return replace(config, device=device, threads=config.threads or threads,
                    out=config.out or free_folder(config))
 

@@ -40,7 +40,7 @@ def attempt(start: Start, function: Function, item: Any, timeout: float | None =
             signal.setitimer(signal.ITIMER_REAL, 0)
     except EvopruneError as error:
         return FAILED, str(error)
-    except Exception as error:  # noqa: BLE001  # it is told in the process that asked
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # it is told in the process that asked
         return FAILED, f"{type(error).__name__}: {first_line(error)}"
 
 

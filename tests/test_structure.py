@@ -3,7 +3,8 @@ import ast
 from conftest import ROOT
 
 ORDER = ("config", "models", "splits", "sources", "layers", "genome", "starts", "operators", "evaluation", "tuning", "worker",
-         "processes", "engines", "evolution", "checkpoint", "front", "export", "run", "jobs", "pruning", "main")
+         "processes", "engines", "evolution", "checkpoint", "front", "export", "run", "jobs", "pruning", "scoop_launch", "main",
+         "scoop_worker")
 
 
 def test_modules_import_only_earlier_ones():
