@@ -163,7 +163,8 @@ class Dask:
                                   "distributed.scheduler.worker-ttl": "60s"}):
                 self.cluster = distributed.LocalCluster(
                     workers_of(config.workers), threads_per_worker=1, processes=True, host="127.0.0.1",
-                    dashboard_address="127.0.0.1:0", worker_dashboard_address=None, silence_logs=logging.CRITICAL)
+                    dashboard_address="127.0.0.1:0", worker_dashboard_address=None, silence_logs=logging.CRITICAL,
+                    preload=["evoprune.worker"])
         try:
             self.client = distributed.Client(self.cluster or config.scheduler, timeout="10s")
         except (OSError, ValueError) as error:

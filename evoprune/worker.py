@@ -44,6 +44,11 @@ def attempt(start: Start, function: Function, item: Any, timeout: float | None =
         return FAILED, f"{type(error).__name__}: {first_line(error)}"
 
 
+def dask_setup(worker: Any) -> None:
+    """Leave Ctrl-C to the search: Dask calls this in each worker of a cluster of ours."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def die_with_parent(parent: int) -> None:
     """Have the kernel kill this process when its parent ends, however that ends; Linux only."""
     if sys.platform == "linux":
