@@ -9,16 +9,22 @@ from __future__ import annotations
 import itertools
 import logging
 import pickle
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import import_module
+from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 from .config import Config, EvopruneError, first_line
 from .processes import Processes, workers_of
+from .team import Team
 from .worker import DONE, FAILED, LOST, Function, Outcome, Start, attempt, nothing
 
 TRIES = 3  # times that a job may kill its worker when nothing else runs
 OURS = "evoprune"  # in scoop.CONFIGURATION: started by our own launcher
+LOOPBACK = "127.0.0.1"
+CONNECT = "10s"  # how long a Dask scheduler may take to answer
+LOOK_EVERY = 0.2  # seconds between looks for workers that have ended
 WINDOW = 256  # jobs in SCOOP at once: it looks each result up in the list of all
 log = logging.getLogger("evoprune")
 
@@ -149,7 +155,10 @@ class Scoop:
 
 
 class Dask:
-    """A Dask cluster on this machine, or the one whose scheduler is named."""
+    """A Dask cluster on this machine, or the one whose scheduler is named.
+
+    Workers of our own have no nanny: one gives up a worker that dies within moments of its start (distributed 2026.8).
+    """
 
     def __init__(self, config: Config, start: Start):
         try:
@@ -157,37 +166,49 @@ class Dask:
         except ImportError:
             raise EvopruneError("engine: dask is not installed; pip install 'evoprune[dask]'") from None
         self.start, self.timeout = start, config.job_timeout
-        self.distributed, self.cluster = distributed, None
-        if config.scheduler is None:
+        self.cluster, self.team = None, Team([])
+        self.dead = distributed.scheduler.KilledWorker
+        address = config.scheduler
+        if address is None:
             with dask.config.set({"distributed.scheduler.allowed-failures": 0,  # whose worker dies is told, not repeated
-                                  "distributed.scheduler.worker-ttl": "60s"}):
-                self.cluster = distributed.LocalCluster(
-                    workers_of(config.workers), threads_per_worker=1, processes=True, host="127.0.0.1",
-                    dashboard_address="127.0.0.1:0", worker_dashboard_address=None, silence_logs=logging.CRITICAL,
-                    preload=["evoprune.worker"])
+                                  "distributed.scheduler.worker-ttl": "30s"}):
+                self.cluster = distributed.LocalCluster(n_workers=0, host=LOOPBACK, dashboard_address=f"{LOOPBACK}:0",
+                                                        silence_logs=logging.CRITICAL)
+            address = self.cluster.scheduler_address
+            command = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-nanny", "--host",
+                       LOOPBACK, "--dashboard-address", f"{LOOPBACK}:0", "--memory-limit", "0", "--preload", "evoprune.worker"]
+            self.team = Team([command] * workers_of(config.workers), {"DASK_LOGGING__DISTRIBUTED": "critical"})
         try:
-            self.client = distributed.Client(self.cluster or config.scheduler, timeout="10s")
+            self.client = distributed.Client(address, timeout=CONNECT)
         except (OSError, ValueError) as error:
-            raise EvopruneError(f"scheduler: {config.scheduler}: {first_line(error)}; expected the address of a Dask "
-                                f"scheduler, like tcp://127.0.0.1:8786") from None
+            raise EvopruneError(f"scheduler: {address}: {first_line(error)}; expected the address of a Dask scheduler, like "
+                                f"tcp://127.0.0.1:8786") from None
 
     def run(self, function: Function, items: Sequence[Any]) -> Iterator[tuple[int, Outcome]]:
         """Yield (index, outcome) of every item once, as they come."""
         jobs = {self.client.submit(attempt, self.start, function, item, self.timeout, pure=False): i  # pure: equal jobs once
                 for i, item in enumerate(items)}
+        ended: SimpleQueue[Any] = SimpleQueue()
+        for future in jobs:
+            future.add_done_callback(ended.put)
         try:
-            for future in self.distributed.as_completed(jobs):
+            while jobs:
+                self.team.look()
+                try:
+                    future = ended.get(timeout=LOOK_EVERY)
+                except Empty:
+                    continue
                 error = future.exception()
-                if error is not None and not isinstance(error, self.distributed.scheduler.KilledWorker):
+                if error is not None and not isinstance(error, self.dead):
                     raise EvopruneError(f"engine dask: {type(error).__name__}: {first_line(error)}")
-                yield jobs[future], (LOST, None) if error is not None else future.result()
-                future.release()
+                yield jobs.pop(future), (LOST, None) if error is not None else future.result()
         finally:
             self.client.cancel(list(jobs))
 
     def close(self) -> None:
         """End a cluster of our own; leave one that was there before."""
         self.client.close()
+        self.team.end()
         if self.cluster is not None:
             self.cluster.close()
 

@@ -12,6 +12,7 @@ import os
 import select
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -25,12 +26,11 @@ import zmq
 from scoop.broker import brokerzmq
 
 from .config import EvopruneError, first_line
+from .team import SOON, Team, start
 
 LOOPBACK = "127.0.0.1"
 PING = [brokerzmq.STATUS_ANS, b"N.", b"?"]  # a status that workers read and forget; N. is None, pickled
 LOOK_EVERY = 1.0  # seconds between looks for dead workers that hold a job
-SOON = 10.0  # seconds; a worker that ends sooner may never have started
-UNREADY = 5  # such workers in the same place, one after another: more is not bad luck
 
 
 class Patient:
@@ -87,44 +87,9 @@ class Broker(brokerzmq.Broker):  # type: ignore[misc]  # scoop is untyped
                 del self.assigned_tasks[address]
 
 
-class Team:
-    """Processes of this machine, each replaced when it ends; ssh to another machine is one."""
-
-    def __init__(self, commands: Sequence[Sequence[str]]):
-        self.commands, self.short = commands, [0] * len(commands)
-        self.started = [time.monotonic()] * len(commands)
-        self.processes = [start(command) for command in commands]
-
-    def look(self) -> None:
-        """Replace those that have ended.
-
-        Raises:
-            EvopruneError: one that ends again and again before it can have started.
-        """
-        for k, process in enumerate(self.processes):
-            if process.poll() is None:
-                continue
-            self.short[k] = self.short[k] + 1 if time.monotonic() - self.started[k] < SOON else 0
-            if self.short[k] > UNREADY:
-                raise EvopruneError(f"engine scoop: a worker ended {self.short[k]} times within {SOON:.0f} s of its start, the "
-                                    f"last with exit status {process.returncode}: {shlex.join(self.commands[k])}")
-            self.processes[k], self.started[k] = start(self.commands[k]), time.monotonic()
-
-    def end(self) -> None:
-        """Kill them all; they hold nothing that is still needed."""
-        for process in self.processes:
-            process.kill()
-        for process in self.processes:
-            process.wait()
-
-
-def start(command: Sequence[str]) -> subprocess.Popen[bytes]:
-    """Start a process that Ctrl-C in the terminal does not reach; its input stays open for as long as this process lives."""
-    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
-
-
-def launch(arguments: Sequence[str], workers: int, listen: str | None, hostfile: str | None) -> int:
-    """Run `python -m evoprune.main ARGUMENTS` under SCOOP; return its exit status.
+def launch(arguments: Sequence[str], workers: int, listen: str | None, hostfile: str | None,
+           program: str = "evoprune.main") -> int:
+    """Run `main(ARGUMENTS)` of the module `program` under SCOOP; return its exit status.
 
     Raises:
         EvopruneError: the address is not one of this machine, the hostfile is wrong, or workers do not start.
@@ -133,16 +98,18 @@ def launch(arguments: Sequence[str], workers: int, listen: str | None, hostfile:
         raise EvopruneError("hostfile: workers of other machines need --listen ADDRESS, an address of this one they can reach")
     hosts = read_hosts(hostfile) if hostfile else []
     try:
-        broker = Broker(listen or LOOPBACK)
-    except zmq.ZMQError as error:
+        with socket.socket() as one:
+            one.bind((listen or LOOPBACK, 0))
+    except OSError as error:
         raise EvopruneError(f"listen: {listen}: {first_line(error)}; expected an address of this machine") from None
+    broker = Broker(listen or LOOPBACK)
     thread = Thread(target=broker.run, daemon=True)
     thread.start()
     size = 1 + (sum(count for _, count in hosts) or workers)
     where = [listen or LOOPBACK, *map(str, broker.getPorts()), str(size)]
     here = [sys.executable, "-m", "evoprune.scoop_worker", *where, str(os.getpid())]
     team = Team([remote(host, [*where, str(count)]) for host, count in hosts] or [[*here, "worker"]] * workers)
-    origin = start([*here, "origin", *arguments])
+    origin = start([*here, "origin", program, *arguments])
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda sent, _: origin.send_signal(sent))
     try:
@@ -166,7 +133,7 @@ def wait(origin: subprocess.Popen[bytes], team: Team, broker: Thread) -> None:
             alive = time.monotonic()
             team.look()
         elif time.monotonic() - alive > SOON:  # it ends just before the origin does
-            raise EvopruneError("engine scoop: the broker has ended; go on with --resume and the folder of the run")
+            raise EvopruneError("engine: the broker has ended; go on with --resume and the folder of the run")
 
 
 def read_hosts(path: str) -> list[tuple[str, int]]:

@@ -1,4 +1,4 @@
-"""A process of a SCOOP pool that `scoop_launch` started: a worker, or the origin, which runs the command line.
+"""A process of a SCOOP pool that `scoop_launch` started: a worker, or the origin, which runs the program.
 
 SCOOP's queue and communicator (scoop 0.7.2) with four differences: the origin runs no jobs itself, results go through the
 broker, in order with the word that they are done, a job whose worker died is told as lost, and no port is open to others.
@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import scoop
@@ -19,7 +20,6 @@ from scoop import _control, _types, futures
 from scoop._comm import scoopzmq
 from scoop.broker.structs import BrokerInfo
 
-import evoprune.main
 from evoprune.engines import OURS
 from evoprune.worker import LOST, die_with_parent, nothing
 
@@ -110,7 +110,7 @@ def main(arguments: Sequence[str]) -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     scoop.IS_RUNNING, scoop.IS_ORIGIN, scoop.SIZE = True, role == "origin", int(size)
     scoop.BROKER = BrokerInfo(host, int(tasks), int(info), host)
-    scoop.MAIN_MODULE = evoprune.main.__file__
+    scoop.MAIN_MODULE = __file__  # it is not asked for again: jobs name their functions
     scoop.CONFIGURATION = {"headless": False, "backend": "ZMQ", OURS: True}
     scoop.logger.setLevel("ERROR")  # it warns of jobs that it believes lost, with all their content
     _types.Communicator = Communicator
@@ -118,8 +118,9 @@ def main(arguments: Sequence[str]) -> int:
     if role == "worker":
         futures._startup(nothing)  # returns when the origin has ended
         os._exit(0)
-    sys.argv = [evoprune.main.__file__, *command]
-    status: int | None = futures._startup(partial(evoprune.main.main, command))
+    program = import_module(command.pop(0))
+    sys.argv = [str(program.__file__), *command]
+    status: int | None = futures._startup(partial(program.main, command))
     return 1 if status is None else status
 
 

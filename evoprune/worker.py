@@ -45,8 +45,8 @@ def attempt(start: Start, function: Function, item: Any, timeout: float | None =
 
 
 def dask_setup(worker: Any) -> None:
-    """Leave Ctrl-C to the search: Dask calls this in each worker of a cluster of ours."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """End with the search: Dask calls this in each worker of a cluster of ours."""
+    die_with_parent(os.getppid())
 
 
 def die_with_parent(parent: int) -> None:

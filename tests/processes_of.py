@@ -36,7 +36,7 @@ def command(pid):
 
 def workers(pid):
     """Return the worker processes of any engine below `pid`."""
-    return [p for p in tree(pid)[1:] if "spawn_main" in command(p)
+    return [p for p in tree(pid)[1:] if "spawn_main" in command(p) or "dask_worker" in command(p)
             or ("evoprune.scoop_worker" in command(p) and command(p).endswith(" worker"))]
 
 

@@ -17,6 +17,7 @@ import evoprune
 from evoprune.config import Config, EvopruneError
 from evoprune.engines import ENGINES, Engine, open_engine
 from evoprune.evolution import default_toolbox
+from evoprune.main import main
 from evoprune.processes import Processes
 from evoprune.pruning import prune
 from evoprune.sources import read_digits
@@ -24,7 +25,8 @@ from evoprune.worker import nothing, take_slot
 
 POOLS = [name for name, pool in ENGINES.items() if pool is not None]
 LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
-SETTINGS = {"model": f"{Path(__file__).with_name('faulty.py')}:make", "data": "npz:digits.npz", "search_images": 100, "population": 8, "generations": 4, "threads": 1, "finetune_epochs": 1, "front": 2}
+SETTINGS = {"model": f"{Path(__file__).with_name('faulty.py')}:make", "data": "npz:digits.npz", "search_images": 100,
+            "population": 8, "generations": 4, "threads": 1, "finetune_epochs": 1, "front": 2}
 FLAGS = [part for name, value in SETTINGS.items() for part in (f"--{name.replace('_', '-')}", str(value))]
 COMMAND = [sys.executable, "-m", "evoprune.main"]
 
@@ -38,8 +40,8 @@ def work_in(tmp_path_factory):
     """Work in a folder that has the data as a file, which takes a worker less time to read than scikit-learn to import."""
     folder = tmp_path_factory.mktemp("engines")
     raw = read_digits("").train
-    images = raw.read(np.arange(400), None).numpy()
-    np.savez(folder / "digits.npz", x_train=images[:300], y_train=raw.labels[:300], x_test=images[300:], y_test=raw.labels[300:400])
+    images, labels = raw.read(np.arange(400), None).numpy(), raw.labels[:400]
+    np.savez(folder / "digits.npz", x_train=images[:300], y_train=labels[:300], x_test=images[300:], y_test=labels[300:])
     with contextlib.chdir(folder):
         yield
 
@@ -113,7 +115,7 @@ def test_a_job_that_hangs_or_kills_is_repeated_and_then_given_up(engine, faults,
     (faults / "hang").touch()
     (faults / "poison").touch()
     process = started(*FLAGS, "--engine", engine, "--workers", 2, "--job-timeout", 2, "--out", tmp_path / "run",
-                      "--generations", 1)
+                      "--generations", 0)
     output = finish(process)
     assert not (faults / "hang").exists()
     assert "a job killed its worker 3 times running alone: given up, with the worst fitness" in output
@@ -129,7 +131,7 @@ def test_a_job_that_hangs_or_kills_is_repeated_and_then_given_up(engine, faults,
 
         return default_toolbox(evaluate, layout, config)
 
-    prune(out=str(tmp_path / "expected"), toolbox=given_up, **{**SETTINGS, "generations": 1})
+    prune(out=str(tmp_path / "expected"), toolbox=given_up, **{**SETTINGS, "generations": 0})
     assert results(tmp_path / "run") == results(tmp_path / "expected")
 
 
@@ -237,9 +239,8 @@ def test_scoop_from_python_says_how_to_start_it(tmp_path):
     (["--engine", "dask", "--scheduler", "127.0.0.1:1"], "scheduler: 127.0.0.1:1: "),
     (["--workers", "0"], "workers: found 0, expected at least 1"),
 ])
-def test_bad_settings_of_engines_are_one_line_and_status_2(flags, said, capsys, tmp_path):
-    from evoprune.main import main
-
+def test_bad_settings_of_engines_are_one_line_and_status_2(flags, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("evoprune.engines.CONNECT", "1s")
     assert main([*FLAGS, *flags, "--out", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"evoprune: {said}") and error.count("\n") == 1
@@ -296,8 +297,9 @@ def ends():
     os._exit(3)
 
 
-def test_workers_that_cannot_start_stop_the_run():
-    for start, said in ((refuses, "a worker could not start: no data here"), (ends, r"5 workers ended before they were ready "
+def test_workers_that_cannot_start_stop_the_run(monkeypatch):
+    monkeypatch.setattr("evoprune.processes.UNREADY", 2)
+    for start, said in ((refuses, "a worker could not start: no data here"), (ends, r"2 workers ended before they were ready "
                         r"\(the last with exit status 3\)")):
         engine = Engine("processes", Processes(Config(workers=2), start))
         with pytest.raises(EvopruneError, match=said):
