@@ -87,7 +87,16 @@ class Config:
     precision: str = option("fp32", "of the search; whatever is written to front.csv is fp32", choices=("fp32", "bf16"))
     cache_mb: int = option(1024, "memory for values that no mask changes: normalised images, or what enters the first "
                            "searched layer", low=0)
-    engine: str = option("local", "where individuals are evaluated: in this process", choices=("local",))
+    engine: str = option("local", "where masks are evaluated and points trained: in this process, in others, under SCOOP or "
+                         "on Dask", choices=("local", "processes", "scoop", "dask"))
+    workers: int | None = option(None, "processes of the engine (one a core)", low=1)
+    job_timeout: float | None = option(None, "seconds that a mask or the training of a point may take in a worker before it "
+                                       "counts as hanging and runs again", low=0.01, metavar="SECONDS")
+    scheduler: str | None = option(None, "address of a running Dask scheduler (a cluster on this machine)", metavar="ADDRESS")
+    listen: str | None = option(None, "address at which SCOOP waits for workers of other machines; whoever reaches it can run "
+                                "code as you (127.0.0.1)", metavar="ADDRESS")
+    hostfile: str | None = option(None, "machines on which SCOOP starts workers, over ssh: a line each, NAME WORKERS",
+                                  metavar="FILE")
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -104,6 +113,9 @@ class Config:
             round_caps(self)
             if self.layer_rule == "floor" and not self.accuracy_floor:
                 raise EvopruneError("layer_rule: found 'floor' without a floor; give --accuracy-floor")
+            if self.engine != "local":
+                raise EvopruneError(f"engine: found {self.engine!r} with --layerwise, whose stages change the model in this "
+                                    f"process; expected local")
 
     def settings(self) -> dict[str, Any]:
         """Return the settings as plain data for config.json."""
@@ -122,7 +134,8 @@ def round_caps(config: Config) -> list[float]:
     return caps
 
 
-RESUMABLE = ("engine", "max_seconds", "generations")  # what --resume may change; generations only without tuning
+RESUMABLE = ("engine", "max_seconds", "generations", "workers", "job_timeout", "scheduler", "listen",
+             "hostfile")  # what --resume may change, for it changes no result; generations only without tuning
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from deap import base
 
 from .config import Config
-from .engines import ENGINES
+from .engines import local
 from .genome import Individual
 from .layers import Layout
 from .operators import mate, mutate
@@ -26,6 +26,7 @@ from .operators import mate, mutate
 Values = tuple[float, float]  # (accuracy, sparsity)
 Floats = npt.NDArray[np.float64]
 SPARSE, DENSE = 0.005, 0.5  # the densities between which hvlog looks
+WORST = 0.0, 0.0  # objectives of a mask that no worker survived measuring
 RETRIES = 4  # further mutations of a child whose mask was measured before
 
 
@@ -53,7 +54,7 @@ def default_toolbox(evaluate: Any, layout: Layout, config: Config) -> base.Toolb
     toolbox.register("select", tournament)
     toolbox.register("survive", nsga2, floor=config.accuracy_floor)
     toolbox.register("evaluate", evaluate)
-    toolbox.register("map", ENGINES[config.engine])
+    toolbox.register("map", local)  # `prune` puts the engine's map here
     return toolbox
 
 
@@ -113,7 +114,8 @@ def assign(individuals: Iterable[Individual], seen: dict[bytes, Values], toolbox
     """Give each individual its objectives, measuring only masks that are not in `seen`, and each of those once."""
     keys = [(individual.key(), individual) for individual in individuals]
     new = {key: individual for key, individual in reversed(keys) if key not in seen}
-    for key, (accuracy, sparsity) in zip(new, toolbox.map(toolbox.evaluate, list(new.values()))):
+    for key, values in zip(new, toolbox.map(toolbox.evaluate, list(new.values()))):
+        accuracy, sparsity = WORST if values is None else values
         seen[key] = float(accuracy), float(sparsity)
     for key, individual in keys:
         individual.fitness.values = seen[key]

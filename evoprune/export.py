@@ -5,17 +5,19 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from .checkpoint import Folder, to_safetensors
 from .front import points_csv, wilson
 from .genome import Individual, kept_genes, pruned_weights
 from .layers import Layout
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 LAYER_COLUMNS = ("id", "layer", "weights", "kept", "sparsity")
 
@@ -96,8 +98,7 @@ def masks_npz(points: Sequence[Measured], layout: Layout) -> bytes:
 
 def plot_front(front: Sequence[Measured], dense_accuracy: float) -> bytes:
     """Accuracy against sparsity on a log density axis; the test split's with its 95 % interval."""
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes: Axes = figure.subplots()
+    figure, axes = subplots()
     density = np.array([density_of(p) for p in front])
     axes.axhline(100 * dense_accuracy, color="0.6", linewidth=1, linestyle=":", label="dense, search split")
     if any(p.accuracy != p.accuracy_before for p in front):
@@ -118,8 +119,7 @@ def plot_front(front: Sequence[Measured], dense_accuracy: float) -> bytes:
 
 def plot_layers(front: Sequence[Measured], layout: Layout) -> bytes:
     """Sparsity of each layer along the front."""
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes: Axes = figure.subplots()
+    figure, axes = subplots()
     for i, layer in enumerate(layout):
         share = [100 * (1 - kept_genes(p.individual[i]) / layer.genes) for p in front]
         axes.plot([density_of(p) for p in front], share, ".-", linewidth=1, label=f"{layer.name} ({layer.weights:,})")
@@ -133,8 +133,7 @@ def plot_layers(front: Sequence[Measured], layout: Layout) -> bytes:
 
 def plot_progress(log: Sequence[dict[str, float]]) -> bytes:
     """hvlog and the highest sparsity against generation."""
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes: Axes = figure.subplots()
+    figure, axes = subplots()
     generation = [row["generation"] for row in log]
     first = axes.plot(generation, [row["hvlog"] for row in log], ".-", label="hvlog")
     axes.set_xlabel("generation")
@@ -149,6 +148,14 @@ def plot_progress(log: Sequence[dict[str, float]]) -> bytes:
 
 def density_of(p: Measured) -> float:
     return max(1 - p.sparsity, 1e-7)  # an empty model has its place on a log axis too
+
+
+def subplots() -> tuple[Figure, Axes]:
+    """Return an empty plot."""
+    from matplotlib.figure import Figure  # a third of a second that worker processes do without
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    return figure, figure.subplots()
 
 
 def density_axis(axes: Axes, density: Any) -> None:

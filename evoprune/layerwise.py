@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from .checkpoint import Folder, fingerprint
 from .config import Config, round_caps
+from .engines import Engine, Local
 from .evaluation import Evaluator, correct
 from .evolution import State, non_dominated
 from .export import Measured
@@ -47,7 +48,7 @@ class Stage:
 
 
 def search_layerwise(run: Run, toolbox: Callable[[Evaluator, Layout, Config], base.Toolbox],
-                     folder: Folder) -> tuple[list[Measured], list[dict[str, float]], str]:
+                     folder: Folder, engine: Local | Engine) -> tuple[list[Measured], list[dict[str, float]], str]:
     """Return the models after each layer, the rows of the log, and why it stopped early, "" if it did not."""
     whole = from_masks((np.ones(layer.genes, bool) for layer in run.layout), "dense")
     stage = Stage(run.model.state_dict(), whole, 0, 0, 0, ())
@@ -59,7 +60,7 @@ def search_layerwise(run: Run, toolbox: Callable[[Evaluator, Layout, Config], ba
         log.info("layer %d of %d: %s%s", i + 1, len(run.layout), run.layout[i].name,
                  f", round {k + 1} of {len(caps)}" if len(caps) > 1 else "")
         try:
-            following, stopped = one_stage(run, stage, i, number, caps[k], toolbox, folder)
+            following, stopped = one_stage(run, stage, i, number, caps[k], toolbox, folder, engine)
         except KeyboardInterrupt:
             following, stopped = None, "interrupted"
         if following is None:
@@ -77,7 +78,7 @@ def search_layerwise(run: Run, toolbox: Callable[[Evaluator, Layout, Config], ba
 
 
 def one_stage(run: Run, stage: Stage, i: int, number: int, cap: float, toolbox: Callable[..., base.Toolbox],
-              folder: Folder) -> tuple[Stage | None, str]:
+              folder: Folder, engine: Local | Engine) -> tuple[Stage | None, str]:
     """Search layer `i` of the model as the last stage left it, apply a mask, train."""
     layer, config = run.layout[i], run.config
     identity = fingerprint(run.identity, number)
@@ -90,11 +91,11 @@ def one_stage(run: Run, stage: Stage, i: int, number: int, cap: float, toolbox: 
     others = sum((each.genes - kept_genes(bits)) * (each.weights // each.genes)
                  for j, (each, bits) in enumerate(zip(run.layout, stage.individual)) if j != i)
     layout = Layout((layer,), run.layout.total, others)
-    evaluator = make_evaluator(net, layout, run.data, config, run.batch_size)
+    evaluator = make_evaluator(net, layout, run.data, config, run.evaluator.batch_size)
     checkpoint = folder.checkpoint / f"stage-{number:03d}"
     checkpoint.mkdir(exist_ok=True)
     state, stopped = search(replace(run, model=net, layout=layout, evaluator=evaluator, identity=identity),
-                            toolbox(evaluator, layout, config), checkpoint)
+                            toolbox(evaluator, layout, config), checkpoint, engine)
     if stopped:
         return None, stopped
     chosen = choose(state, layout, config, cap)

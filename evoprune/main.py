@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from evoprune import EvopruneError, Front, prune
 from evoprune.config import Option, options
+from evoprune.processes import workers_of
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,6 +47,10 @@ def help_of(about: Option) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 0 done, 2 bad input, 130 Ctrl-C, 143 SIGTERM."""
     given = vars(parser().parse_args(arguments))
+    if under_scoop():
+        given.setdefault("engine", "scoop")
+    elif engine_of(given) == "scoop":
+        return launch(sys.argv[1:] if arguments is None else arguments, given)
     logging.raiseExceptions = False  # a reader that goes away (| head) does not end a run
     terminated = []
 
@@ -69,6 +76,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def under_scoop() -> bool:
+    """Return whether SCOOP runs this program; without importing it, since SCOOP itself would have."""
+    return "scoop" in sys.modules and bool(sys.modules["scoop"].IS_RUNNING)
+
+
+def engine_of(given: dict[str, Any]) -> str:
+    """Return the engine that a command line asks for: its own, else that of the run to resume."""
+    if "engine" in given or "resume" not in given:
+        return str(given.get("engine", options()["engine"].default))
+    try:
+        return str(json.loads(Path(given["resume"], "config.json").read_text())["settings"]["engine"])
+    except (OSError, ValueError, KeyError, TypeError):  # no run there: `prune` says so
+        return str(options()["engine"].default)
+
+
+def launch(arguments: Sequence[str], given: dict[str, Any]) -> int:
+    """Start this command line again under SCOOP; return its exit status."""
+    from evoprune.scoop_launch import launch
+
+    try:
+        return launch(arguments, workers_of(given.get("workers")), given.get("listen"), given.get("hostfile"))
+    except EvopruneError as error:
+        print(f"evoprune: {error}", file=sys.stderr)
+        return 2
+
+
 def files(front: Front) -> str:
     """Return where the files are and what to run next."""
     path = front.path
@@ -89,4 +122,6 @@ def files(front: Front) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if status or not under_scoop():  # SCOOP's own launcher takes even sys.exit(0) for a failure
+        sys.exit(status)

@@ -4,32 +4,34 @@ from __future__ import annotations
 
 import copy
 import errno
-import hashlib
 import logging
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import torch
 from deap import base
+from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from .checkpoint import Folder
 from .config import Config, EvopruneError, options
-from .evaluation import Evaluator, correct, masks
+from .engines import Engine, Local, open_engine
+from .evaluation import Evaluator, correct
 from .evolution import State, default_toolbox, non_dominated
 from .export import Measured, write_run
 from .front import Front, load_front, thin
+from .jobs import Measure, Train, registered, start_of
 from .layers import Layout
 from .layerwise import search_layerwise
-from .run import Run, clock, prepare, training_progress
+from .run import Run, clock, prepare
 from .search import search
 from .settings import settle
 from .splits import Split
-from .tuning import recipe_for, tune
 
-Toolbox = Callable[[Evaluator, Layout, Config], base.Toolbox]
+Toolbox = Callable[[Any, Layout, Config], base.Toolbox]
 log = logging.getLogger("evoprune")
 
 
@@ -57,7 +59,9 @@ def prune(model: nn.Module | str = "lenet", data: Any = "digits", *, resume: str
                 log.info("%s is finished: nothing to do", config.out)
             else:
                 folder.remove("done.json")
-                stopped = (layer_by_layer if config.layerwise else all_at_once)(run, toolbox, folder)
+                start = start_of(run, folder, isinstance(model, str), isinstance(data, str))
+                with closing(open_engine(config, start)) as engine, registered(run):
+                    stopped = (layer_by_layer if config.layerwise else all_at_once)(run, toolbox, folder, engine)
                 if stopped:
                     log.info("stopped (%s); %s", stopped, go_on)
                 if stopped == "interrupted":
@@ -78,14 +82,15 @@ def prune(model: nn.Module | str = "lenet", data: Any = "digits", *, resume: str
     return load_front(config.out, None if isinstance(model, str) else model)
 
 
-def all_at_once(run: Run, toolbox: Toolbox, folder: Folder) -> str:
+def all_at_once(run: Run, toolbox: Toolbox, folder: Folder, engine: Local | Engine) -> str:
     """Search all layers together, then finish; return why it stopped early, "" if it did not."""
-    state, stopped = search(run, toolbox(run.evaluator, run.layout, run.config), folder.checkpoint)
+    evaluate = run.evaluator if run.config.engine == "local" else Measure(run.identity)
+    state, stopped = search(run, toolbox(evaluate, run.layout, run.config), folder.checkpoint, engine)
     if not stopped:
         if run.evaluator.saved:
             log.info("the accuracy floor saved %s image evaluations", f"{run.evaluator.saved:,}")
         say_full_size(run, state)
-        stopped = finish(run, state, folder)
+        stopped = finish(run, state, folder, engine)
     if stopped:
         points = untrained(run, state)
         if run.config.precision != "fp32":
@@ -94,9 +99,9 @@ def all_at_once(run: Run, toolbox: Toolbox, folder: Folder) -> str:
     return stopped
 
 
-def layer_by_layer(run: Run, toolbox: Toolbox, folder: Folder) -> str:
+def layer_by_layer(run: Run, toolbox: Toolbox, folder: Folder, engine: Local | Engine) -> str:
     """Search one layer after the other, write the models after each; return why it stopped early, "" if it did not."""
-    points, rows, stopped = search_layerwise(run, toolbox, folder)
+    points, rows, stopped = search_layerwise(run, toolbox, folder, engine)
     renumbered(points)
     if not stopped:
         measure_on_test(run, points)
@@ -109,24 +114,22 @@ def layer_by_layer(run: Run, toolbox: Toolbox, folder: Folder) -> str:
     return stopped
 
 
-def finish(run: Run, state: State, folder: Folder) -> str:
+def finish(run: Run, state: State, folder: Folder, engine: Local | Engine) -> str:
     """Train the points if asked, measure them, write the files; return why it stopped early, "" if it did not."""
     config = run.config
     try:
         points = untrained(run, state)
         if config.finetune_epochs:
             dense = Measured("", state.archive[0], run.dense_accuracy, run.dense_accuracy)
-            trained = thin([p for p in points if p.sparsity > 0], config.front)
-            measure_plainly(run, trained)
-            for i, point in enumerate(trained):
-                if monotonic() > run.deadline:
-                    return "max_seconds"
-                train_point(run, point, folder, f"point {i + 1} of {len(trained)}")
-            points = [dense, *trained]
+            chosen = thin([p for p in points if p.sparsity > 0], config.front)
+            measure_plainly(run, chosen)
+            points = [dense, *train_points(run, chosen, folder, engine)]
         else:
             measure_plainly(run, points)
         points = renumbered(points)
         measure_on_test(run, points)
+    except TimeUp:
+        return "max_seconds"
     except KeyboardInterrupt:
         return "interrupted"
     write_run(folder, points, state.log, run.layout, run.dense_accuracy, config.accuracy_floor)
@@ -171,22 +174,48 @@ def renumbered(points: list[Measured]) -> list[Measured]:
     return points
 
 
-def train_point(run: Run, point: Measured, folder: Folder, what: str) -> None:
-    """Train a point from the dense values, its zeros held, and measure it; one already trained is read back."""
-    config, key = run.config, point.individual.key().hex()
-    label = f"{run.identity}:{key}"
-    state = folder.read_trained(key, label)
-    if state is None:
-        assert run.data.train is not None
-        net = copy.deepcopy(run.model).to(config.device)
-        kept = {layer.name: mask.expand(layer.shape) for layer, mask in zip(run.layout, masks(point.individual, run.layout))}
-        seed = int(hashlib.sha256(f"{config.seed}:{key}".encode()).hexdigest()[:12], 16)
-        recipe = recipe_for(net, config.finetune_epochs, seed, config.learning_rate, config.augment)
-        tune(net, run.data.train, recipe, kept, training_progress(what))
-        state = {name: value.detach().cpu() for name, value in net.state_dict().items()}
-        folder.write_trained(key, label, state)
-    point.state = state
-    point.accuracy = int(count(run, state, run.data.search)) / len(run.data.search)
+class TimeUp(Exception):
+    """`max_seconds` have passed."""
+
+
+def train_points(run: Run, points: list[Measured], folder: Folder, engine: Local | Engine) -> list[Measured]:
+    """Train points from the dense values, their zeros held, and measure them; those already trained are read back.
+
+    Returns all but those whose training was given up.
+
+    Raises:
+        TimeUp: `max_seconds` have passed; what is trained is kept for --resume.
+    """
+    names = {id(point): f"point {i + 1} of {len(points)}" for i, point in enumerate(points)}
+    labels = {id(point): f"{run.identity}:{point.individual.key().hex()}" for point in points}
+    for point in points:
+        point.state = folder.read_trained(point.individual.key().hex(), labels[id(point)])
+    untrained = [point for point in points if point.state is None]
+
+    def arrived(i: int, content: bytes | None) -> None:
+        point = untrained[i]
+        if content is None:
+            log.warning("%s: left out of the front", names[id(point)])
+            return
+        point.state = load_tensors(content)
+        folder.write_trained(point.individual.key().hex(), labels[id(point)], point.state)
+        measure(run, point, names[id(point)])
+        if monotonic() > run.deadline and any(p.state is None for p in untrained):
+            raise TimeUp
+
+    if untrained and monotonic() > run.deadline:
+        raise TimeUp
+    for point in points:
+        if point.state is not None:
+            measure(run, point, names[id(point)])
+    engine.map(Train(run.identity), [(point.individual, names[id(point)]) for point in untrained], arrived)
+    return [point for point in points if point.state is not None]
+
+
+def measure(run: Run, point: Measured, what: str) -> None:
+    """Measure a trained point on the search split."""
+    assert point.state is not None
+    point.accuracy = int(count(run, point.state, run.data.search)) / len(run.data.search)
     log.info("%s: %.2f %% sparsity, accuracy %.2f %% before and %.2f %% after training", what, 100 * point.sparsity,
              100 * point.accuracy_before, 100 * point.accuracy)
 

@@ -80,12 +80,10 @@ def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder) -
         train_dense(net, splits.train, config)
         find_layers(net, config.layer, config.skip, config.include)  # it may have ended in NaN
     accuracy, dense = measure_dense(net, splits, batch_size, outputs)
-    evaluator = make_evaluator(net, layout, splits, config, batch_size)
-    about |= {"search_batch_size": evaluator.batch_size, "dense": dense}
-    identity = fingerprint({k: v for k, v in config.settings().items() if k not in (*RESUMABLE, *PLACES)},
-                           about["layout"], batch_size, splits.search.labels.cpu().numpy(),
-                           hashlib.sha256(splits.search.images.cpu().numpy().tobytes()).hexdigest(),
-                           *(as_bytes_of(value) for value in net.state_dict().values()))
+    about["search_batch_size"] = search_batch_size(config, net, layout, splits, batch_size, old)
+    evaluator = make_evaluator(net, layout, splits, config, about["search_batch_size"])
+    about["dense"] = dense
+    identity = identity_of(config, layout, batch_size, splits, net)
     if folder.resuming:
         check_checkpoint(folder, layout, identity, config)
     else:
@@ -125,15 +123,30 @@ def as_bytes_of(value: torch.Tensor) -> npt.NDArray[np.uint8]:
     return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
-def make_evaluator(net: nn.Module, layout: Layout, splits: Data, config: Config, batch_size: int) -> Evaluator:
-    """Return the evaluator of the search, its batch size as the settings say."""
+def search_batch_size(config: Config, net: nn.Module, layout: Layout, splits: Data, usual: int,
+                      old: dict[str, Any] | None) -> int:
+    """Return the batch size of the search: recorded, given, timed, or the usual one."""
+    if old and "search_batch_size" in old:
+        return int(old["search_batch_size"])  # timing again might choose another
     if config.batch_size == "auto":
-        batch_size = fastest_batch_size(net, splits.search, batch_size, [layer.name for layer in layout])
-        log.info("fastest batch size: %d", batch_size)
-    elif config.batch_size is not None:
-        batch_size = int(config.batch_size)
+        fastest = fastest_batch_size(net, splits.search, usual, [layer.name for layer in layout])
+        log.info("fastest batch size: %d", fastest)
+        return fastest
+    return usual if config.batch_size is None else int(config.batch_size)
+
+
+def make_evaluator(net: nn.Module, layout: Layout, splits: Data, config: Config, batch_size: int) -> Evaluator:
+    """Return the evaluator of the search."""
     return Evaluator(net, layout, splits.search, batch_size, floor=config.accuracy_floor, precision=config.precision,
                      cache_mb=config.cache_mb)
+
+
+def identity_of(config: Config, layout: Layout, batch_size: int, splits: Data, net: nn.Module) -> str:
+    """Return a hash of all that decides the results of a run."""
+    return fingerprint({k: v for k, v in config.settings().items() if k not in (*RESUMABLE, *PLACES)},
+                       [vars(layer) for layer in layout], batch_size, splits.search.labels.cpu().numpy(),
+                       hashlib.sha256(splits.search.images.cpu().numpy().tobytes()).hexdigest(),
+                       *(as_bytes_of(value) for value in net.state_dict().values()))
 
 
 def get_data(config: Config, data: Any) -> Data:

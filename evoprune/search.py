@@ -11,6 +11,7 @@ from deap import base
 
 from .checkpoint import load, save
 from .config import Config
+from .engines import Engine, Local, local
 from .evolution import State, begin, evolve
 from .run import Run, clock
 from .starts import first_population
@@ -20,7 +21,7 @@ SAY_EVERY = 3.0  # seconds between lines of progress
 log = logging.getLogger("evoprune")
 
 
-def search(run: Run, toolbox: base.Toolbox, checkpoint: Path) -> tuple[State, str]:
+def search(run: Run, toolbox: base.Toolbox, checkpoint: Path, engine: Local | Engine) -> tuple[State, str]:
     """Return the last whole state, and why the search stopped early ("" if it did not).
 
     Goes on from the newest state in the folder `checkpoint`, and saves there.
@@ -35,6 +36,8 @@ def search(run: Run, toolbox: base.Toolbox, checkpoint: Path) -> tuple[State, st
                                       np.random.default_rng((config.seed, 0)))
     progress = Progress(config, 0 if state is None else state.evaluations)
     run.evaluator.progress = progress.evaluated
+    if toolbox.map.func in (map, local):  # whoever registered another keeps it
+        toolbox.register("map", engine.map, progress=progress.evaluated)
     if state is None:
         state = begin(population, toolbox, config)
         save(checkpoint, state, run.identity)

@@ -14,6 +14,7 @@ from torch import nn
 
 from .config import RESUMABLE, Config, EvopruneError, first_line, options
 from .models import MODELS
+from .processes import workers_of
 from .splits import Data
 from .starts import rule_names
 
@@ -42,7 +43,8 @@ def settle(model: nn.Module | str, data: Any, resume: str | Path | None, given: 
     if not isinstance(data, str) and (config.image_size or (isinstance(data, Data) and (config.mean or config.std))):
         raise EvopruneError("image_size, mean, std: found together with data handed in; resize it before, and give mean and "
                             "std to evoprune.Data")
-    threads = 1 if config.model == "lenet" else torch.get_num_threads()  # 2.5 times as long with 2 on a busy machine
+    cores = 1 if config.model == "lenet" else torch.get_num_threads()  # 2.5 times as long with 2 on a busy machine
+    threads = cores if config.engine == "local" else max(1, cores // workers_of(config.workers))
     return with_a_device(replace(config, threads=config.threads or threads,
                                  out=config.out or free_folder(config)))
 

@@ -149,10 +149,12 @@ def constants(config: Config) -> tuple[tuple[float, ...] | None, tuple[float, ..
 
 def how_to_normalise(config: Config, source: Source) -> tuple[Transform | None, Any, Any]:
     """Return (transform, mean, std): the user's own, else the torchvision model's preset, else the data set's."""
-    from torchvision.transforms import InterpolationMode
-
     mean, std = constants(config)
-    transform = Transform(config.image_size, config.image_size, InterpolationMode.BILINEAR) if config.image_size else None
+    transform = None
+    if config.image_size:
+        from torchvision.transforms import InterpolationMode  # a second of every process that does without
+
+        transform = Transform(config.image_size, config.image_size, InterpolationMode.BILINEAR)
     preset = torchvision_preset(config.model.partition(":")[2]) if config.model.startswith("torchvision:") else None
     if preset is not None:
         transform = transform or Transform(preset.resize_size[0], preset.crop_size[0], preset.interpolation)

@@ -1,0 +1,150 @@
+"""Spawned worker processes, each on a pipe of its own: what a dead one held is known, and only that is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing import connection, get_context
+from multiprocessing.connection import Connection
+from time import monotonic
+from typing import Any
+
+from .config import Config, EvopruneError, first_line
+from .worker import FAILED, LOST, Function, Outcome, Start, attempt, die_with_parent, nothing
+
+HELLO = "hello"  # a worker's first message: it reads now
+UNREADY = 5  # workers that may end before they are ready, one after another: more is not bad luck
+
+@dataclass
+class Worker:
+    """A process and the pipe to it."""
+
+    process: Any
+    pipe: Connection
+    ready: bool = False
+    job: int | None = None
+    deadline: float = float("inf")  # of the monotonic clock
+
+
+def serve(pipe: Connection, parent: int) -> None:
+    """Be a worker of `Processes`: say hello, build what `start` builds, then run one job after another."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the search decides
+    die_with_parent(parent)
+    with contextlib.suppress(EOFError, BrokenPipeError):  # the search has ended
+        pipe.send((HELLO, None))
+        start: Start = pipe.recv()
+        pipe.send(attempt(start, nothing, None))
+        while True:
+            try:
+                function, item = pipe.recv()
+                outcome = attempt(start, function, item)
+            except (EOFError, BrokenPipeError):
+                raise
+            except Exception as error:  # noqa: BLE001  # reading a job imports what it names, and that may raise anything
+                outcome = FAILED, f"a worker cannot read its job: {type(error).__name__}: {first_line(error)}"
+            pipe.send(outcome)
+
+
+class Processes:
+    """Spawned workers, each on a pipe of its own: what a dead one held is known, and only that is lost."""
+
+    def __init__(self, config: Config, start: Start):
+        self.timeout = config.job_timeout or float("inf")
+        self.context, self.unready = get_context("spawn"), 0
+        try:
+            self.start = pickle.dumps(start)  # not the pipe's own pickler: torch's needs as much shared memory
+        except Exception as error:  # noqa: BLE001  # pickling raises whatever an object's own methods raise
+            raise EvopruneError(f"engine processes: the model or data cannot be sent to workers ({first_line(error)}); "
+                                f"define their classes at the top of a module, or use engine local") from None
+        self.workers = [self.hire() for _ in range(workers_of(config.workers))]
+
+    def hire(self) -> Worker:
+        """Start a worker; it says hello some seconds later."""
+        ours, theirs = self.context.Pipe()
+        process = self.context.Process(target=serve, args=(theirs, os.getpid()), daemon=True)
+        process.start()
+        theirs.close()  # so that the pipe ends with the worker
+        return Worker(process, ours)
+
+    def run(self, function: Function, items: Sequence[Any]) -> Iterator[tuple[int, Outcome]]:
+        """Yield (index, outcome) of every item once, as they come."""
+        waiting, missing = deque(range(len(items))), len(items)
+        for k, worker in enumerate(self.workers):
+            if not worker.process.is_alive():
+                self.replace(worker, k)
+        try:
+            while missing:
+                for worker in self.workers:
+                    if waiting and worker.ready and worker.job is None:
+                        self.hand(worker, waiting.popleft(), function, items)
+                due = min(worker.deadline for worker in self.workers)
+                ended = connection.wait([worker.pipe for worker in self.workers],
+                                        None if due == float("inf") else max(0.0, due - monotonic()))
+                for k, worker in enumerate(self.workers):
+                    if worker.pipe in ended:
+                        if outcome := self.read(worker, k):
+                            missing -= 1
+                            yield outcome
+                    elif worker.deadline < monotonic():
+                        worker.process.kill()  # its pipe ends, and the next look finds the job lost
+                        worker.deadline = float("inf")
+        finally:
+            for worker in self.workers:
+                if worker.job is not None:  # whoever asked has stopped listening
+                    worker.process.kill()
+                    worker.process.join()
+
+    def hand(self, worker: Worker, i: int, function: Function, items: Sequence[Any]) -> None:
+        worker.job, worker.deadline = i, monotonic() + self.timeout
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # dead: the pipe's end says so, and the job is lost
+            worker.pipe.send((function, items[i]))
+
+    def read(self, worker: Worker, k: int) -> tuple[int, Outcome] | None:
+        """Take one message of worker `k`; return what became of its job, if it had one."""
+        job = worker.job
+        try:
+            kind, content = worker.pipe.recv()
+        except (EOFError, OSError):
+            self.replace(worker, k)
+            return None if job is None else (job, (LOST, None))
+        if kind == HELLO:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                worker.pipe.send_bytes(self.start)
+            return None
+        if not worker.ready:
+            if kind == FAILED:
+                raise EvopruneError(f"engine processes: a worker could not start: {content}")
+            worker.ready, self.unready = True, 0
+            return None
+        worker.job, worker.deadline = None, float("inf")
+        return None if job is None else (job, (kind, content))
+
+    def replace(self, worker: Worker, k: int) -> None:
+        """Put a new worker in the place of one that ended."""
+        worker.pipe.close()
+        worker.process.kill()  # it may have closed its pipe and live on
+        worker.process.join()
+        self.unready += not worker.ready
+        if self.unready > UNREADY:
+            raise EvopruneError(f"engine processes: {UNREADY} workers ended before they were ready (the last with exit "
+                                f"status {worker.process.exitcode}); a script that calls prune needs its calls under "
+                                f"if __name__ == '__main__'")
+        self.workers[k] = self.hire()
+
+    def close(self) -> None:
+        """Kill the workers; they hold nothing that is still needed."""
+        for worker in self.workers:
+            worker.process.kill()
+        for worker in self.workers:
+            worker.process.join()
+            worker.pipe.close()
+
+
+def workers_of(asked: int | None) -> int:
+    """Return how many workers a run has: as many as asked for, else one a core."""
+    return asked or len(os.sched_getaffinity(0))

@@ -1,0 +1,146 @@
+"""Nothing is lost: small searches, each hit by random faults at random moments and resumed until done.
+
+    python scripts/chaos.py processes --runs 100
+
+Faults: kill -9 of one worker, of all at once, of the search, of what the user started; a stopped worker; SIGTERM; Ctrl-C; and,
+once the search has ended, a changed byte in its newest checkpoint. Prints a row a run and writes results/chaos/ENGINE.csv.
+Exits 1 if any result differs from the undisturbed run's, any run hangs, or any process is left running.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+from processes_of import kill, origin, running, tree, workers  # noqa: E402
+
+COMMAND = [sys.executable, "-m", "evoprune.main"]
+SMALL = ["--train-epochs", "1", "--search-images", "100", "--train-images", "200", "--test-images", "100", "--population", "8",
+         "--generations", "12", "--finetune-epochs", "1", "--front", "3", "--threads", "1", "--job-timeout", "10"]
+HANG = 240  # seconds that one start of a search may take; undisturbed ones take about 5
+ON_WORKERS, ON_SEARCH = ("worker", "all workers", "stop worker"), ("search", "launcher", "SIGTERM", "Ctrl-C")
+
+
+def strike(fault: str, process: subprocess.Popen[bytes], chance: random.Random) -> bool:
+    """Do it; return False if there was nothing to do it to."""
+    there = workers(process.pid)
+    if fault in ON_WORKERS:
+        chosen = there if fault == "all workers" else chance.sample(there, min(1, len(there)))
+        for pid in chosen:
+            if fault == "stop worker" and running([pid]):
+                os.kill(pid, signal.SIGSTOP)
+        if fault != "stop worker":
+            kill(chosen)
+        return bool(chosen)
+    if process.poll() is not None:
+        return False
+    if fault == "Ctrl-C":
+        os.killpg(process.pid, signal.SIGINT)
+    elif fault == "SIGTERM":
+        process.send_signal(signal.SIGTERM)
+    else:
+        kill([origin(process.pid) if fault == "search" else process.pid])
+    return True
+
+
+def damage(run: Path, chance: random.Random) -> bool:
+    """Change one byte of the newest checkpoint, where there is an older one."""
+    saved = sorted((run / "checkpoint").glob("[0-9]*.npz"))
+    if len(saved) < 2:
+        return False
+    content = bytearray(saved[-1].read_bytes())
+    content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+    saved[-1].write_bytes(content)
+    return True
+
+
+def result(run: Path) -> tuple[bytes, ...]:
+    """Return what has to be the same: the front, its masks, and how much was measured and trained."""
+    return tuple((run / name).read_bytes() for name in ("front.csv", "masks.npz", "done.json"))
+
+
+def go(arguments: list[str], faults: list[tuple[float, str]], chance: random.Random) -> tuple[list[str], str]:
+    """Run a search once; return the faults that struck and what went wrong."""
+    process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                               start_new_session=True)
+    begun, struck, seen = time.monotonic(), [], set()
+    while process.poll() is None and time.monotonic() - begun < HANG:
+        seen |= set(tree(process.pid))
+        if faults and time.monotonic() - begun > faults[0][0]:
+            fault = faults.pop(0)[1]
+            struck += [fault] * strike(fault, process, chance)
+        time.sleep(0.02)
+    problem = "hang" if process.poll() is None else ""
+    if problem:
+        kill(tree(process.pid))
+    process.wait()
+    end = time.monotonic() + 15
+    while (left := running(seen)) and time.monotonic() < end:
+        time.sleep(0.1)
+    kill(left)
+    return struck, problem or ("orphan" if left else "")
+
+
+def disturbed(engine: str, run: Path, seconds: float, chance: random.Random) -> dict[str, object]:
+    """Run one search to its end through faults; return a row of the table, all but whether the result is right."""
+    possible = ON_SEARCH if engine == "local" else ON_WORKERS + ON_SEARCH
+    begun, struck, problems, starts = time.monotonic(), [], [], 0
+    while not (run / "done.json").exists() and starts < 20 and "hang" not in problems:
+        faults = sorted((chance.uniform(0, seconds), chance.choice(possible)) for _ in range(chance.choice((1, 1, 2))))
+        count = [] if engine == "local" else ["--workers", str(chance.randint(1, 3))]
+        resume = (run / "config.json").exists()
+        where = ["--resume", str(run)] if resume else [*SMALL, "--out", str(run)]
+        hit, problem = go([*where, "--engine", engine, *count], faults if starts < 3 else [], chance)
+        struck += hit
+        problems += [problem] * bool(problem)
+        starts += 1
+        if not (run / "done.json").exists() and chance.random() < 0.3:
+            struck += ["changed byte"] * damage(run, chance)
+    return {"engine": engine, "faults": "; ".join(struck), "starts": starts, "seconds": round(time.monotonic() - begun, 1),
+            "hangs": problems.count("hang"), "orphans": problems.count("orphan")}
+
+
+def main() -> int:
+    """Run them all."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("engine", choices=("local", "processes", "scoop", "dask"))
+    parser.add_argument("--runs", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "chaos")
+    given = parser.parse_args()
+    rows: list[dict[str, object]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        go([*SMALL, "--out", f"{folder}/whole", "--engine", "local"], [], random.Random())
+        begun = time.monotonic()
+        go([*SMALL, "--out", f"{folder}/timed", "--engine", given.engine], [], random.Random())
+        seconds = time.monotonic() - begun
+        for i in range(given.runs):
+            run = Path(folder, f"run{i}")
+            row = disturbed(given.engine, run, seconds, random.Random(f"{given.seed} {given.engine} {i}"))
+            same = (run / "done.json").exists() and result(run) == result(Path(folder, "whole"))
+            rows.append({"run": i, **row, "same_bytes": int(same)})
+            print(json.dumps(rows[-1]), flush=True)
+    given.out.mkdir(parents=True, exist_ok=True)
+    with open(given.out / f"{given.engine}.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    wrong = sum(not row["same_bytes"] or bool(row["hangs"]) or bool(row["orphans"]) for row in rows)
+    print(f"{given.engine}: {len(rows)} runs, {sum(bool(row['faults']) for row in rows)} of them hit, {wrong} wrong")
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,307 @@
+"""Every engine gives the bytes of `local`, whatever happens to its workers."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, Small
+from processes_of import kill, listening, origin, running, tree, wait_for, workers
+
+import evoprune
+from evoprune.config import Config, EvopruneError
+from evoprune.engines import ENGINES, Engine, open_engine
+from evoprune.evolution import default_toolbox
+from evoprune.main import main
+from evoprune.processes import Processes
+from evoprune.pruning import prune
+from evoprune.sources import read_digits
+from evoprune.worker import nothing, take_slot
+
+POOLS = [name for name, pool in ENGINES.items() if pool is not None]
+LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
+SETTINGS = {"model": f"{Path(__file__).with_name('faulty.py')}:make", "data": "npz:digits.npz", "search_images": 100,
+            "population": 8, "generations": 4, "threads": 1, "finetune_epochs": 1, "front": 2}
+FLAGS = [part for name, value in SETTINGS.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+COMMAND = [sys.executable, "-m", "evoprune.main"]
+
+
+def results(folder):
+    return (folder / "front.csv").read_bytes(), (folder / "masks.npz").read_bytes()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def work_in(tmp_path_factory):
+    """Work in a folder that has the data as a file, which takes a worker less time to read than scikit-learn to import."""
+    folder = tmp_path_factory.mktemp("engines")
+    raw = read_digits("").train
+    images, labels = raw.read(np.arange(400), None).numpy(), raw.labels[:400]
+    np.savez(folder / "digits.npz", x_train=images[:300], y_train=labels[:300], x_test=images[300:], y_test=labels[300:])
+    with contextlib.chdir(folder):
+        yield
+
+
+@pytest.fixture(scope="module")
+def undisturbed(work_in, tmp_path_factory):
+    """The results of a run on `local`."""
+    out = tmp_path_factory.mktemp("local") / "run"
+    prune(out=str(out), **SETTINGS)
+    return results(out)
+
+
+@pytest.fixture
+def faults(tmp_path, monkeypatch):
+    """A folder of faults that processes started from now on look into."""
+    (tmp_path / "faults").mkdir()
+    monkeypatch.setenv("FAULTS", str(tmp_path / "faults"))
+    return tmp_path / "faults"
+
+
+@pytest.fixture
+def started():
+    """Start the command line in a process group of its own; at the end nothing of it may be left."""
+    processes = []
+
+    def start(*arguments):
+        processes.append(subprocess.Popen([*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                          text=True, start_new_session=True))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        kill(tree(process.pid))
+        process.communicate()
+
+
+def finish(process, status=0):
+    """Wait for the end and return what was said."""
+    below = tree(process.pid)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == status, output
+    wait_for(lambda: not running(below), 20)
+    return output
+
+
+@pytest.mark.parametrize("engine", POOLS)
+def test_workers_killed_idle_or_busy_or_all_at_once_change_nothing(engine, faults, started, undisturbed, tmp_path):
+    hold = faults / "hold"
+    hold.touch()
+    process = started(*FLAGS, "--engine", engine, "--workers", 2, "--out", tmp_path / "run")
+
+    def held():
+        """Return the worker that holds the job that waits."""
+        return [p for p in workers(process.pid) if (faults / f"held.{p}").exists()]
+
+    wait_for(held)
+    assert listening(tree(process.pid)) <= LOOPBACK
+    kill(set(workers(process.pid)) - set(held()))
+    busy = wait_for(held)
+    kill(busy)
+    wait_for(lambda: held() and set(held()) != set(busy))
+    kill(workers(process.pid))
+    wait_for(held)
+    hold.unlink()
+    assert "a worker died or hung; its job runs again, alone" in finish(process)
+    assert results(tmp_path / "run") == undisturbed
+
+
+@pytest.mark.parametrize("engine", POOLS)
+def test_a_job_that_hangs_or_kills_is_repeated_and_then_given_up(engine, faults, started, tmp_path):
+    (faults / "hang").touch()
+    (faults / "poison").touch()
+    process = started(*FLAGS, "--engine", engine, "--workers", 2, "--job-timeout", 2, "--out", tmp_path / "run",
+                      "--generations", 0)
+    output = finish(process)
+    assert not (faults / "hang").exists()
+    assert "a job killed its worker 3 times running alone: given up, with the worst fitness" in output
+
+    def given_up(evaluator, layout, config):
+        """What the search is told of masks that no worker survives."""
+        from faulty import POISONED
+
+        from evoprune.genome import get_bits
+
+        def evaluate(individual):
+            return (0, 0) if POISONED[0] < get_bits(individual, 0, layout).mean() < POISONED[1] else evaluator(individual)
+
+        return default_toolbox(evaluate, layout, config)
+
+    prune(out=str(tmp_path / "expected"), toolbox=given_up, **{**SETTINGS, "generations": 0})
+    assert results(tmp_path / "run") == results(tmp_path / "expected")
+
+
+@pytest.mark.parametrize(("engine", "target", "other"), [
+    ("processes", origin, "scoop"), ("scoop", origin, "dask"), ("scoop", lambda pid: pid, "local"),
+    ("dask", origin, "processes")])
+def test_a_killed_search_or_launcher_leaves_nothing_running_and_resumes_anywhere(engine, target, other, faults, started,
+                                                                                 undisturbed, tmp_path):
+    (faults / "hold").touch()
+    process = started(*FLAGS, "--engine", engine, "--workers", 2, "--out", tmp_path / "run")
+    wait_for(lambda: list(faults.glob("held.*")))
+    (faults / "hold").unlink()
+    (faults / "slow").touch()
+    wait_for(lambda: list((tmp_path / "run" / "checkpoint").glob("*.npz")))
+    everything = tree(process.pid)
+    kill([target(process.pid)])
+    process.wait(20)
+    assert process.returncode == (137 if target(process.pid) != process.pid else -9) or engine == "scoop"
+    wait_for(lambda: not running(everything), 20)
+    (faults / "slow").unlink()
+    output = finish(started("--resume", tmp_path / "run", "--engine", other, "--workers", 1))
+    assert "generation 4 of 4" in output and results(tmp_path / "run") == undisturbed
+
+
+@pytest.mark.parametrize(("engine", "sent", "status"), [
+    ("processes", signal.SIGINT, 130), ("scoop", signal.SIGTERM, 143), ("scoop", signal.SIGINT, 130),
+    ("dask", signal.SIGINT, 130)])
+def test_a_signal_saves_says_how_to_go_on_and_has_its_status(engine, sent, status, faults, started, tmp_path):
+    (faults / "slow").touch()
+    run = tmp_path / "run"
+    process = started(*FLAGS, "--engine", engine, "--workers", 2, "--out", run, "--generations", 10_000)
+    wait_for(lambda: list((run / "checkpoint").glob("*.npz")))
+    if sent == signal.SIGINT:
+        os.killpg(process.pid, sent)  # as a terminal does
+    else:
+        process.send_signal(sent)
+    output = finish(process, status)
+    assert f"stopped (interrupted); go on with: python -m evoprune.main --resume {run}" in output
+    assert "Traceback" not in output and len(evoprune.load_front(run)) > 0 and not (run / "done.json").exists()
+
+
+def test_five_workers_give_the_bytes_of_one_process_for_a_model_handed_in(lenet, digits, tmp_path):
+    settings = {"population": 16, "generations": 4, "finetune_epochs": 1, "front": 4, "threads": 1}
+    for engine, count in (("local", None), ("processes", 5)):
+        prune(lenet, digits, out=str(tmp_path / engine), engine=engine, workers=count, **settings)
+    assert results(tmp_path / "local") == results(tmp_path / "processes")
+
+
+def test_scoops_own_launcher_works_and_says_what_it_cannot_promise(undisturbed, tmp_path):
+    done = subprocess.run([sys.executable, "-m", "scoop", "-n", "2", ROOT / "evoprune" / "main.py", *FLAGS, "--out",
+                           tmp_path / "run"], capture_output=True, text=True, timeout=120)
+    assert "warning: python -m scoop cannot promise" in done.stdout, done.stderr
+    assert results(tmp_path / "run") == undisturbed
+
+
+def test_scoop_starts_workers_of_a_hostfile_over_ssh(started, undisturbed, tmp_path, monkeypatch):
+    ssh = tmp_path / "bin" / "ssh"  # stands for the real one: runs the command here, and ends with its input
+    ssh.parent.mkdir()
+    ssh.write_text('#!/bin/sh\nexec sh -c "$4"\n')
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{ssh.parent}:{os.environ['PATH']}")
+    (tmp_path / "hosts").write_text("first 1\nsecond 1\n")
+    process = started(*FLAGS, "--engine", "scoop", "--listen", "127.0.0.1", "--hostfile", tmp_path / "hosts",
+                      "--out", tmp_path / "run")
+    wait_for(lambda: len(workers(process.pid)) == 2)
+    finish(process)
+    assert results(tmp_path / "run") == undisturbed
+
+
+def test_a_dask_cluster_that_runs_already_is_used_and_left(started, undisturbed, tmp_path):
+    module = "distributed.cli.dask_"
+    pytest.importorskip("distributed")
+    file = tmp_path / "scheduler.json"
+    cluster = [subprocess.Popen([sys.executable, "-m", f"{module}{what}", "--scheduler-file", file, "--no-dashboard", *more],
+                                stderr=subprocess.DEVNULL) for what, more in
+               (("scheduler", ["--host", "127.0.0.1", "--port", "0"]), ("worker", ["--nthreads", "1", "--host", "127.0.0.1"]))]
+    try:
+        address = wait_for(lambda: file.exists() and re.search(r"tcp://[\d.:]+", file.read_text()))[0]
+        finish(started(*FLAGS, "--engine", "dask", "--scheduler", address, "--out", tmp_path / "run"))
+        assert results(tmp_path / "run") == undisturbed and all(p.poll() is None for p in cluster)
+    finally:
+        for process in cluster:
+            kill(tree(process.pid))
+            process.wait()
+
+
+# ---------------------------------------------------------------------------------------------------- what users get wrong
+
+
+def test_models_handed_in_need_an_engine_of_this_machine(digits, tmp_path):
+    for engine in ("scoop", "dask"):
+        with pytest.raises(EvopruneError, match=f"engine: {engine} needs a model and data that its workers can import"):
+            prune(Small(), digits, engine=engine, out=str(tmp_path / engine))
+
+
+def test_scoop_from_python_says_how_to_start_it(tmp_path):
+    with pytest.raises(EvopruneError, match="engine: scoop runs programs that were started under it"):
+        prune(engine="scoop", out=str(tmp_path / "run"), **SETTINGS)
+
+
+@pytest.mark.parametrize(("flags", "said"), [
+    (["--engine", "scoop", "--hostfile", "hosts"], "hostfile: workers of other machines need --listen ADDRESS"),
+    (["--engine", "scoop", "--listen", "192.0.2.1"], "listen: 192.0.2.1: "),
+    (["--engine", "scoop", "--listen", "127.0.0.1", "--hostfile", "nowhere"], "hostfile: nowhere: "),
+    (["--engine", "dask", "--scheduler", "127.0.0.1:1"], "scheduler: 127.0.0.1:1: "),
+    (["--workers", "0"], "workers: found 0, expected at least 1"),
+])
+def test_bad_settings_of_engines_are_one_line_and_status_2(flags, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("evoprune.engines.CONNECT", "1s")
+    assert main([*FLAGS, *flags, "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"evoprune: {said}") and error.count("\n") == 1
+
+
+# ------------------------------------------------------------------------------------------------------- engines by themselves
+
+
+def square(x):
+    if x < 0:
+        raise ValueError(f"{x} is\nnegative")
+    return x * x
+
+
+def dies(x):
+    if x == 3:
+        sys.exit("no")
+    return os.getpid()
+
+
+@pytest.fixture(scope="module")
+def pair():
+    engine = open_engine(Config(engine="processes", workers=2), nothing)
+    yield engine
+    engine.close()
+
+
+def test_order_is_kept_and_an_exception_is_one_line(pair):
+    arrived, progress = [], []
+    assert pair.map(square, range(50), lambda i, result: arrived.append((i, result)),
+                    lambda done, of: progress.append((done, of))) == [x * x for x in range(50)]
+    assert sorted(arrived) == [(x, x * x) for x in range(50)] and progress[-1] == (50, 50)
+    with pytest.raises(EvopruneError, match="^engine processes: ValueError: -1 is$"):
+        pair.map(square, [1, -1, 2])
+    with pytest.raises(EvopruneError, match="engine processes: SystemExit: no"):
+        pair.map(dies, [3])
+    assert pair.map(square, [5]) == [25]  # whoever was stopped in the middle is replaced
+    with pytest.raises(EvopruneError, match="evaluate cannot be sent to worker processes"):
+        pair.map(lambda x: x, [1])
+
+
+def test_each_process_of_a_host_has_a_slot_of_its_own(tmp_path):
+    assert take_slot(tmp_path) == 0 and take_slot(tmp_path) == 1
+    code = "import sys, pathlib; from evoprune.worker import take_slot; print(take_slot(pathlib.Path(sys.argv[1])))"
+    for _ in range(2):  # a slot is free again when its process has ended
+        assert subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True).stdout == "2\n"
+
+
+def refuses():
+    raise EvopruneError("no data here")
+
+
+def ends():
+    os._exit(3)
+
+
+def test_workers_that_cannot_start_stop_the_run(monkeypatch):
+    monkeypatch.setattr("evoprune.processes.UNREADY", 2)
+    for start, said in ((refuses, "a worker could not start: no data here"), (ends, r"2 workers ended before they were ready "
+                        r"\(the last with exit status 3\)")):
+        engine = Engine("processes", Processes(Config(workers=2), start))
+        with pytest.raises(EvopruneError, match=said):
+            engine.map(square, [1, 2, 3])
+        engine.close()
