@@ -2,7 +2,8 @@
 
     python scripts/bench_evaluation.py [--repeats 3] [--device cpu]
 
-A is: copy the model, set the masks with torch.nn.utils.prune, eval(), iterate a DataLoader, `.item()` every batch. Images
+A is: copy the model, set the masks with torch.nn.utils.prune, eval(), iterate a DataLoader over images with ToTensor and
+Normalize (as torchvision's data sets are used), `.item()` every batch. A over tensors: they are normalised before. Images
 are random: no row depends on what a model has learned. Ratios are of CPU time on the CPU (one thread, so it is wall time on
 an idle machine, and holds on a busy one), of wall time on a GPU. Writes results/bench_evaluation/DEVICE.csv and .txt.
 """
@@ -18,9 +19,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn.utils import prune as torch_prune
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torchvision import transforms
 
 from evoprune.config import Config
 from evoprune.evaluation import Evaluator, batch_size_for, masks, probe
@@ -49,9 +52,25 @@ def random_mask(layout: Layout, density: float = 0.3) -> Individual:
     return from_masks((rng.random(layer.shape) < density for layer in layout), "random")
 
 
-def usual_way(model: nn.Module, layout: Layout, split: Split, individual: Individual, batch: int) -> Callable[[], int]:
-    """Return A."""
-    dataset = TensorDataset(split.inputs(slice(None)).cpu(), split.labels.cpu())
+class Pictures(Dataset):  # type: ignore[type-arg]
+    """PIL images with transforms, as torchvision's data sets give them."""
+
+    def __init__(self, split: Split):
+        self.arrays = split.images.cpu().permute(0, 2, 3, 1).squeeze(3).numpy()  # (n, h, w) or (n, h, w, 3)
+        self.labels = split.labels.tolist()
+        self.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(split.mean, split.std)])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        return self.transform(Image.fromarray(self.arrays[i])), self.labels[i]
+
+
+def usual_way(model: nn.Module, layout: Layout, split: Split, individual: Individual, batch: int,
+              tensors: bool = False) -> Callable[[], int]:
+    """Return A, over images or over tensors."""
+    dataset = TensorDataset(split.inputs(slice(None)).cpu(), split.labels.cpu()) if tensors else Pictures(split)
     device = split.labels.device
 
     def evaluate() -> int:
@@ -107,12 +126,13 @@ def whole_model(clock: Clock, model: nn.Module, split: Split, batches: tuple[int
     individual = random_mask(layout)
     ours = evaluator_of(model, layout, split)
     calls: list[Callable[[], object]] = [usual_way(model, layout, split, individual, b) for b in batches]
+    calls += [usual_way(model, layout, split, individual, batches[-1], tensors=True)]
     calls += [lambda: int(ours.correct(individual)), lambda: int(ours.count_right())]
     if bf16:
         low = evaluator_of(model, layout, split, "bf16")
         calls.append(lambda: int(low.correct(individual)))
     found = clock.medians(*calls)
-    names = [f"A{b}" for b in batches] + ["ours", "dense"] + ["bf16"] * bf16
+    names = [f"A{b}" for b in batches] + ["tensors", "ours", "dense"] + ["bf16"] * bf16
     return dict(zip(names, found))
 
 
@@ -196,6 +216,7 @@ def rows_of_evaluation(clock: Clock) -> list[tuple[str, float, str]]:
     digits = images(5000, 1, 28, 10, device)
     times = whole_model(clock, lenet, digits, (32,), bf16=False)
     rows = [("LeNet-5, 5,000 images, fp32, against A (batch 32)", times["A32"] / times["ours"], "x"),
+            ("LeNet-5, 5,000 images, fp32, against A over tensors (batch 32)", times["tensors"] / times["ours"], "x"),
             ("LeNet-5, images a second", 5000 / times["ours"], "1/s"),
             ("LeNet-5, masked / dense forward", 100 * times["dense"] / times["ours"], "%"),
             (f"LeNet-5, five layers one at a time, {EVALUATIONS} masks each, against A (batch 32)",
@@ -207,6 +228,7 @@ def rows_of_evaluation(clock: Clock) -> list[tuple[str, float, str]]:
     speed = RESNET_FLOPS * len(photos) / times["ours"]
     rows += [("ResNet-18, fp32, against A (batch 128)", times["A128"] / times["ours"], "x"),
              ("ResNet-18, fp32, against A (batch 32)", times["A32"] / times["ours"], "x"),
+             ("ResNet-18, fp32, against A over tensors (batch 32)", times["tensors"] / times["ours"], "x"),
              ("ResNet-18, bf16, against A (batch 128)", times["A128"] / times["bf16"], "x"),
              ("ResNet-18, images a second, fp32", len(photos) / times["ours"], "1/s"),
              ("ResNet-18, images a second, bf16", len(photos) / times["bf16"], "1/s"),

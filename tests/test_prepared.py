@@ -9,8 +9,8 @@ from torch import nn
 import evoprune
 from evoprune.evaluation import Evaluator, logits_of
 from evoprune.layers import find_layers
-from evoprune.models import resnet18
-from evoprune.prepared import Prepared, channels_last_wins, fastest_batch_size, rewritten
+from evoprune.models import LeNet5, resnet18
+from evoprune.prepared import AvgPool2x2, Prepared, channels_last_wins, fastest_batch_size, rewritten
 from evoprune.starts import first_population
 from evoprune.tuning import Recipe, tune
 
@@ -102,6 +102,22 @@ def test_models_that_cannot_be_cut_run_whole_and_say_so(kind, said, digits, capl
     for individual in population(model, layout, 6):
         for _ in range(2):
             assert int(evaluator.correct(individual)) == count_obviously(model, layout, individual, digits.search, 50)
+
+
+@pytest.mark.parametrize("shape", [(64, 6, 28, 28), (3, 16, 10, 11), (1, 1, 3, 2)])
+def test_the_sliced_pool_has_the_bits_of_torchs(shape):
+    x = torch.randn(shape)
+    assert torch.equal(AvgPool2x2()(x), nn.functional.avg_pool2d(x, 2))
+
+
+def test_faster_modules_change_no_bit_and_no_input():
+    torch.manual_seed(0)
+    model, images = LeNet5().eval(), torch.randn(33, 1, 28, 28)
+    before = images.clone()
+    graph, _ = rewritten(model, images)
+    replaced = [type(m).__name__ for m in graph.modules()]
+    assert replaced.count("AvgPool2x2") == 2 and replaced.count("TanhInPlace") == 4
+    assert torch.equal(graph(images), model(images)) and torch.equal(images, before)
 
 
 def test_a_shared_convolution_is_not_folded():
