@@ -8,6 +8,7 @@ from torch import nn
 
 import evoprune
 from evoprune.evaluation import Evaluator, logits_of
+from evoprune.genome import get_bits
 from evoprune.layers import find_layers
 from evoprune.models import LeNet5, resnet18
 from evoprune.prepared import AvgPool2x2, Prepared, channels_last_wins, fastest_batch_size, rewritten
@@ -27,6 +28,30 @@ def resnet(digits):
 def masks_of(model, layout, rules="magnitude,erk", size=13):
     weights = [dict(model.named_parameters())[layer.name].detach().numpy() for layer in layout]
     return first_population(weights, layout, rules, size, np.random.default_rng(0))[:5]
+
+
+def test_lenet5_counts_equal_the_obvious_way_on_5000_images(digits):
+    """Twenty masks: the copy zeroed by hand, layer after layer, against the prepared model."""
+    def enlarged(split, count):
+        index = torch.arange(count) % len(split)
+        images = nn.functional.interpolate(split.images[index].float(), 28) + 30 * torch.rand(count, 1, 28, 28)
+        return type(split)(images.clamp(0, 255).to(torch.uint8), split.labels[index], split.mean, split.std)
+
+    torch.manual_seed(0)
+    model = LeNet5()
+    tune(model, enlarged(digits.train, 2000), Recipe(1, "adam", 0.005, 32, seed=0, augment=False))
+    search, layout = enlarged(digits.search, 5000), find_layers(model)
+    fast, counts = Evaluator(model, layout, search, 256, cache_mb=500), set()
+    for individual in population(model, layout, 20):
+        zeroed = copy.deepcopy(model)
+        for i, layer in enumerate(layout):
+            zeroed.get_parameter(layer.name).data[~torch.from_numpy(get_bits(individual, i, layout)).view(layer.shape)] = 0
+        with torch.inference_mode():
+            right = sum(int((zeroed(search.inputs(slice(i, i + 256))).argmax(1) == search.labels[i:i + 256]).sum())
+                        for i in range(0, 5000, 256))
+        assert int(fast.correct(individual)) == right
+        counts.add(right)
+    assert len(counts) > 10
 
 
 def all_logits(evaluator, individual):
