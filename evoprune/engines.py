@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import pickle
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,7 +19,7 @@ from typing import Any, Protocol
 from .config import Config, EvopruneError, first_line
 from .processes import Processes, workers_of
 from .team import Team
-from .worker import DONE, FAILED, LOST, Function, Outcome, Start, attempt, nothing
+from .worker import DONE, FAILED, LOST, PARENT, Function, Outcome, Start, attempt, nothing
 
 TRIES = 3  # times that a job may kill its worker when nothing else runs
 OURS = "evoprune"  # in scoop.CONFIGURATION: started by our own launcher
@@ -176,8 +177,10 @@ class Dask:
                                                         silence_logs=logging.CRITICAL)
             address = self.cluster.scheduler_address
             command = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-nanny", "--host",
-                       LOOPBACK, "--dashboard-address", f"{LOOPBACK}:0", "--memory-limit", "0", "--preload", "evoprune.worker"]
-            self.team = Team([command] * workers_of(config.workers), {"DASK_LOGGING__DISTRIBUTED": "critical"})
+                       LOOPBACK, "--dashboard-address", f"{LOOPBACK}:0", "--memory-limit", "0", "--preload", "evoprune.worker",
+                       "--death-timeout", "60"]
+            self.team = Team([command] * workers_of(config.workers),
+                             {"DASK_LOGGING__DISTRIBUTED": "critical", PARENT: str(os.getpid())})
         try:
             self.client = distributed.Client(address, timeout=CONNECT)
         except (OSError, ValueError) as error:

@@ -30,6 +30,7 @@ from .team import SOON, Team, start
 
 LOOPBACK = "127.0.0.1"
 PING = [brokerzmq.STATUS_ANS, b"N.", b"?"]  # a status that workers read and forget; N. is None, pickled
+BEAT, SILENCE = 5_000, 30_000  # milliseconds; ZeroMQ answers pings beside whatever a worker does
 LOOK_EVERY = 1.0  # seconds between looks for dead workers that hold a job
 
 
@@ -76,6 +77,17 @@ class Broker(brokerzmq.Broker):  # type: ignore[misc]  # scoop is untyped
         self.task_socket: Any = Patient(self.task_socket)
         self.available_workers = Living(self.task_socket)
         self.looked = 0.0
+
+    @property
+    def context(self) -> Any:
+        """ZeroMQ's context: its sockets ping whoever is connected, and give up who has been silent for too long."""
+        return self.made_in
+
+    @context.setter
+    def context(self, made_in: Any) -> None:
+        made_in.setsockopt(zmq.HEARTBEAT_IVL, BEAT)
+        made_in.setsockopt(zmq.HEARTBEAT_TIMEOUT, SILENCE)
+        self.made_in = made_in
 
     def pruneAssignedTasks(self) -> None:  # SCOOP's name
         """Forget the jobs of workers that are dead."""

@@ -23,8 +23,6 @@ from scoop.broker.structs import BrokerInfo
 from evoprune.engines import OURS
 from evoprune.worker import LOST, die_with_parent, nothing
 
-BEAT, SILENCE = 5_000, 60_000  # milliseconds: ZeroMQ pings the broker, which gives up a worker that has been silent so long
-
 
 class Loopback(zmq.Socket[bytes]):
     """A socket that binds to loopback when asked to bind to every interface."""
@@ -39,12 +37,10 @@ class Communicator(scoopzmq.ZMQCommunicator):  # type: ignore[misc]  # scoop is 
     def createZMQSocket(self, kind: int) -> Any:  # SCOOP's names, here and below
         """Return a socket; workers never connect to each other, but the port of one makes a worker's name."""
         made = super().createZMQSocket(kind)
-        if kind == zmq.ROUTER:
-            made.close()
-            return Loopback(self.ZMQcontext, kind)
-        made.setsockopt(zmq.HEARTBEAT_IVL, BEAT)
-        made.setsockopt(zmq.HEARTBEAT_TTL, SILENCE)
-        return made
+        if kind != zmq.ROUTER:
+            return made
+        made.close()
+        return Loopback(self.ZMQcontext, kind)
 
     def addPeer(self, peer: bytes) -> None:
         """Connect to nobody."""

@@ -20,6 +20,7 @@ Function = Callable[[Any], Any]
 Start = Callable[[], None]  # builds what is heavy, once a process
 Outcome = tuple[str, Any]  # DONE and the result, FAILED and what an exception said, or LOST: the worker died
 DONE, FAILED, LOST = "done", "failed", "lost"
+PARENT = "EVOPRUNE_PARENT"  # variable of the environment: the process that a Dask worker ends with
 HELD: list[io.IOBase] = []  # locks of this process
 
 
@@ -46,7 +47,8 @@ def attempt(start: Start, function: Function, item: Any, timeout: float | None =
 
 def dask_setup(worker: Any) -> None:
     """End with the search: Dask calls this in each worker of a cluster of ours."""
-    die_with_parent(os.getppid())
+    if PARENT in os.environ:  # not os.getppid(): it may have ended while this process started
+        die_with_parent(int(os.environ[PARENT]))
 
 
 def die_with_parent(parent: int) -> None:

@@ -112,6 +112,15 @@ def disturbed(engine: str, run: Path, seconds: float, chance: random.Random) -> 
             "hangs": problems.count("hang"), "orphans": problems.count("orphan")}
 
 
+def write(out: Path, engine: str, rows: list[dict[str, object]]) -> None:
+    """Write the table as far as it goes."""
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / f"{engine}.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def main() -> int:
     """Run them all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -132,11 +141,7 @@ def main() -> int:
             same = (run / "done.json").exists() and result(run) == result(Path(folder, "whole"))
             rows.append({"run": i, **row, "same_bytes": int(same)})
             print(json.dumps(rows[-1]), flush=True)
-    given.out.mkdir(parents=True, exist_ok=True)
-    with open(given.out / f"{given.engine}.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+            write(given.out, given.engine, rows)
     wrong = sum(not row["same_bytes"] or bool(row["hangs"]) or bool(row["orphans"]) for row in rows)
     print(f"{given.engine}: {len(rows)} runs, {sum(bool(row['faults']) for row in rows)} of them hit, {wrong} wrong")
     return int(wrong > 0)
