@@ -1,9 +1,10 @@
 """A model made ready for many masked forward passes over the same images.
 
 Batch norm is folded into the convolution before it (masking afterwards is exact: (w * s) * m == (w * m) * s), weights
-and images are in the faster memory format, pools and activations are faster ones, and whatever no mask can change is computed once and kept: the normalised
-images, or, where only later layers are masked, the values that cross from the part before them to the part behind.
-`torch.fx` finds the cuts; a model it cannot trace, or whose cut does not give the same logits, is run whole.
+and images are in the faster memory format, pools and activations are faster ones, and whatever no mask can change is
+computed once and kept: the normalised images, or, where only later layers are masked, the values that cross from the part
+before them to the part behind. `torch.fx` finds the cuts; a model it cannot trace, or whose cut does not give the same
+logits, is run whole.
 """
 
 from __future__ import annotations
