@@ -20,7 +20,7 @@ from .layers import Layout
 from .prepared import Prepared
 from .splits import Split, as_split
 
-ACTIVATION_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}  # largest activation of a batch; page faults slow a CPU beyond it
+ACTIVATION_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}  # largest activation of a batch; page faults slow a CPU far beyond
 log = logging.getLogger("evoprune")
 LARGEST_BATCH = {"cpu": 512, "cuda": 8192}
 
@@ -119,9 +119,9 @@ def probe(model: nn.Module, split: Split, classes: int) -> tuple[int, int]:
 
 
 def batch_size_for(activation_bytes: int, device: torch.device) -> int:
-    """Return the largest power of two whose largest activation fits `ACTIVATION_BYTES`: the same on every machine."""
-    fits = max(1, ACTIVATION_BYTES[device.type] // activation_bytes)
-    return min(LARGEST_BATCH[device.type], 1 << (fits.bit_length() - 1))
+    """Return the power of two whose largest activation is nearest to `ACTIVATION_BYTES`: the same on every machine."""
+    fits = max(1.0, ACTIVATION_BYTES[device.type] / activation_bytes)
+    return min(LARGEST_BATCH[device.type], 1 << round(math.log2(fits)))
 
 
 class Evaluator:

@@ -1,9 +1,10 @@
 """A model made ready for many masked forward passes over the same images.
 
 Batch norm is folded into the convolution before it (masking afterwards is exact: (w * s) * m == (w * m) * s), weights
-and images are in the faster memory format, and whatever no mask can change is computed once and kept: the normalised
-images, or, where only later layers are masked, the values that cross from the part before them to the part behind.
-`torch.fx` finds the cuts; a model it cannot trace, or whose cut does not give the same logits, is run whole.
+and images are in the faster memory format, pools and activations are faster ones, and whatever no mask can change is
+computed once and kept: the normalised images, or, where only later layers are masked, the values that cross from the part
+before them to the part behind. `torch.fx` finds the cuts; a model it cannot trace, or whose cut does not give the same
+logits, is run whole.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ class Prepared:
                  cache_mb: int = 0, plain: bool = False):
         self.split, self.batch_size = split, batch_size
         self.dtype = torch.bfloat16 if precision == "bf16" else split.dtype
-        self.model, self.folded = copy.deepcopy(model).to(split.labels.device).eval().requires_grad_(False), 0
+        self.model, self.rounded = copy.deepcopy(model).to(split.labels.device).eval().requires_grad_(False), 0
         self.format = torch.channels_last if channels_last_wins(model) and not plain else torch.contiguous_format
         if not plain:
-            self.model, self.folded = rewritten(self.model, split.inputs(slice(0, CHECKED)))
+            self.model, self.rounded = rewritten(self.model, split.inputs(slice(0, CHECKED)))
         if self.dtype != split.dtype:
             self.model = self.model.to(self.dtype)
         self.model = self.model.to(memory_format=self.format)
@@ -52,7 +53,7 @@ class Prepared:
     @property
     def exact(self) -> bool:
         """Whether logits are bit for bit those of the plain model at this batch size."""
-        return not self.folded and self.format == torch.contiguous_format and self.dtype == self.split.dtype
+        return not self.rounded and self.format == torch.contiguous_format and self.dtype == self.split.dtype
 
     def logits(self, i: int) -> Any:
         """Return what the model returns for batch `i`, under the weights as they are now."""
@@ -103,15 +104,16 @@ def channels_last_wins(model: nn.Module) -> bool:
 
 
 def rewritten(plain: nn.Module, inputs: Tensor) -> tuple[nn.Module, int]:
-    """Return the model as a graph with batch norms folded, and how many; the plain model where that is not possible."""
+    """Return the model as a graph with batch norms folded and faster modules, and how many of these round otherwise; the
+    plain model and 0 where that is not possible."""
     try:
         with torch.no_grad():  # not inference_mode: its tensors could never be changed again
             expected = plain(inputs)
             graph = fx.symbolic_trace(copy.deepcopy(plain))
             folded = fold_batch_norms(graph)
-            use_faster_modules(graph, pools=not channels_last_wins(plain))
+            rounded = folded + use_faster_modules(graph, pools=not channels_last_wins(plain))
             if close(expected, graph(inputs)):
-                return graph, folded
+                return graph, rounded
         reason = "its graph gives other logits"
     except Exception as error:  # noqa: BLE001  # tracing runs the user's code on stand-ins, which may raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -153,18 +155,21 @@ class AvgPool2x2(nn.Module):
         return sums.add_(x[..., 1:h:2, 0:w:2]).add_(x[..., 1:h:2, 1:w:2]).mul_(0.25)
 
 
-class TanhInPlace(nn.Module):
-    """nn.Tanh that writes over its input."""
+class TanhBySigmoid(nn.Module):
+    """nn.Tanh as 2 sigmoid(2x) - 1, written over its input: a quarter of the time on a CPU, 2e-7 off at most."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.tanh_()
+        return x.mul_(2).sigmoid_().mul_(2).sub_(1)
 
 
-def use_faster_modules(graph: fx.GraphModule, pools: bool) -> None:
-    """Replace modules by ones that give the same bits sooner: 2x2 average pools, and activations in place.
+def use_faster_modules(graph: fx.GraphModule, pools: bool) -> int:
+    """Replace modules by faster ones: 2x2 average pools (the same bits), activations in place (the same bits), tanh (rounded
+    otherwise); return how many round otherwise.
 
     An activation may write over its input where that is the fresh result of a layer that nothing else reads.
     """
+    on_cpu = all(not p.is_cuda for p in graph.parameters())
+    rounded = 0
     modules = dict(graph.named_modules())
     used = [node.target for node in graph.graph.nodes if node.op == "call_module"]
     for node in graph.graph.nodes:
@@ -173,14 +178,16 @@ def use_faster_modules(graph: fx.GraphModule, pools: bool) -> None:
         module, before = modules[node.target], node.args[0]
         plain_pool = tuple(getattr(module, k, 0) for k in (
             "kernel_size", "stride", "padding", "ceil_mode", "divisor_override")) == (2, 2, 0, False, None)
-        fresh = (used.count(node.target) == 1 and isinstance(before, fx.Node) and before.op == "call_module" and len(before.users) == 1
-                 and isinstance(modules[before.target], (nn.Linear, *CONVOLUTIONS)))
-        if pools and type(module) is nn.AvgPool2d and plain_pool:
+        fresh = (used.count(node.target) == 1 and isinstance(before, fx.Node) and before.op == "call_module"
+                 and len(before.users) == 1 and isinstance(modules[before.target], (nn.Linear, *CONVOLUTIONS)))
+        if pools and on_cpu and type(module) is nn.AvgPool2d and plain_pool:
             graph.set_submodule(node.target, AvgPool2x2())
-        elif fresh and type(module) is nn.Tanh:
-            graph.set_submodule(node.target, TanhInPlace())
+        elif fresh and on_cpu and type(module) is nn.Tanh:
+            graph.set_submodule(node.target, TanhBySigmoid())
+            rounded += 1
         elif fresh and type(module) in (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish):
             module.inplace = True
+    return rounded
 
 
 def split_graph(graph: fx.GraphModule, masked: Collection[str]) -> tuple[fx.GraphModule, fx.GraphModule] | None:

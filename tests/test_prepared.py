@@ -11,7 +11,7 @@ from evoprune.evaluation import Evaluator, logits_of
 from evoprune.genome import get_bits
 from evoprune.layers import find_layers
 from evoprune.models import LeNet5, resnet18
-from evoprune.prepared import AvgPool2x2, Prepared, channels_last_wins, fastest_batch_size, rewritten
+from evoprune.prepared import AvgPool2x2, Prepared, TanhBySigmoid, channels_last_wins, fastest_batch_size, rewritten
 from evoprune.starts import first_population
 from evoprune.tuning import Recipe, tune
 
@@ -69,7 +69,7 @@ def test_every_count_equals_the_plain_models(layer, resnet, digits):
     layout = find_layers(resnet, layer)
     plain = Evaluator(resnet, layout, digits.search, 64, plain=True)
     fast = Evaluator(resnet, layout, digits.search, 64, cache_mb=500)
-    assert fast.prepared.folded == 20 and fast.prepared.format == torch.channels_last
+    assert fast.prepared.rounded == 20 and fast.prepared.format == torch.channels_last
     assert (fast.prepared.prefix is not None) == (layer is not None)
     informative = 0
     for individual in masks_of(resnet, layout):
@@ -135,14 +135,30 @@ def test_the_sliced_pool_has_the_bits_of_torchs(shape):
     assert torch.equal(AvgPool2x2()(x), nn.functional.avg_pool2d(x, 2))
 
 
-def test_faster_modules_change_no_bit_and_no_input():
+def test_tanh_by_sigmoid_is_off_by_rounding_only():
+    x = torch.cat([torch.linspace(-20, 20, 100_001), torch.randn(1000) * 1e-3, torch.tensor([float("inf"), -float("inf")])])
+    assert (TanhBySigmoid()(x.clone()) - torch.tanh(x)).abs().max() <= 2e-7
+
+
+def test_faster_modules_leave_their_inputs_and_other_uses_alone():
     torch.manual_seed(0)
     model, images = LeNet5().eval(), torch.randn(33, 1, 28, 28)
     before = images.clone()
-    graph, _ = rewritten(model, images)
+    graph, rounded = rewritten(model, images)
     replaced = [type(m).__name__ for m in graph.modules()]
-    assert replaced.count("AvgPool2x2") == 2 and replaced.count("TanhInPlace") == 4
-    assert torch.equal(graph(images), model(images)) and torch.equal(images, before)
+    assert replaced.count("AvgPool2x2") == 2 and replaced.count("TanhBySigmoid") == rounded == 4
+    assert torch.allclose(graph(images), model(images), atol=1e-6) and torch.equal(images, before)
+
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.act = nn.Linear(4, 4), nn.Linear(4, 4), nn.Tanh()
+
+        def forward(self, x):
+            return self.act(self.a(x)) + self.act(x) + self.b(x)
+
+    graph, rounded = rewritten(Shared().eval(), torch.randn(3, 4))
+    assert rounded == 0
 
 
 def test_a_shared_convolution_is_not_folded():
