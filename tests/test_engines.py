@@ -87,6 +87,7 @@ def finish(process, status=0):
     return output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", POOLS)
 def test_workers_killed_idle_or_busy_or_all_at_once_change_nothing(engine, faults, started, undisturbed, tmp_path):
     hold = faults / "hold"
@@ -110,6 +111,7 @@ def test_workers_killed_idle_or_busy_or_all_at_once_change_nothing(engine, fault
     assert results(tmp_path / "run") == undisturbed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", POOLS)
 def test_a_job_that_hangs_or_kills_is_repeated_and_then_given_up(engine, faults, started, tmp_path):
     (faults / "hang").touch()
@@ -136,6 +138,7 @@ def test_a_job_that_hangs_or_kills_is_repeated_and_then_given_up(engine, faults,
     assert results(tmp_path / "run") == results(tmp_path / "expected")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("engine", "target", "other"), [
     ("processes", origin, "scoop"), ("scoop", origin, "dask"), ("scoop", lambda pid: pid, "local"),
     ("dask", origin, "processes")])
@@ -157,6 +160,7 @@ def test_a_killed_search_or_launcher_leaves_nothing_running_and_resumes_anywhere
     assert "generation 4 of 4" in output and results(tmp_path / "run") == undisturbed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("engine", "sent", "status"), [
     ("processes", signal.SIGINT, 130), ("scoop", signal.SIGTERM, 143), ("scoop", signal.SIGINT, 130),
     ("dask", signal.SIGINT, 130)])
@@ -188,6 +192,7 @@ def test_scoops_own_launcher_works_and_says_what_it_cannot_promise(undisturbed, 
     assert results(tmp_path / "run") == undisturbed
 
 
+@pytest.mark.slow
 def test_scoop_starts_workers_of_a_hostfile_over_ssh(started, undisturbed, tmp_path, monkeypatch):
     ssh = tmp_path / "bin" / "ssh"  # stands for the real one: runs the command here, and ends with its input
     ssh.parent.mkdir()
@@ -202,6 +207,7 @@ def test_scoop_starts_workers_of_a_hostfile_over_ssh(started, undisturbed, tmp_p
     assert results(tmp_path / "run") == undisturbed
 
 
+@pytest.mark.slow
 def test_a_dask_cluster_that_runs_already_is_used_and_left(started, undisturbed, tmp_path):
     module = "distributed.cli.dask_"
     pytest.importorskip("distributed")
