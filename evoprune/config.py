@@ -83,7 +83,7 @@ class Config:
     threads: int | None = option(None, "torch threads (torch's own choice; 1 for lenet, too small for more); recorded", low=1,
                                  high=1024)
     batch_size: str | None = option(None, "images a forward pass, or auto to time a few "
-                                    "(a power of two that keeps the largest activation below 8 MB on a CPU)", metavar="N")
+                                    "(a power of two, largest activation about 16 MB on a CPU)", metavar="N")
     precision: str = option("fp32", "of the search; whatever is written to front.csv is fp32", choices=("fp32", "bf16"))
     cache_mb: int = option(1024, "memory for values that no mask changes: normalised images, or what enters the first "
                            "searched layer", low=0)

@@ -20,9 +20,9 @@ from .layers import Layout
 from .prepared import Prepared
 from .splits import Split, as_split
 
-ACTIVATION_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}  # largest activation of a batch; page faults slow a CPU far beyond
+ACTIVATION_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}  # largest activation of a batch; page faults slow a CPU far beyond
 log = logging.getLogger("evoprune")
-LARGEST_BATCH = {"cpu": 512, "cuda": 8192}
+LARGEST_BATCH = {"cpu": 256, "cuda": 8192}
 
 
 def logits_of(output: Any) -> Tensor:

@@ -122,7 +122,7 @@ def test_the_batch_size_depends_on_activation_bytes_alone(lenet, digits):
     outputs, largest = probe(lenet, digits.search, 10)
     assert (outputs, largest) == (10, 8 * 8 * 8 * 4)
     cpu = torch.device("cpu")
-    assert [batch_size_for(b, cpu) for b in (1, 18_816, 73_728, 262_144, 1 << 30)] == [512, 512, 128, 32, 1]
+    assert [batch_size_for(b, cpu) for b in (1, 18_816, 73_728, 262_144, 1 << 30)] == [256, 256, 256, 64, 1]
 
 
 def test_masks_have_the_shapes_of_the_parameters(lenet, layout):
