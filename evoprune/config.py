@@ -17,10 +17,17 @@ class EvopruneError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an exception says, in one line without terminal codes."""
+    """Return what an exception says, in one line without terminal codes; a bare word gets its type before it."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
     line = text.splitlines()[0] if text else ""
-    return line if " " in line else f"{type(error).__name__}: {line}".removesuffix(": ")  # a bare key says nothing
+    return line if " " in line else with_type(error, line)
+
+
+def with_type(error: BaseException, line: str | None = None) -> str:
+    """Return the type of an exception and what it says, in one line."""
+    name = type(error).__name__
+    line = first_line(error).removeprefix(f"{name}: ") if line is None else line
+    return f"{name}: {line}" if line else name
 
 
 def option(default: Any, help: str, *, low: float | None = None, high: float | None = None,

@@ -16,7 +16,7 @@ from importlib import import_module
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
-from .config import Config, EvopruneError, first_line
+from .config import Config, EvopruneError, first_line, with_type
 from .processes import Processes, workers_of
 from .team import Team
 from .worker import DONE, FAILED, LOST, PARENT, Function, Outcome, Start, attempt, nothing
@@ -203,7 +203,7 @@ class Dask:
                     continue
                 error = future.exception()
                 if error is not None and not isinstance(error, self.dead):
-                    raise EvopruneError(f"engine dask: {type(error).__name__}: {first_line(error)}")
+                    raise EvopruneError(f"engine dask: {with_type(error)}")
                 yield jobs.pop(future), (LOST, None) if error is not None else future.result()
         finally:
             self.client.cancel(list(jobs))

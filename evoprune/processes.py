@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from time import monotonic
 from typing import Any
 
-from .config import Config, EvopruneError, first_line
+from .config import Config, EvopruneError, first_line, with_type
 from .worker import FAILED, LOST, Function, Outcome, Start, attempt, die_with_parent, nothing
 
 HELLO = "hello"  # a worker's first message: it reads now
@@ -46,7 +46,7 @@ def serve(pipe: Connection, parent: int) -> None:
             except (EOFError, BrokenPipeError):
                 raise
             except Exception as error:  # noqa: BLE001  # reading a job imports what it names, and that may raise anything
-                outcome = FAILED, f"a worker cannot read its job: {type(error).__name__}: {first_line(error)}"
+                outcome = FAILED, f"a worker cannot read its job: {with_type(error)}"
             pipe.send(outcome)
 
 

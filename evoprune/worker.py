@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .config import EvopruneError, first_line
+from .config import EvopruneError, with_type
 
 Function = Callable[[Any], Any]
 Start = Callable[[], None]  # builds what is heavy, once a process
@@ -42,7 +42,7 @@ def attempt(start: Start, function: Function, item: Any, timeout: float | None =
     except EvopruneError as error:
         return FAILED, str(error)
     except (Exception, SystemExit) as error:  # noqa: BLE001  # it is told in the process that asked
-        return FAILED, f"{type(error).__name__}: {first_line(error)}"
+        return FAILED, with_type(error)
 
 
 def dask_setup(worker: Any) -> None:
