@@ -185,6 +185,7 @@ def test_five_workers_give_the_bytes_of_one_process_for_a_model_handed_in(lenet,
     assert results(tmp_path / "local") == results(tmp_path / "processes")
 
 
+@pytest.mark.slow
 def test_scoops_own_launcher_works_and_says_what_it_cannot_promise(undisturbed, tmp_path):
     done = subprocess.run([sys.executable, "-m", "scoop", "-n", "2", ROOT / "evoprune" / "main.py", *FLAGS, "--out",
                            tmp_path / "run"], capture_output=True, text=True, timeout=120)
