@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -72,8 +73,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 143 if terminated else 130
     finally:
         log.removeHandler(shown)
+        flush_quietly()
         signal.signal(signal.SIGTERM, before)
     return 0
+
+
+def flush_quietly() -> None:
+    """Flush standard output; where its reader has gone (| head), let what is left go too, or Python exits with 120."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def under_scoop() -> bool:
