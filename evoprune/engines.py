@@ -13,6 +13,7 @@ import pickle
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
@@ -162,10 +163,8 @@ class Dask:
     """
 
     def __init__(self, config: Config, start: Start):
-        try:
-            dask, distributed = import_module("dask"), import_module("distributed")
-        except ImportError:
-            raise EvopruneError("engine: dask is not installed; pip install 'evoprune[dask]'") from None
+        check_installed(config)
+        dask, distributed = import_module("dask"), import_module("distributed")
         self.start, self.timeout = start, config.job_timeout
         self.cluster, self.team = None, Team([])
         self.dead = distributed.scheduler.KilledWorker
@@ -214,6 +213,12 @@ class Dask:
         self.team.end()
         if self.cluster is not None:
             self.cluster.close()
+
+
+def check_installed(config: Config) -> None:
+    """Raise `EvopruneError` if the engine needs a package that is not there."""
+    if config.engine == "dask" and find_spec("distributed") is None:
+        raise EvopruneError("engine: dask is not installed; pip install 'evoprune[dask]'")
 
 
 def open_engine(config: Config, start: Start) -> Local | Engine:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from .config import RESUMABLE, Config, EvopruneError, first_line, options
+from .engines import check_installed
 from .models import MODELS
 from .processes import workers_of
 from .splits import Data
@@ -37,6 +38,7 @@ def settle(model: nn.Module | str, data: Any, resume: str | Path | None, given: 
         return with_a_device(settle_resumed(Path(resume), {"model": model, "data": data}, {**given, **names}))
     config = Config(**names, **given)
     rule_names(config.start)
+    check_installed(config)
     if config.train_epochs is None:
         own = isinstance(model, str) and config.model in MODELS and config.data == "digits" and config.weights is None
         config = replace(config, train_epochs=30 if own else 0)

@@ -231,3 +231,10 @@ def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path, weights_file):
     command = f"{sys.executable} -m evoprune.main --weights {weights_file} --population 4 --generations 2 --out run | head -1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "" and (tmp_path / "run" / "done.json").exists()
+
+
+def test_an_engine_that_is_not_installed_leaves_no_folder(lenet, digits, tmp_path, monkeypatch):
+    monkeypatch.setattr("evoprune.engines.find_spec", lambda name: None)
+    with pytest.raises(EvopruneError, match=r"^engine: dask is not installed; pip install 'evoprune\[dask\]'$"):
+        prune(lenet, digits, out=tmp_path / "run", engine="dask", **small())
+    assert not (tmp_path / "run").exists()
