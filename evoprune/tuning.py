@@ -1,4 +1,5 @@
-"""Trains the values that a mask keeps; pruned ones stay zero. Without masks, it trains a dense model.
+"""Trains the values that a mask keeps; pruned ones stay zero. Without masks, it trains a dense model; a mask may lose more
+of its weights on the way, the least salient first.
 
 The same seed, threads and kind of processor give the same values, bit for bit.
 """
@@ -6,25 +7,29 @@ The same seed, threads and kind of processor give the same values, bit for bit.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .fast import fast_training
 from .models import logits_of
+from .saliency import NEEDS_DATA, SALIENCIES, keep_top
 from .splits import Split
 
 SMALL = 1_000_000  # parameters; below, Adam learns faster, above, SGD with momentum generalises better
 WARM_UP = 0.05  # share of the steps
+PRUNINGS, PRUNE_EVERY = 40, 50  # times that a mask loses weights, but not more than so many steps apart
+DECAY = 0.999  # of the mean squared gradients, as Adam's
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How values are trained: linear warm-up over 5 % of the steps, then cosine to zero."""
 
-    epochs: int
+    epochs: float
     optimizer: str  # "adam" or "sgd"
     learning_rate: float  # at its peak
     batch_size: int
@@ -32,7 +37,27 @@ class Recipe:
     augment: bool
 
 
-def recipe_for(model: nn.Module, epochs: int, seed: int, learning_rate: float | None = None,
+@dataclass(frozen=True)
+class Shrink:
+    """How a mask loses weights while the others are trained: by the cube of the time that is left (Zhu and Gupta, 2017,
+    arXiv:1710.01878, equation 1)."""
+
+    kept: int  # weights at the end, over all masked layers
+    saliency: str  # of `SALIENCIES`: what goes first
+    until: float = 0.7  # share of the steps after which the mask stays
+    first: float = 0.2  # share of all weights that the first pruning leaves at most
+
+    def kept_at(self, step: int, steps: int, before: int, weights: int) -> int:
+        """Return how many weights are kept at `step`, of `before` at the start."""
+        most = max(self.kept, min(before, self.first * weights))
+        return round(self.kept + (most - self.kept) * max(0.0, 1 - step / max(1.0, self.until * steps)) ** 3)
+
+    def every(self, steps: int) -> int:
+        """Return how many steps there are from one pruning to the next."""
+        return min(PRUNE_EVERY, max(1, int(self.until * steps) // PRUNINGS))
+
+
+def recipe_for(model: nn.Module, epochs: float, seed: int, learning_rate: float | None = None,
                augment: bool = True) -> Recipe:
     """Return Adam (0.01, batch 64) for small models, SGD with momentum (0.05, batch 128) for larger ones."""
     small = sum(p.numel() for p in model.parameters()) < SMALL
@@ -40,41 +65,87 @@ def recipe_for(model: nn.Module, epochs: int, seed: int, learning_rate: float | 
     return Recipe(epochs, "adam" if small else "sgd", rate, 64 if small else 128, seed, augment)
 
 
+def steps_in(recipe: Recipe, images: int) -> int:
+    """Return how many steps a recipe takes on so many images."""
+    return round(recipe.epochs * steps_an_epoch(images, recipe.batch_size))
+
+
+def steps_an_epoch(images: int, batch_size: int) -> int:
+    return math.ceil(images / batch_size)
+
+
 def tune(model: nn.Module, train: Split, recipe: Recipe, masks: Mapping[str, Tensor] | None = None,
-         progress: Callable[[int, int], None] = lambda step, steps: None) -> None:
+         progress: Callable[[int, int], None] = lambda step, steps: None, shrink: Shrink | None = None) -> dict[str, Tensor]:
     """Train `model` in place on its own device; parameters named in `masks` keep zeros where the bool mask is False.
 
-    Calls `progress(step, steps)` after each step. Leaves the model in eval mode, torch's own random state as it was.
+    Returns the masks as they are at the end, which with `shrink` have lost weights.
     """
-    parameters = dict(model.named_parameters())
-    masked = [(parameters[name], mask.to(parameters[name].device)) for name, mask in (masks or {}).items()]
-    hold_zeros(masked)
-    optimizer = make_optimizer(model, recipe)
-    steps_an_epoch = math.ceil(len(train) / recipe.batch_size)
-    steps = recipe.epochs * steps_an_epoch
     device = train.labels.device
+    parameters = dict(model.named_parameters())
+    kept = {name: mask.to(parameters[name].device) for name, mask in (masks or {}).items()}
+    masked = [parameters[name] for name in kept]
+    hold_zeros(masked, kept)
+    optimizer = make_optimizer(model, recipe)
+    squares = Squares(masked, optimizer) if shrink and shrink.saliency in NEEDS_DATA else None
+    an_epoch, steps = steps_an_epoch(len(train), recipe.batch_size), steps_in(recipe, len(train))
+    before, weights = sum(int(mask.sum()) for mask in kept.values()), sum(mask.numel() for mask in kept.values())
     order_of = torch.Generator().manual_seed(recipe.seed)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), deterministic():
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), deterministic(), fast_training(model):
         torch.manual_seed(recipe.seed)  # dropout and augmentation
         model.train()
         for step in range(steps):
-            if step % steps_an_epoch == 0:
+            if step % an_epoch == 0:
                 order = torch.randperm(len(train), generator=order_of).to(device)
-            batch = order[step % steps_an_epoch * recipe.batch_size:][:recipe.batch_size]
-            if len(batch) < 2 <= len(train):
-                continue  # batch norm cannot train on one image
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.learning_rate * schedule(step, steps)
-            inputs = train.inputs(batch)
-            if recipe.augment:
-                inputs = augmented(inputs)
-            loss = F.cross_entropy(logits_of(model(inputs)), train.labels[batch])
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            hold_zeros(masked)
+            batch = order[step % an_epoch * recipe.batch_size:][:recipe.batch_size]
+            if len(batch) >= 2 or len(train) < 2:  # batch norm cannot train on one image
+                for group in optimizer.param_groups:
+                    group["lr"] = recipe.learning_rate * schedule(step, steps)
+                inputs = train.inputs(batch)
+                if recipe.augment:
+                    inputs = augmented(inputs)
+                loss = F.cross_entropy(logits_of(model(inputs)), train.labels[batch])
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                if squares is not None:
+                    squares.update()
+                optimizer.step()
+            if shrink and ((step + 1) % shrink.every(steps) == 0 or step + 1 == steps):
+                count = shrink.kept if step + 1 == steps else shrink.kept_at(step + 1, steps, before, weights)
+                kept = dict(zip(kept, shrunk(masked, list(kept.values()), count, shrink.saliency, squares and squares.values)))
+            hold_zeros(masked, kept)
             progress(step + 1, steps)
     model.eval()
+    return kept
+
+
+def shrunk(parameters: Sequence[Tensor], masks: Sequence[Tensor], count: int, saliency: str,
+           squares: Sequence[Tensor] | None) -> Sequence[Tensor]:
+    """Return masks that keep the `count` most salient of the weights that `masks` keep."""
+    if sum(int(mask.sum()) for mask in masks) <= count:
+        return masks
+    with torch.no_grad():
+        values = [p.detach() for p in parameters]
+        scores = [torch.where(mask, score, -1) for score, mask in zip(SALIENCIES[saliency](values, squares), masks)]
+    return keep_top(scores, count)
+
+
+class Squares:
+    """Running means of the squared gradients: Adam's own second moments, or the same kept beside another optimizer."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer):
+        self.parameters, self.state = parameters, optimizer.state
+        self.own = [] if isinstance(optimizer, torch.optim.Adam) else [torch.zeros_like(p) for p in parameters]
+
+    def update(self) -> None:
+        """Take the gradients of a step in."""
+        for mean, p in zip(self.own, self.parameters):
+            if p.grad is not None:
+                mean.mul_(DECAY).addcmul_(p.grad, p.grad, value=1 - DECAY)
+
+    @property
+    def values(self) -> list[Tensor]:
+        """The means; of use only beside each other, since they start at zero."""
+        return self.own or [self.state[p]["exp_avg_sq"] if p in self.state else torch.zeros_like(p) for p in self.parameters]
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -92,10 +163,10 @@ def schedule(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1.0, steps - warm)))
 
 
-def hold_zeros(masked: list[tuple[nn.Parameter, Tensor]]) -> None:
+def hold_zeros(parameters: Sequence[nn.Parameter], masks: Mapping[str, Tensor]) -> None:
     """Zero what is pruned; a product would keep the sign of a negative zero and spread NaN."""
     with torch.no_grad():
-        for parameter, mask in masked:
+        for parameter, mask in zip(parameters, masks.values()):
             parameter.masked_fill_(~mask, 0)
 
 

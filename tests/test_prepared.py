@@ -11,7 +11,7 @@ from evoprune.evaluation import Evaluator, logits_of
 from evoprune.genome import get_bits
 from evoprune.layers import find_layers
 from evoprune.models import LeNet5, resnet18
-from evoprune.prepared import AvgPool2x2, Prepared, TanhBySigmoid, channels_last_wins, fastest_batch_size, rewritten
+from evoprune.prepared import Average2x2, Prepared, TanhInPlace, channels_last_wins, fastest_batch_size, rewritten
 from evoprune.starts import first_population
 from evoprune.tuning import Recipe, tune
 
@@ -139,12 +139,12 @@ def test_models_that_cannot_be_cut_run_whole_and_say_so(kind, said, digits, capl
 @pytest.mark.parametrize("shape", [(64, 6, 28, 28), (3, 16, 10, 11), (1, 1, 3, 2)])
 def test_the_sliced_pool_has_the_bits_of_torchs(shape):
     x = torch.randn(shape)
-    assert torch.equal(AvgPool2x2()(x), nn.functional.avg_pool2d(x, 2))
+    assert torch.equal(Average2x2()(x), nn.functional.avg_pool2d(x, 2))
 
 
 def test_tanh_by_sigmoid_is_off_by_rounding_only():
     x = torch.cat([torch.linspace(-20, 20, 100_001), torch.randn(1000) * 1e-3, torch.tensor([float("inf"), -float("inf")])])
-    assert (TanhBySigmoid()(x.clone()) - torch.tanh(x)).abs().max() <= 2e-7
+    assert (TanhInPlace()(x.clone()) - torch.tanh(x)).abs().max() <= 2e-7
 
 
 def test_faster_modules_leave_their_inputs_and_other_uses_alone():
@@ -153,7 +153,7 @@ def test_faster_modules_leave_their_inputs_and_other_uses_alone():
     before = images.clone()
     graph, rounded = rewritten(model, images)
     replaced = [type(m).__name__ for m in graph.modules()]
-    assert replaced.count("AvgPool2x2") == 2 and replaced.count("TanhBySigmoid") == rounded == 4
+    assert replaced.count("Average2x2") == 2 and replaced.count("TanhInPlace") == rounded == 4
     assert torch.allclose(graph(images), model(images), atol=1e-6) and torch.equal(images, before)
 
     class Shared(nn.Module):

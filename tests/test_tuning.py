@@ -86,4 +86,4 @@ def test_a_last_batch_of_one_is_left_out(digits):
     train = type(digits.train)(digits.train.images[:65], digits.train.labels[:65])
     steps = []
     tune(model, train, RECIPE, progress=lambda step, of: steps.append((step, of)))
-    assert steps == [(1, 2)] and not model.training
+    assert steps == [(1, 2), (2, 2)] and int(model[2].num_batches_tracked) == 1 and not model.training
