@@ -5,6 +5,7 @@ The command line, the README's table and a run's config.json are made from the f
 
 from __future__ import annotations
 
+import math
 import re
 import typing
 from dataclasses import asdict, dataclass, field, fields
@@ -71,6 +72,13 @@ class Config:
     seed: int = option(0, "seed of the search and of training", low=0, high=2**32 - 1)
     accuracy_floor: float = option(0.0, "points below this accuracy (0..1, search split) are not wanted", low=0, high=1)
     max_seconds: float | None = option(None, "stop in time, save, and say how to resume", low=0)
+    # tuned runs, and the rules to compare with
+    total_epochs: float | None = option(None, "train while searching: children inherit their parent's values and train on; all "
+                                        "training together takes so many epochs", low=1e-6, high=1e6)
+    method: str = option("evolve", "evolve, or a rule to compare with, on --targets: oneshot:RULE, multishot:RULE or "
+                         "gradual:RULE", metavar="METHOD")
+    targets: str = option("8", "sparsities that tuned runs and rules aim at: a list like 0.9,0.95,0.99, or how many of them, "
+                          "spread evenly in log density from 0.9 to 0.995", metavar="S,S")
     # layer by layer
     layerwise: bool = option(False, "search one layer after the other, apply the chosen mask, train, go on")
     layer_rule: str = option("knee", "which mask of a layer is applied: at the knee of its front, or the sparsest above "
@@ -116,6 +124,8 @@ class Config:
                                 f"try {self.population + 1}")
         if self.batch_size not in (None, "auto") and not (str(self.batch_size).isdecimal() and int(self.batch_size or 0)):
             raise EvopruneError(f"batch_size: found {self.batch_size!r}, expected a whole number of at least 1, or auto")
+        target_sparsities(self)
+        self.check_method()
         if self.layerwise:
             round_caps(self)
             if self.layer_rule == "floor" and not self.accuracy_floor:
@@ -123,6 +133,33 @@ class Config:
             if self.engine != "local":
                 raise EvopruneError(f"engine: found {self.engine!r} with --layerwise, whose stages change the model in this "
                                     f"process; expected local")
+
+    def check_method(self) -> None:
+        """Raise `EvopruneError` for a method that does not exist or whose settings do not go together."""
+        kind, colon, _ = self.method.partition(":")
+        if self.method != "evolve" and (kind not in METHODS or not colon):
+            raise EvopruneError(f"method: found {self.method!r}, expected evolve, oneshot:RULE, multishot:RULE or gradual:RULE")
+        if kind == "gradual" and self.total_epochs is None:
+            raise EvopruneError(f"method: found {self.method!r} without training; give --total-epochs")
+        if self.tuned and self.finetune_epochs:
+            raise EvopruneError(f"finetune_epochs: found {self.finetune_epochs} with {self.why_tuned}, whose points are trained "
+                                f"already; raise --total-epochs instead")
+        if self.tuned and self.layerwise:
+            raise EvopruneError(f"layerwise: found with {self.why_tuned}, expected one of them")
+
+    @property
+    def tuned(self) -> bool:
+        """Whether the run makes its points at --targets, by training or by a rule."""
+        return self.total_epochs is not None or self.method != "evolve"
+
+    @property
+    def trains(self) -> bool:
+        """Whether the run needs training images with labels."""
+        return bool(self.train_epochs or self.finetune_epochs or self.total_epochs)
+
+    @property
+    def why_tuned(self) -> str:
+        return "--total-epochs" if self.total_epochs is not None else f"--method {self.method}"
 
     def settings(self) -> dict[str, Any]:
         """Return the settings as plain data for config.json."""
@@ -139,6 +176,26 @@ def round_caps(config: Config) -> list[float]:
         raise EvopruneError(f"caps: found {config.caps!r}, expected {config.rounds} number{'s' * (config.rounds > 1)} above 0 "
                             f"and up to 1, one a round")
     return caps
+
+
+METHODS = ("oneshot", "multishot", "gradual")
+EVEN = 0.9, 0.995  # sparsities that so many --targets spread between
+
+
+def target_sparsities(config: Config) -> list[float]:
+    """Return the sparsities of --targets, rising."""
+    text = config.targets
+    if text.strip().isdecimal() and 1 <= int(text) <= 1000:
+        low, high = (math.log(1 - s) for s in EVEN)
+        count = int(text)
+        return [1 - math.exp(low + (high - low) * i / max(1, count - 1)) for i in range(count)]
+    try:
+        sparsities = sorted({float(part) for part in text.split(",")})
+    except ValueError:
+        sparsities = []
+    if not sparsities or not all(0 < s < 1 for s in sparsities):
+        raise EvopruneError(f"targets: found {text!r}, expected sparsities between 0 and 1 like 0.9,0.95,0.99, or how many")
+    return sparsities
 
 
 RESUMABLE = ("engine", "max_seconds", "generations", "workers", "job_timeout", "scheduler", "listen",

@@ -21,7 +21,7 @@ from .config import Config
 from .engines import local
 from .genome import Individual, Result
 from .layers import Layout
-from .operators import mate, mutate
+from .operators import mate, mutate, mutate_genes, unite
 
 Values = tuple[float, float]  # (accuracy, sparsity)
 Floats = npt.NDArray[np.float64]
@@ -49,8 +49,12 @@ def default_toolbox(evaluate: Any, layout: Layout, config: Config) -> base.Toolb
     """Return DEAP's toolbox with evoprune's operators; register others to change the search."""
     toolbox = base.Toolbox()
     toolbox.register("clone", Individual.clone)
-    toolbox.register("mate", mate)
-    toolbox.register("mutate", mutate, layout=layout)
+    if config.total_epochs is None:
+        toolbox.register("mate", mate)
+        toolbox.register("mutate", mutate, layout=layout)
+    else:  # training decides which weights a child loses, its genes how it trains
+        toolbox.register("mate", unite)
+        toolbox.register("mutate", mutate_genes)
     toolbox.register("select", tournament)
     toolbox.register("survive", nsga2, floor=config.accuracy_floor)
     toolbox.register("evaluate", evaluate)

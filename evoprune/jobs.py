@@ -10,24 +10,26 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .checkpoint import Folder, to_safetensors
 from .config import Config, EvopruneError
-from .evaluation import dtype_of, masks
-from .genome import Individual
+from .evaluation import correct, dtype_of, masks
+from .genome import Individual, Inherited, Result, from_masks, sparsity
 from .layers import find_layers
 from .run import Run, get_data, get_model, identity_of, make_evaluator, training_progress
 from .splits import Data
-from .tuning import recipe_for, tune
+from .tuned import Job
+from .tuning import Shrink, grown, recipe_for, steps_an_epoch, tune
 from .worker import take_slot
 
+GROW_STEPS = 8  # of a job, whose images say by their gradients which weights grow; they count as steps
 RUNS: dict[str, Run] = {}  # of this process, by identity
 
 
@@ -128,6 +130,57 @@ class Train:
         recipe = recipe_for(net, config.finetune_epochs, seed, config.learning_rate, config.augment)
         tune(net, run.data.train, recipe, kept, training_progress(what))
         return to_safetensors(net.state_dict())
+
+
+@dataclass(frozen=True)
+class Tune:
+    """What a tuned run's `Job` becomes: its values grow, train and are pruned, and are measured on the search split."""
+
+    identity: str
+
+    def __call__(self, job: Job) -> Result:
+        run = here(self.identity)
+        train, names = run.data.train, [layer.name for layer in run.layout]
+        assert train is not None
+        net = with_values(run, job.individual).to(train.labels.device)
+        kept = {name: mask.expand(layer.shape)
+                for name, layer, mask in zip(names, run.layout, masks(job.individual, run.layout, train.labels.device))}
+        recipe = recipe_for(net, 0, job.seed, run.config.learning_rate, run.config.augment)
+        steps, more = job.steps, min(round(job.growth * job.kept), run.layout.weights) - sum(int(m.sum()) for m in kept.values())
+        if more > 0 and steps > GROW_STEPS:
+            kept = grown(net, train, kept, more, GROW_STEPS * recipe.batch_size, job.seed)
+            steps -= GROW_STEPS
+        recipe = replace(recipe, epochs=steps / steps_an_epoch(len(train), recipe.batch_size),
+                         learning_rate=recipe.learning_rate * job.learning_rate)
+        kept = tune(net, train, recipe, kept, training_progress(job.what), Shrink(job.kept, job.saliency, job.until))
+        individual = from_masks((kept[name].cpu().numpy() for name in names), job.individual.origin)
+        right = int(correct(net.eval(), run.data.search, run.batch_size))
+        return Result((right / len(run.data.search), sparsity(individual, run.layout)), list(individual), values_of(net, kept))
+
+
+def values_of(net: nn.Module, masks: Mapping[str, Tensor]) -> Inherited:
+    """Return the values of a trained model as arrays: those that the masks keep, in order, and everything else whole."""
+    state = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    values = {name: value.detach()[masks[name]] if name in masks else value.detach() for name, value in state.items()}
+    return {name: (value.float() if value.is_floating_point() else value).cpu().numpy() for name, value in values.items()}
+
+
+def with_values(run: Run, individual: Individual) -> nn.Module:
+    """Return the run's model with the values that `values_of` took, zeros where it is pruned; the dense values where the
+    individual has inherited none."""
+    net = copy.deepcopy(run.model)
+    kept = {layer.name: mask.expand(layer.shape) for layer, mask in zip(run.layout, masks(individual, run.layout))}
+    with torch.no_grad():
+        for name, value in {**dict(net.named_parameters()), **dict(net.named_buffers())}.items():
+            if name in individual.inherited:
+                inherited = torch.from_numpy(individual.inherited[name].copy()).to(value.dtype)
+                if name in kept:
+                    value.zero_()[kept[name]] = inherited
+                else:
+                    value.copy_(inherited)
+            elif name in kept:
+                value.masked_fill_(~kept[name], 0)
+    return net
 
 
 def here(identity: str) -> Run:

@@ -15,6 +15,8 @@ from .genome import Bits, Individual, kept_genes
 from .layers import Layout
 
 LARGEST = 0.1  # share of a layer's kept genes that one move changes at most
+Genes = npt.NDArray[np.float64]  # of a tuned run: learning rate, growth, until
+LOW, HIGH, SPREAD = np.array([0.2, 1.5, 0.4]), np.array([2.0, 16.0, 0.85]), np.array([0.25, 0.35, 0.1])
 Move = Callable[[Bits, int, np.random.Generator], None]
 
 
@@ -73,6 +75,19 @@ def mate(a: Individual, b: Individual, rng: np.random.Generator, p: float = 0.5,
         else:
             a[i], b[i] = b[i], a[i]
     return a, b
+
+
+def unite(a: Individual, b: Individual, rng: np.random.Generator, p: float = 0.3) -> tuple[Individual, Individual]:
+    """Let `a` keep what `b` keeps too, in each layer with probability `p`: for children that train before they lose as many
+    weights again. Changes `a` in place and returns both."""
+    for i in np.flatnonzero(rng.random(len(a)) < p):
+        a[i] |= b[i]
+    return a, b
+
+
+def mutate_genes(genes: Genes, rng: np.random.Generator) -> tuple[Genes]:
+    """Return a recipe's genes, float of shape (3,), each multiplied by a log-normal number and kept within its limits."""
+    return (np.clip(genes * np.exp(SPREAD * rng.normal(size=3)), LOW, HIGH),)
 
 
 def size(kept: int, rng: np.random.Generator) -> int:

@@ -23,11 +23,11 @@ from .evaluation import Evaluator, correct
 from .evolution import State, default_toolbox, non_dominated
 from .export import Measured, write_run
 from .front import Front, load_front, thin
-from .jobs import Measure, Train, registered, start_of
+from .jobs import Measure, Train, Tune, registered, start_of, with_values
 from .layers import Layout
 from .layerwise import search_layerwise
 from .run import Run, clock, prepare
-from .search import search
+from .search import search, search_tuned
 from .settings import settle
 from .splits import Split
 
@@ -84,12 +84,16 @@ def prune(model: nn.Module | str = "lenet", data: Any = "digits", *, resume: str
 
 def all_at_once(run: Run, toolbox: Toolbox, folder: Folder, engine: Local | Engine) -> str:
     """Search all layers together, then finish; return why it stopped early, "" if it did not."""
-    evaluate = run.evaluator if run.config.engine == "local" else Measure(run.identity)
-    state, stopped = search(run, toolbox(evaluate, run.layout, run.config), folder.checkpoint, engine)
+    if run.config.tuned:
+        state, stopped = search_tuned(run, toolbox(Tune(run.identity), run.layout, run.config), folder, engine)
+    else:
+        evaluate = run.evaluator if run.config.engine == "local" else Measure(run.identity)
+        state, stopped = search(run, toolbox(evaluate, run.layout, run.config), folder.checkpoint, engine)
     if not stopped:
         if run.evaluator.saved:
             log.info("the accuracy floor saved %s image evaluations", f"{run.evaluator.saved:,}")
-        say_full_size(run, state)
+        if not run.config.tuned:
+            say_full_size(run, state)
         stopped = finish(run, state, folder, engine)
     if stopped:
         points = untrained(run, state)
@@ -124,7 +128,7 @@ def finish(run: Run, state: State, folder: Folder, engine: Local | Engine) -> st
             chosen = thin([p for p in points if p.sparsity > 0], config.front)
             measure_plainly(run, chosen)
             points = [dense, *train_points(run, chosen, folder, engine)]
-        else:
+        elif not config.tuned:
             measure_plainly(run, points)
         points = renumbered(points)
         measure_on_test(run, points)
@@ -135,7 +139,7 @@ def finish(run: Run, state: State, folder: Folder, engine: Local | Engine) -> st
     write_run(folder, points, state.log, run.layout, run.dense_accuracy, config.accuracy_floor)
     folder.write_done(generations=config.generations, evaluations=state.evaluations, points=len(points),
                       batch_size=run.evaluator.batch_size,
-                      epochs=config.finetune_epochs * sum(p.state is not None for p in points))
+                      epochs=config.total_epochs or config.finetune_epochs * sum(p.state is not None for p in points))
     return ""
 
 
@@ -164,7 +168,12 @@ def untrained(run: Run, state: State) -> list[Measured]:
     """Return the search's front, as it was measured."""
     found = non_dominated(state.archive, run.config.accuracy_floor)
     values = [individual.fitness.values[0] for individual in found]
-    return renumbered([Measured("", individual, value, value) for individual, value in zip(found, values)])
+    points = renumbered([Measured("", individual, value, value) for individual, value in zip(found, values)])
+    for point in points:
+        if point.individual.inherited:
+            point.accuracy_before = int(run.evaluator.correct(point.individual)) / len(run.data.search)
+            point.state = dict(with_values(run, point.individual).state_dict())
+    return points
 
 
 def renumbered(points: list[Measured]) -> list[Measured]:

@@ -103,7 +103,7 @@ def check_together(net: nn.Module, splits: Data, config: Config) -> None:
         if split is not None and split.images.shape[1:] != shape:
             raise EvopruneError(f"data: {name} images have shape {tuple(split.images.shape[1:])}, search images {tuple(shape)}; "
                                 f"expected the same")
-    if (config.train_epochs or config.finetune_epochs) and not any(p.requires_grad for p in net.parameters()):
+    if config.trains and not any(p.requires_grad for p in net.parameters()):
         raise EvopruneError("model: training was asked for, but every parameter is frozen (requires_grad=False)")
     for name, value in net.state_dict().items():
         if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
@@ -151,13 +151,13 @@ def identity_of(config: Config, layout: Layout, batch_size: int, splits: Data, n
 
 def get_data(config: Config, data: Any) -> Data:
     """Return the splits of the run: named ones loaded, others cut; training needs a train split."""
-    training = bool(config.train_epochs or config.finetune_epochs)
+    training = config.trains
     if isinstance(data, str):
         splits = load_data(config, training)
     else:
         splits = limit(as_data(data, config.split_seed, *constants(config)), config)
     if training and splits.train is None:
-        raise EvopruneError("data: found no train split, which train_epochs and finetune_epochs need; hand in "
+        raise EvopruneError("data: found no train split, which train_epochs, finetune_epochs and total_epochs need; hand in "
                             "evoprune.Data(train, search, test), or leave training out")
     return splits
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from time import monotonic
 
 import numpy as np
 from deap import base
 
-from .checkpoint import load, save
+from .checkpoint import Folder, load, save
 from .config import Config
 from .engines import Engine, Local, local
 from .evolution import State, begin, evolve
+from .genome import Result
 from .run import Run, clock
 from .starts import first_population
+from .tuned import Budget, Job, begin_tuned, budget_of, children_of, evolve_tuned, key_of, packed, unpacked
+from .tuning import recipe_for
 
 SAVE_EVERY = 1.0  # seconds between checkpoints: a generation can be shorter than the write that saves it
 SAY_EVERY = 3.0  # seconds between lines of progress
@@ -42,12 +46,51 @@ def search(run: Run, toolbox: base.Toolbox, checkpoint: Path, engine: Local | En
         state = begin(population, toolbox, config)
         save(checkpoint, state, run.identity)
     progress.generation(state)
+    return go_on(run, state, evolve(state, toolbox, config), checkpoint, progress)
+
+
+def search_tuned(run: Run, toolbox: base.Toolbox, folder: Folder, engine: Local | Engine) -> tuple[State, str]:
+    """Return the last whole state of a tuned run, and why it stopped early ("" if it did not).
+
+    Goes on from the newest state of the folder; jobs of the generation in hand that have ended are kept too.
+    """
+    config, checkpoint = run.config, folder.checkpoint
+    assert run.data.train is not None
+    jobs = children_of(config) * config.generations
+    budget = budget_of(config, len(run.data.train), recipe_for(run.model, 0, 0).batch_size, jobs)
+    state = load(checkpoint, run.layout, run.identity) or begin_tuned(config, run.layout, run.dense_accuracy)
+    log.info("%g epochs in all: %d children in %d generations, %d or %d steps each", budget.epochs, jobs, config.generations,
+             budget.of(0), budget.of(jobs - 1))
+    if toolbox.map.func in (map, local):
+        toolbox.register("map", map_kept, engine, folder, run.identity)
+    progress = TunedProgress(config, budget, state)
+    return go_on(run, state, evolve_tuned(state, toolbox, config, run.layout, budget), checkpoint, progress)
+
+
+def map_kept(engine: Local | Engine, folder: Folder, label: str, function: Callable[[Job], Result],
+             jobs: Sequence[Job]) -> list[Result | None]:
+    """Return what jobs become, in order; each is kept as soon as it has ended, so that a resumed run need not repeat it."""
+    keys = [key_of(job) for job in jobs]
+    results = [None if (kept := folder.read_trained(key, label)) is None else unpacked(kept) for key in keys]
+    missing = [i for i, result in enumerate(results) if result is None]
+
+    def arrived(i: int, result: Result | None) -> None:
+        results[missing[i]] = result
+        if result is not None:
+            folder.write_trained(keys[missing[i]], label, packed(result))
+
+    engine.map(function, [jobs[i] for i in missing], arrived)
+    return results
+
+
+def go_on(run: Run, state: State, generations: Iterator[State], checkpoint: Path,
+          progress: Progress | TunedProgress) -> tuple[State, str]:
+    """Return the last whole state, saving and telling on the way, and why it stopped early ("" if it did not)."""
     saved, stopped, longest = monotonic(), "", 0.0
     try:
-        generations = evolve(state, toolbox, config)
         while not stopped:
             started = monotonic()
-            if started + longest > run.deadline and state.generation < config.generations:
+            if started + longest > run.deadline and state.generation < run.config.generations:
                 stopped = "max_seconds"
             elif (following := next(generations, None)) is None:
                 break
@@ -99,3 +142,19 @@ class Progress:
     def left(self, now: float) -> str:
         each = (now - self.started) / max(1, self.done - self.started_with)
         return clock(each * max(0, self.planned - self.done))
+
+
+class TunedProgress:
+    """Says after each generation how far a tuned run is and how long the rest will take."""
+
+    def __init__(self, config: Config, budget: Budget, state: State):
+        self.config, self.budget, self.begun, self.started = config, budget, state.log[-1]["epochs"], monotonic()
+
+    def generation(self, state: State) -> None:
+        """Say how the archive stands."""
+        row = state.log[-1]
+        done = row["epochs"] - self.begun
+        left = (monotonic() - self.started) / max(done, 1e-9) * (self.budget.epochs - row["epochs"])
+        log.info("generation %d of %d, %.3g of %g epochs: hvlog %.4f, %d points up to %.2f %% sparsity%s", state.generation,
+                 self.config.generations, row["epochs"], self.budget.epochs, row["hvlog"], row["points"],
+                 100 * row["max_sparsity"], f", {clock(left)} left" if done and left > 0 else "")

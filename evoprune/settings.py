@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from .config import RESUMABLE, Config, EvopruneError, first_line, options
+from .config import RESUMABLE, Config, EvopruneError, first_line, options, target_sparsities
 from .engines import check_installed
 from .models import MODELS
 from .processes import workers_of
 from .splits import Data
 from .starts import rule_names
+from .tuned import children_of
+
+TUNED_POPULATION, CHILD_EPOCHS = 8, 2.0  # of a tuned run, unless given
 
 
 def settle(model: nn.Module | str, data: Any, resume: str | Path | None, given: dict[str, Any]) -> Config:
@@ -45,10 +49,20 @@ def settle(model: nn.Module | str, data: Any, resume: str | Path | None, given: 
     if not isinstance(data, str) and (config.image_size or (isinstance(data, Data) and (config.mean or config.std))):
         raise EvopruneError("image_size, mean, std: found together with data handed in; resize it before, and give mean and "
                             "std to evoprune.Data")
+    if config.total_epochs is not None and config.method == "evolve":
+        config = with_tuned_sizes(config, given)
     cores = 1 if config.model == "lenet" else torch.get_num_threads()  # 2.5 times as long with 2 on a busy machine
     threads = cores if config.engine == "local" else max(1, cores // workers_of(config.workers))
     return with_a_device(replace(config, threads=config.threads or threads,
                                  out=config.out or free_folder(config)))
+
+
+def with_tuned_sizes(config: Config, given: dict[str, Any]) -> Config:
+    """Return the settings of a tuned run with a population and generations, unless they were given, that let each child
+    train for `CHILD_EPOCHS`."""
+    config = replace(config, population=int(given.get("population", TUNED_POPULATION)))
+    jobs = max(len(target_sparsities(config)), round((config.total_epochs or 0) / CHILD_EPOCHS))
+    return replace(config, generations=int(given.get("generations", math.ceil(jobs / children_of(config)))))
 
 
 def plain(value: Any) -> Any:

@@ -111,7 +111,8 @@ def tune(model: nn.Module, train: Split, recipe: Recipe, masks: Mapping[str, Ten
                 optimizer.step()
             if shrink and ((step + 1) % shrink.every(steps) == 0 or step + 1 == steps):
                 count = shrink.kept if step + 1 == steps else shrink.kept_at(step + 1, steps, before, weights)
-                kept = dict(zip(kept, shrunk(masked, list(kept.values()), count, shrink.saliency, squares and squares.values)))
+                means = None if squares is None else squares.values
+                kept = dict(zip(kept, shrunk(masked, list(kept.values()), count, shrink.saliency, means)))
             hold_zeros(masked, kept)
             progress(step + 1, steps)
     model.eval()
@@ -127,6 +128,18 @@ def shrunk(parameters: Sequence[Tensor], masks: Sequence[Tensor], count: int, sa
         values = [p.detach() for p in parameters]
         scores = [torch.where(mask, score, -1) for score, mask in zip(SALIENCIES[saliency](values, squares), masks)]
     return keep_top(scores, count)
+
+
+def grown(model: nn.Module, train: Split, masks: Mapping[str, Tensor], more: int, images: int, seed: int) -> dict[str, Tensor]:
+    """Return masks that keep `more` weights more: those with the largest gradients over so many images, drawn by `seed`
+    (Evci et al., 2020, arXiv:1911.11134)."""
+    parameters = dict(model.named_parameters())
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:images].to(train.labels.device)
+    model.eval()
+    loss = F.cross_entropy(logits_of(model(train.inputs(order))), train.labels[order])
+    gradients = torch.autograd.grad(loss, [parameters[name] for name in masks])
+    new = keep_top([torch.where(mask, -1, gradient.abs()) for gradient, mask in zip(gradients, masks.values())], more)
+    return {name: mask | grow for (name, mask), grow in zip(masks.items(), new)}
 
 
 class Squares:
