@@ -10,22 +10,24 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import Folder, to_safetensors
+from .checkpoint import Folder, fingerprint, to_safetensors
 from .config import Config, EvopruneError
+from .engines import Engine, Local
 from .evaluation import correct, dtype_of, masks
 from .genome import Individual, Inherited, Result, from_masks, sparsity
 from .layers import find_layers
 from .run import Run, get_data, get_model, identity_of, make_evaluator, training_progress
 from .splits import Data
-from .tuned import Job
+from .tuned import GENES, Job
 from .tuning import Shrink, grown, recipe_for, steps_an_epoch, tune
 from .worker import take_slot
 
@@ -181,6 +183,45 @@ def with_values(run: Run, individual: Individual) -> nn.Module:
             elif name in kept:
                 value.masked_fill_(~kept[name], 0)
     return net
+
+
+def map_kept(engine: Local | Engine, folder: Folder, label: str, function: Callable[[Job], Result],
+             jobs: Sequence[Job]) -> list[Result | None]:
+    """Return what jobs become, in order; each is kept as soon as it has ended, so that a resumed run need not repeat it."""
+    keys = [key_of(job) for job in jobs]
+    results = [None if (kept := folder.read_trained(key, label)) is None else unpacked(kept) for key in keys]
+    missing = [i for i, result in enumerate(results) if result is None]
+
+    def arrived(i: int, result: Result | None) -> None:
+        results[missing[i]] = result
+        if result is not None:
+            folder.write_trained(keys[missing[i]], label, packed(result))
+
+    engine.map(function, [jobs[i] for i in missing], arrived)
+    return results
+
+
+def key_of(job: Job) -> str:
+    """Return a hash of all that decides what a job becomes."""
+    inherited = {name: value for name, value in job.individual.inherited.items() if name != GENES}
+    numbers = [job.kept, job.steps, job.seed, job.learning_rate, job.growth, job.until, job.saliency, list(inherited)]
+    return fingerprint(numbers, *job.individual, *inherited.values())
+
+
+def packed(result: Result) -> dict[str, Tensor]:
+    """Return a result as tensors."""
+    assert result.bits is not None and result.inherited is not None
+    return {"objectives": torch.tensor(result.objectives, dtype=torch.float64),
+            **{f"bits {i}": torch.from_numpy(bits) for i, bits in enumerate(result.bits)},
+            **{f"value {name}": torch.from_numpy(np.atleast_1d(value)) for name, value in result.inherited.items()}}
+
+
+def unpacked(tensors: dict[str, Tensor]) -> Result:
+    """Return the result that `packed` took apart."""
+    accuracy, sparsity = tensors.pop("objectives").tolist()
+    bits = [tensors[f"bits {i}"].numpy() for i in range(sum(name.startswith("bits ") for name in tensors))]
+    values = {name.removeprefix("value "): value.numpy() for name, value in tensors.items() if name.startswith("value ")}
+    return Result((accuracy, sparsity), bits, values)
 
 
 def here(identity: str) -> Run:

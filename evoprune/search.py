@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
 
@@ -11,13 +11,13 @@ import numpy as np
 from deap import base
 
 from .checkpoint import Folder, load, save
-from .config import Config
+from .config import Config, target_sparsities
 from .engines import Engine, Local, local
 from .evolution import State, begin, evolve
-from .genome import Result
+from .jobs import map_kept
 from .run import Run, clock
 from .starts import first_population
-from .tuned import Budget, Job, begin_tuned, budget_of, children_of, evolve_tuned, key_of, packed, unpacked
+from .tuned import Budget, begin_rules, begin_tuned, budget_of, children_of, evolve_tuned, gradual_jobs
 from .tuning import recipe_for
 
 SAVE_EVERY = 1.0  # seconds between checkpoints: a generation can be shorter than the write that saves it
@@ -56,31 +56,19 @@ def search_tuned(run: Run, toolbox: base.Toolbox, folder: Folder, engine: Local 
     """
     config, checkpoint = run.config, folder.checkpoint
     assert run.data.train is not None
-    jobs = children_of(config) * config.generations
+    rule = config.method != "evolve"
+    jobs = len(target_sparsities(config)) if rule else children_of(config) * config.generations
     budget = budget_of(config, len(run.data.train), recipe_for(run.model, 0, 0).batch_size, jobs)
-    state = load(checkpoint, run.layout, run.identity) or begin_tuned(config, run.layout, run.dense_accuracy)
-    log.info("%g epochs in all: %d children in %d generations, %d or %d steps each", budget.epochs, jobs, config.generations,
-             budget.of(0), budget.of(jobs - 1))
+    log.info("%s: %g epochs in all, %d jobs of %d steps", config.method, budget.epochs, jobs, budget.of(jobs - 1))
     if toolbox.map.func in (map, local):
         toolbox.register("map", map_kept, engine, folder, run.identity)
+    state = load(checkpoint, run.layout, run.identity)
+    if state is None and rule:
+        state = begin_rules(gradual_jobs(config, run.layout, budget), toolbox, config, run.layout, run.dense_accuracy, budget)
+    elif state is None:
+        state = begin_tuned(config, run.layout, run.dense_accuracy)
     progress = TunedProgress(config, budget, state)
     return go_on(run, state, evolve_tuned(state, toolbox, config, run.layout, budget), checkpoint, progress)
-
-
-def map_kept(engine: Local | Engine, folder: Folder, label: str, function: Callable[[Job], Result],
-             jobs: Sequence[Job]) -> list[Result | None]:
-    """Return what jobs become, in order; each is kept as soon as it has ended, so that a resumed run need not repeat it."""
-    keys = [key_of(job) for job in jobs]
-    results = [None if (kept := folder.read_trained(key, label)) is None else unpacked(kept) for key in keys]
-    missing = [i for i, result in enumerate(results) if result is None]
-
-    def arrived(i: int, result: Result | None) -> None:
-        results[missing[i]] = result
-        if result is not None:
-            folder.write_trained(keys[missing[i]], label, packed(result))
-
-    engine.map(function, [jobs[i] for i in missing], arrived)
-    return results
 
 
 def go_on(run: Run, state: State, generations: Iterator[State], checkpoint: Path,

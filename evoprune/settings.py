@@ -49,7 +49,9 @@ def settle(model: nn.Module | str, data: Any, resume: str | Path | None, given: 
     if not isinstance(data, str) and (config.image_size or (isinstance(data, Data) and (config.mean or config.std))):
         raise EvopruneError("image_size, mean, std: found together with data handed in; resize it before, and give mean and "
                             "std to evoprune.Data")
-    if config.total_epochs is not None and config.method == "evolve":
+    if config.method != "evolve":
+        config = replace(config, generations=0)
+    elif config.total_epochs is not None:
         config = with_tuned_sizes(config, given)
     cores = 1 if config.model == "lenet" else torch.get_num_threads()  # 2.5 times as long with 2 on a busy machine
     threads = cores if config.engine == "local" else max(1, cores // workers_of(config.workers))

@@ -15,11 +15,8 @@ from hashlib import blake2b
 from time import perf_counter
 
 import numpy as np
-import torch
 from deap import base
-from torch import Tensor
 
-from .checkpoint import fingerprint
 from .config import Config, EvopruneError, target_sparsities
 from .evolution import State, log_row, non_dominated
 from .genome import Individual, Result, from_masks, get_bits, pruned_weights
@@ -29,6 +26,7 @@ from .tuning import steps_an_epoch
 GENES = "genes"  # under which an individual inherits its recipe
 FIRST = np.array([0.6, 6.0, 0.6])  # learning rate (times the usual one), growth (times the target's weights), until (share)
 WAVE = 0.5  # share of the generations after which all targets are to be reached
+SHORT = 5  # epochs a target, below which a rule's learning rate is the usual one, and from which on half of it
 OWN = 0.7  # probability that a parent stands at the target itself, once something does
 
 
@@ -127,6 +125,26 @@ def evolve_tuned(state: State, toolbox: base.Toolbox, config: Config, layout: La
         yield state
 
 
+def gradual_jobs(config: Config, layout: Layout, budget: Budget) -> list[Job]:
+    """Return a job a target: from the dense model, pruned on the way by the rule of --method gradual:RULE."""
+    rule, targets = config.method.partition(":")[2], kept_at_targets(config, layout)
+    dense = from_masks((np.ones(layer.genes, bool) for layer in layout), config.method)
+    rate = 1.0 if budget.epochs / len(targets) < SHORT else 0.5
+    return [Job(dense, kept, budget.of(i), config.seed + i, rate, saliency=rule, what=f"target {i + 1} of {len(targets)}")
+            for i, kept in enumerate(targets)]
+
+
+def begin_rules(jobs: Sequence[Job], toolbox: base.Toolbox, config: Config, layout: Layout, dense_accuracy: float,
+                budget: Budget) -> State:
+    """Return generation 0 of a rule: the dense model and what its jobs became."""
+    started, dense = perf_counter(), begin_tuned(config, layout, dense_accuracy).archive[0]
+    points = born_of(jobs, toolbox.map(toolbox.evaluate, jobs), 0)
+    archive = non_dominated([dense, *points], config.accuracy_floor, always=dense)
+    seen = {point.key(): point.fitness.values for point in points}
+    row = log_row(0, archive, seen, config, perf_counter() - started) | {"epochs": budget.epochs}
+    return State(0, [dense, *points], archive, seen, (row,))
+
+
 def born_of(jobs: Sequence[Job], results: Sequence[Result | None], generation: int) -> list[Individual]:
     """Return the individuals that jobs became; those given up are missing."""
     born = []
@@ -192,26 +210,3 @@ def spread(child: Individual, parent: Individual, layout: Layout) -> None:
             whole = np.zeros(layer.genes, child.inherited[layer.name].dtype)
             whole[get_bits(parent, i, layout)] = child.inherited[layer.name]
             child.inherited[layer.name] = whole[get_bits(child, i, layout)]
-
-
-def key_of(job: Job) -> str:
-    """Return a hash of all that decides what a job becomes."""
-    inherited = {name: value for name, value in job.individual.inherited.items() if name != GENES}
-    numbers = [job.kept, job.steps, job.seed, job.learning_rate, job.growth, job.until, job.saliency, list(inherited)]
-    return fingerprint(numbers, *job.individual, *inherited.values())
-
-
-def packed(result: Result) -> dict[str, Tensor]:
-    """Return a result as tensors."""
-    assert result.bits is not None and result.inherited is not None
-    return {"objectives": torch.tensor(result.objectives, dtype=torch.float64),
-            **{f"bits {i}": torch.from_numpy(bits) for i, bits in enumerate(result.bits)},
-            **{f"value {name}": torch.from_numpy(np.atleast_1d(value)) for name, value in result.inherited.items()}}
-
-
-def unpacked(tensors: dict[str, Tensor]) -> Result:
-    """Return the result that `packed` took apart."""
-    accuracy, sparsity = tensors.pop("objectives").tolist()
-    bits = [tensors[f"bits {i}"].numpy() for i in range(sum(name.startswith("bits ") for name in tensors))]
-    values = {name.removeprefix("value "): value.numpy() for name, value in tensors.items() if name.startswith("value ")}
-    return Result((accuracy, sparsity), bits, values)
