@@ -65,8 +65,13 @@ class Config:
     include: str | None = option(None, "prune matching parameters that are left alone otherwise "
                                  "(embeddings, norms, biases)", metavar="PATTERN")
     # the search
-    start: str = option("random,magnitude,erk,lamp", "rules that make the first masks, comma-separated; "
-                        "random alone knows nothing about the weights", metavar="RULES")
+    start: str = option("auto", "rules that make the first masks, comma-separated: random, magnitude, erk, lamp, fisher, "
+                        "multishot; auto takes the best that --knowledge allows", metavar="RULES")
+    knowledge: str = option("data", "what starts and operators may look at: nothing, the weights, or training data too",
+                            choices=("none", "weights", "data"))
+    repair: str | None = option(None, "what is made good in each masked model before it is measured, and in the result: "
+                                "batch-norm statistics, or all values layer by layer (bn with batch norms, else none)",
+                                choices=("none", "bn", "least-squares"))
     population: int = option(64, "individuals kept each generation; even", low=4, high=1_000_000)
     generations: int = option(100, "generations after the first masks", low=0, high=10_000_000)
     seed: int = option(0, "seed of the search and of training", low=0, high=2**32 - 1)
@@ -128,6 +133,8 @@ class Config:
         self.check_method()
         if self.layerwise:
             round_caps(self)
+            if self.repair not in (None, "none"):
+                raise EvopruneError(f"repair: found {self.repair!r} with --layerwise, whose stages train instead; expected none")
             if self.layer_rule == "floor" and not self.accuracy_floor:
                 raise EvopruneError("layer_rule: found 'floor' without a floor; give --accuracy-floor")
             if self.engine != "local":

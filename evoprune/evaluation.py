@@ -8,6 +8,7 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from .config import EvopruneError, first_line
-from .genome import Individual, sparsity
+from .genome import Individual, Inherited, Result, set_bits, sparsity
 from .layers import Layout
 from .models import logits_of
+from .paths import Channels, drop_dead, find_channels
 from .prepared import Prepared
+from .repair import Repairer, norms_of
 from .splits import Split, as_split
 
 ACTIVATION_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}  # largest activation of a batch; page faults slow a CPU far beyond
+Measurement = tuple[float, float] | Result
 log = logging.getLogger("evoprune")
 LARGEST_BATCH = {"cpu": 256, "cuda": 8192}
 
@@ -116,18 +120,24 @@ class Evaluator:
 
     The model is copied and prepared once; each individual's mask is multiplied into the copy's weights. With a floor,
     an individual that can no longer reach it is stopped: its accuracy is then what it had so far, below the floor too.
-    With `plain`, nothing is rewritten: integer counts are exactly those of the user's model.
+    With `plain`, nothing is rewritten: integer counts are exactly those of the user's model. With `repair`, each masked
+    model is repaired on the `calibration` images before it is measured; where it `inherits`, the result holds the repaired
+    values that are left, float16, an array a layer by its name, in the order of the kept genes.
     """
 
     def __init__(self, model: nn.Module, layout: Layout, split: Split, batch_size: int, *, floor: float = 0.0,
-                 precision: str = "fp32", cache_mb: int = 0, plain: bool = False):
+                 precision: str = "fp32", cache_mb: int = 0, plain: bool = False, repair: str = "none",
+                 calibration: Split | None = None, inherits: bool = False):
+        self.model = model
+        self.kind, self.calibration, self.inherits = repair, calibration, inherits and repair == "least-squares"
         self.layout, self.split, self.floor = layout, split, floor
         self.progress: Callable[[int, int], None] = lambda done, of: None  # called after each individual
         self.saved = 0  # images that the floor made it unnecessary to look at
         self.graph: torch.cuda.CUDAGraph | None = None
         self.graph_failed = False
-        self.prepare(lambda size: Prepared(model, split, size, [layer.name for layer in layout], precision, cache_mb, plain),
-                     batch_size)
+        norms = [] if repair == "none" else [f"{name}.weight" for name in norms_of(model)]
+        changed = [*(layer.name for layer in layout), *norms]
+        self.prepare(lambda size: Prepared(model, split, size, changed, precision, cache_mb, plain, not norms), batch_size)
 
     def prepare(self, make: Callable[[int], Prepared], batch_size: int) -> None:
         """Prepare the model for a batch size, and for half of it when the device runs out of memory."""
@@ -136,22 +146,51 @@ class Evaluator:
         parameters = dict(self.prepared.model.named_parameters())
         self.masked = [(parameters[layer.name], parameters[layer.name].detach().clone()) for layer in self.layout]
         self.count = torch.zeros((), dtype=torch.int64, device=self.split.labels.device)
+        self.repairer = None
+        if self.calibration is not None:
+            inputs = self.prepared.ready(self.calibration.inputs(slice(None)))
+            self.repairer = Repairer(self.kind, self.prepared.model, self.layout, inputs)
 
-    def __call__(self, individual: Individual) -> tuple[float, float]:
+    def __call__(self, individual: Individual) -> Measurement:
         return self.many([individual])[0]
 
-    def many(self, individuals: Iterable[Individual]) -> list[tuple[float, float]]:
+    def many(self, individuals: Iterable[Individual]) -> list[Measurement]:
         """Return the objectives of each, in order; one transfer from the device for all of them."""
         individuals = list(individuals)
         if not individuals:
             return []
-        counts_on_device = []
+        counts_on_device, inherited = [], []
         for i, individual in enumerate(individuals):
             counts_on_device.append(self.correct(individual))
+            inherited.append(self.values(individual) if self.inherits else None)
             self.progress(i + 1, len(individuals))
         counts = torch.stack(counts_on_device).tolist()
-        return [(count / len(self.split), sparsity(individual, self.layout))
-                for count, individual in zip(counts, individuals)]
+        found: list[Measurement] = []
+        for count, individual, values in zip(counts, individuals, inherited):
+            objectives = count / len(self.split), sparsity(individual, self.layout)
+            found.append(objectives if values is None else Result(objectives, None, values))
+        return found
+
+    def values(self, individual: Individual) -> Inherited:
+        """Return the values that the kept genes have now."""
+        return {layer.name: parameter.detach()[mask].half().cpu().numpy() for layer, (parameter, _), mask in zip(
+            self.layout, self.masked, masks(individual, self.layout, self.split.labels.device))}
+
+    def simplify(self, individual: Individual) -> None:
+        """Drop the dead paths of a mask: the outputs stay, what they inherited in changed layers goes."""
+        for i, genes in drop_dead(individual, self.layout, self.channels).items():
+            set_bits(individual, i, genes)
+            individual.inherited.pop(self.layout[i].name, None)
+
+    @cached_property
+    def channels(self) -> list[Channels]:
+        """What `simplify` needs to know of the model."""
+        return find_channels(self.model, self.layout, self.split.inputs(slice(0, 2)))
+
+    @cached_property
+    def weights(self) -> list[Tensor]:
+        """The dense weights as masks meet them (batch norm folded where it is), float32 on the CPU, flat."""
+        return [dense.float().cpu().flatten() for _, dense in self.masked]
 
     def correct(self, individual: Individual) -> Tensor:
         """Count the right answers of the masked model, as a tensor () on the device."""
@@ -168,8 +207,12 @@ class Evaluator:
                 log.warning("the device is out of memory: going on with batches of %d", self.batch_size)
 
     def set_masks(self, individual: Individual) -> None:
-        for (parameter, dense), mask in zip(self.masked, masks(individual, self.layout, self.split.labels.device)):
+        """Set the masked weights, and repair what is left."""
+        kept = masks(individual, self.layout, self.split.labels.device)
+        for (parameter, dense), mask in zip(self.masked, kept):
             torch.mul(dense, mask, out=parameter.data)
+        if self.repairer is not None:
+            self.repairer({layer.name: mask for layer, mask in zip(self.layout, kept)})
 
     def count_right(self) -> Tensor:
         """Count right answers under the weights as they are now."""

@@ -21,7 +21,8 @@ from .config import Config
 from .engines import local
 from .genome import Individual, Result
 from .layers import Layout
-from .operators import mate, mutate, mutate_genes, unite
+from .operators import mate, mutate, mutate_genes, refine, unite
+from .saliency import SALIENCIES
 
 Values = tuple[float, float]  # (accuracy, sparsity)
 Floats = npt.NDArray[np.float64]
@@ -49,23 +50,34 @@ def default_toolbox(evaluate: Any, layout: Layout, config: Config) -> base.Toolb
     """Return DEAP's toolbox with evoprune's operators; register others to change the search."""
     toolbox = base.Toolbox()
     toolbox.register("clone", Individual.clone)
-    if config.total_epochs is None:
-        toolbox.register("mate", mate)
-        toolbox.register("mutate", mutate, layout=layout)
-    else:  # training decides which weights a child loses, its genes how it trains
+    if config.total_epochs is not None:  # training decides which weights a child loses, its genes how it trains
         toolbox.register("mate", unite)
         toolbox.register("mutate", mutate_genes)
-    toolbox.register("select", tournament)
-    toolbox.register("survive", nsga2, floor=config.accuracy_floor)
+    elif config.knowledge == "none" or not hasattr(evaluate, "weights"):
+        toolbox.register("mate", mate)
+        toolbox.register("mutate", mutate, layout=layout)
+    else:
+        dense = evaluate.weights
+        toolbox.register("mate", mate, p=0.2, uniform=0.0, layout=layout)
+        toolbox.register("mutate", refine, layout=layout, dense=dense, growth=SALIENCIES["lamp"](dense, None))
+    toolbox.register("simplify", getattr(evaluate, "simplify", leave))  # before an individual is measured
+    toolbox.register("select", tournament, niches=True)
+    toolbox.register("survive", nsga2, floor=config.accuracy_floor, niches=True)
     toolbox.register("evaluate", evaluate)
     toolbox.register("map", local)  # `prune` puts the engine's map here
     return toolbox
+
+
+def leave(individual: Individual) -> None:
+    """Leave an individual as it is."""
 
 
 def begin(population: list[Individual], toolbox: base.Toolbox, config: Config) -> State:
     """Measure the first population and return generation 0; its first individual is the unpruned model."""
     seen: dict[bytes, Values] = {}
     started = perf_counter()
+    for individual in population:
+        toolbox.simplify(individual)
     assign(population, seen, toolbox)
     archive = non_dominated(population, config.accuracy_floor, always=population[0])
     return State(0, population, archive, seen, (log_row(0, archive, seen, config, perf_counter() - started),))
@@ -104,10 +116,12 @@ def vary(parents: Sequence[Individual], toolbox: base.Toolbox, rng: np.random.Ge
         if rng.random() < 0.5 or child.key() in keys:
             toolbox.mutate(child, rng=rng)
             origins.append("mutate")
+        toolbox.simplify(child)
         for _ in range(RETRIES):
             if child.key() not in keys:
                 break
             toolbox.mutate(child, rng=rng)
+            toolbox.simplify(child)
         keys.add(child.key())
         child.origin, child.generation = "+".join(origins), generation
         del child.fitness.values
@@ -146,6 +160,12 @@ def objectives(individuals: Sequence[Individual]) -> Floats:
     return np.fromiter(flat, float, 2 * len(individuals)).reshape(-1, 2)
 
 
+def in_log_density(values: Floats) -> Floats:
+    """Return objectives with the logarithm of the density for the sparsity: the same ranks down to half of `SPARSE`, but
+    crowding that leaves no sparsity empty."""
+    return np.column_stack([values[:, 0], -np.log(np.maximum(1 - values[:, 1], SPARSE / 2))])
+
+
 def rank_and_crowding(values: Floats, floor: float) -> tuple[npt.NDArray[np.int64], Floats]:
     """Return the non-domination rank (0 best) and the crowding distance of each of (n, 2) maximised values.
 
@@ -172,16 +192,17 @@ def rank_and_crowding(values: Floats, floor: float) -> tuple[npt.NDArray[np.int6
 
 
 def nsga2(individuals: Sequence[Individual], k: int, rng: np.random.Generator | None = None,
-          floor: float = 0.0) -> list[Individual]:
+          floor: float = 0.0, niches: bool = False) -> list[Individual]:
     """Return the k best by rank, then crowding distance; a copy of a mask counts once while there are others.
 
-    The result of DEAP's `selNSGA2`, vectorised: 5 to 50 times as fast with two objectives.
+    The result of DEAP's `selNSGA2`, vectorised: 5 to 50 times as fast with two objectives. With `niches`, crowding is
+    measured in log density.
     """
     values = objectives(individuals)
     copies = copies_among(individuals, values)
     copies = copies[max(0, k - (len(individuals) - len(copies))):]  # some are needed to make k
     pool = np.delete(np.arange(len(individuals)), copies)
-    ranks, crowding = rank_and_crowding(values[pool], floor)
+    ranks, crowding = rank_and_crowding(in_log_density(values[pool]) if niches else values[pool], floor)
     return [individuals[i] for i in pool[np.lexsort((-crowding, ranks))[:k]]]
 
 
@@ -200,9 +221,11 @@ def copies_among(individuals: Sequence[Individual], values: Floats) -> list[int]
     return copies
 
 
-def tournament(individuals: Sequence[Individual], k: int, rng: np.random.Generator, floor: float = 0.0) -> list[Individual]:
+def tournament(individuals: Sequence[Individual], k: int, rng: np.random.Generator, floor: float = 0.0,
+               niches: bool = False) -> list[Individual]:
     """Return k winners of binary tournaments on rank, then crowding distance."""
-    ranks, crowding = rank_and_crowding(objectives(individuals), floor)
+    values = objectives(individuals)
+    ranks, crowding = rank_and_crowding(in_log_density(values) if niches else values, floor)
     place = np.empty(len(individuals), np.int64)
     place[np.lexsort((-crowding, ranks))] = np.arange(len(individuals))
     pairs = rng.integers(len(individuals), size=(k, 2))

@@ -32,6 +32,7 @@ class Measured:
     accuracy_before: float
     test: tuple[int, int] | None = None  # right answers, of how many
     state: dict[str, Tensor] | None = None
+    repair: str = "none"  # that made the values of `state`
 
     @property
     def sparsity(self) -> float:
@@ -76,7 +77,7 @@ def point_row(p: Measured, layout: Layout) -> dict[str, Any]:
     return {"id": p.id, "accuracy": p.accuracy, "sparsity": p.sparsity,
             "kept": layout.total - pruned_weights(p.individual, layout), "weights": layout.total,
             "test_accuracy": test[0], "test_low": test[1], "test_high": test[2], "accuracy_before": p.accuracy_before,
-            "generation": p.individual.generation, "origin": p.individual.origin, "repair": "none"}
+            "generation": p.individual.generation, "origin": p.individual.origin, "repair": p.repair}
 
 
 def layer_rows(p: Measured, layout: Layout) -> list[dict[str, Any]]:

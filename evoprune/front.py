@@ -56,6 +56,9 @@ class Point:
         trained = self.front.path / "models" / f"{self.id}.safetensors"
         if trained.exists():
             return load_file(trained)
+        if self.repair != "none":
+            raise EvopruneError(f"{trained}: not there yet, repaired values are written when the run is finished; go on with "
+                                f"--resume {self.front.path}")
         state: dict[str, Tensor] = load_file(self.front.path / "dense.safetensors")
         shared = self.front.aliases()
         for name, mask in self.masks().items():

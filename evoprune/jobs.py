@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .checkpoint import Folder, fingerprint, to_safetensors
 from .config import Config, EvopruneError
 from .engines import Engine, Local
-from .evaluation import correct, dtype_of, masks
+from .evaluation import Measurement, correct, dtype_of, masks
 from .genome import Individual, Inherited, Result, from_masks, sparsity
 from .layers import find_layers
 from .run import Run, get_data, get_model, identity_of, make_evaluator, training_progress
@@ -97,7 +97,7 @@ def rebuild(start: Start) -> Run:
     if identity != start.identity:
         raise EvopruneError(f"the model or data that a worker on {platform.node()} reads are not those of {path}; give every "
                             f"worker the same files and the same evoprune")
-    evaluator = make_evaluator(net, layout, splits, config, about["search_batch_size"])
+    evaluator = make_evaluator(net, layout, splits, config, about["search_batch_size"], batch_size)
     return Run(config, net, splits, layout, batch_size, evaluator, about["dense"]["accuracy"], identity, float("inf"))
 
 
@@ -107,12 +107,22 @@ class Measure:
 
     identity: str
 
-    def __call__(self, individual: Individual) -> tuple[float, float]:
+    def __call__(self, individual: Individual) -> Measurement:
         return here(self.identity).evaluator(individual)
 
-    def many(self, individuals: Iterable[Individual]) -> list[tuple[float, float]]:
+    def many(self, individuals: Iterable[Individual]) -> list[Measurement]:
         """Return the objectives of each, in order."""
         return here(self.identity).evaluator.many(individuals)
+
+
+    def simplify(self, individual: Individual) -> None:
+        """Drop the dead paths of a mask."""
+        here(self.identity).evaluator.simplify(individual)
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """The dense weights, flat."""
+        return here(self.identity).evaluator.weights
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ def one_stage(run: Run, stage: Stage, i: int, number: int, cap: float, toolbox: 
     others = sum((each.genes - kept_genes(bits)) * (each.weights // each.genes)
                  for j, (each, bits) in enumerate(zip(run.layout, stage.individual)) if j != i)
     layout = Layout((layer,), run.layout.total, others)
-    evaluator = make_evaluator(net, layout, run.data, config, run.evaluator.batch_size)
+    evaluator = make_evaluator(net, layout, run.data, config, run.evaluator.batch_size, run.batch_size)
     checkpoint = folder.checkpoint / f"stage-{number:03d}"
     checkpoint.mkdir(exist_ok=True)
     state, stopped = search(replace(run, model=net, layout=layout, evaluator=evaluator, identity=identity),

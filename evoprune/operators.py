@@ -1,22 +1,26 @@
 """Mutation and crossover, layer by layer, on packed bits; only the individuals handed in are changed.
 
 How many genes change is drawn per layer, log-uniformly up to a share of the layer's kept genes, so that a layer of ten
-weights and one of ten million both see single flips and large moves. No weight is looked at.
+weights and one of ten million both see single flips and large moves. Only `refine` looks at weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
-from .genome import Bits, Individual, kept_genes
+from .genome import Bits, Individual, get_bits, kept_genes, set_bits
 from .layers import Layout
+from .saliency import SALIENCIES
 
 LARGEST = 0.1  # share of a layer's kept genes that one move changes at most
 Genes = npt.NDArray[np.float64]  # of a tuned run: learning rate, growth, until
 LOW, HIGH, SPREAD = np.array([0.2, 1.5, 0.4]), np.array([2.0, 16.0, 0.85]), np.array([0.25, 0.35, 0.1])
+LARGEST_REFINED = 0.3  # the same of a move that knows what matters
 Move = Callable[[Bits, int, np.random.Generator], None]
 
 
@@ -30,6 +34,7 @@ def mutate(individual: Individual, rng: np.random.Generator, layout: Layout, p: 
         chosen = rng.random(len(layout)) < p
     for i in np.flatnonzero(chosen):
         MOVES[rng.integers(len(MOVES))](individual[i], layout[i].genes, rng)
+        individual.inherited.pop(layout[i].name, None)  # it stood for the bits as they were
     return (individual,)
 
 
@@ -63,12 +68,66 @@ def grow(bits: Bits, genes: int, rng: np.random.Generator) -> None:
 MOVES: tuple[Move, ...] = (flip, swap, prune, grow)
 
 
-def mate(a: Individual, b: Individual, rng: np.random.Generator, p: float = 0.5,
-         uniform: float = 0.25) -> tuple[Individual, Individual]:
+def refine(individual: Individual, rng: np.random.Generator, layout: Layout, dense: Sequence[Tensor],
+           growth: Sequence[Tensor]) -> tuple[Individual]:
+    """Prune the kept genes of low saliency, keep pruned ones of high saliency, or both, over all layers or in one.
+
+    What is pruned goes by the LAMP score of the values that the parent has now, what is kept by that of the dense values
+    (`growth`, of `dense`); each logarithm with Gumbel noise, from none to half. The size is log-uniform.
+    """
+    chosen = list(range(len(layout))) if rng.random() < 0.7 else [int(rng.integers(len(layout)))]
+    genes = [get_bits(individual, i, layout) for i in range(len(layout))]
+    kept = np.concatenate([genes[i] for i in chosen])
+    move, noise = rng.choice(3, p=(0.45, 0.3, 0.25)), rng.uniform(0, 0.5)  # prune, grow, swap
+    count = size(int(kept.sum()), rng, LARGEST_REFINED)
+    flips = np.zeros(len(kept), bool)
+    if move != 1:
+        now = SALIENCIES["lamp"]([values_of(individual, i, layout, dense) for i in chosen], None)
+        flips[best(-noisy(now, noise, rng), kept, count)] = True
+    if move != 0:
+        flips[best(noisy([growth[i] for i in chosen], noise, rng), ~kept, count)] = True
+    for i, part in zip(chosen, np.split(flips, np.cumsum([len(genes[i]) for i in chosen])[:-1])):
+        if part.any():
+            set_bits(individual, i, genes[i] ^ part)
+            individual.inherited.pop(layout[i].name, None)
+    return (individual,)
+
+
+def values_of(individual: Individual, i: int, layout: Layout, dense: Sequence[Tensor]) -> Tensor:
+    """Return the values of layer `i` as the individual has them, zeros where it is pruned: repaired ones, or the dense."""
+    kept = torch.from_numpy(get_bits(individual, i, layout))
+    values = dense[i] * kept
+    if (own := individual.inherited.get(layout[i].name)) is not None:
+        values[kept] = torch.from_numpy(own.astype(np.float32))
+    return values
+
+
+def noisy(scores: Sequence[Tensor], noise: float, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Return the logarithms of all scores with Gumbel noise: the best k are a sample without replacement."""
+    flat = torch.cat([score.flatten() for score in scores]).double().clamp_min(1e-30).log().numpy()
+    return flat + noise * rng.gumbel(size=len(flat)) if noise else flat
+
+
+def best(scores: npt.NDArray[np.float64], among: npt.NDArray[np.bool_], count: int) -> npt.NDArray[np.int64]:
+    """Return the positions of the `count` highest scores of those in `among`, or all of them if there are fewer."""
+    places = np.flatnonzero(among)
+    if count >= len(places):
+        return places
+    return places[np.argpartition(-scores[places], count)[:count]]
+
+
+def mate(a: Individual, b: Individual, rng: np.random.Generator, p: float = 0.5, uniform: float = 0.25,
+         layout: Layout | None = None) -> tuple[Individual, Individual]:
     """Exchange layers between two individuals: each with probability `p`, whole, or (probability `uniform`) gene by
-    gene at random. Changes both in place and returns them."""
+    gene at random. Changes both in place and returns them; with `layout`, what a whole layer inherited goes with it."""
     for i in np.flatnonzero(rng.random(len(a)) < p):
-        if rng.random() < uniform:
+        mixed = rng.random() < uniform
+        if layout is not None:
+            name = layout[i].name
+            x, y = a.inherited.pop(name, None), b.inherited.pop(name, None)
+            a.inherited.update({name: y} if y is not None and not mixed else {})
+            b.inherited.update({name: x} if x is not None and not mixed else {})
+        if mixed:
             exchange = (a[i] ^ b[i]) & np.frombuffer(rng.bytes(len(a[i])), np.uint8)
             a[i] ^= exchange
             b[i] ^= exchange
@@ -90,9 +149,9 @@ def mutate_genes(genes: Genes, rng: np.random.Generator) -> tuple[Genes]:
     return (np.clip(genes * np.exp(SPREAD * rng.normal(size=3)), LOW, HIGH),)
 
 
-def size(kept: int, rng: np.random.Generator) -> int:
-    """Draw how many genes a move changes: log-uniform from 1 to `LARGEST` of those kept."""
-    return int(np.exp(rng.uniform(0, np.log(max(2, LARGEST * kept)))))
+def size(kept: int, rng: np.random.Generator, largest: float = LARGEST) -> int:
+    """Draw how many genes a move changes: log-uniform from 1 to a share of those kept."""
+    return int(np.exp(rng.uniform(0, np.log(max(2, largest * kept)))))
 
 
 def pick(bits: Bits, genes: int, value: bool, count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:

@@ -32,17 +32,18 @@ log = logging.getLogger("evoprune")
 class Prepared:
     """A private copy of a model on the split's device; `logits(i)` of batch i under the weights as they are now.
 
-    `masked` names the parameters that masks will change. The values that no mask changes are kept up to `cache_mb`.
+    `masked` names the parameters that masks will change. The values that no mask changes are kept up to `cache_mb`. Without
+    `fold`, batch norms stay as they are; with `plain`, everything does.
     """
 
     def __init__(self, model: nn.Module, split: Split, batch_size: int, masked: Collection[str], precision: str = "fp32",
-                 cache_mb: int = 0, plain: bool = False):
+                 cache_mb: int = 0, plain: bool = False, fold: bool = True):
         self.split, self.batch_size = split, batch_size
         self.dtype = torch.bfloat16 if precision == "bf16" else split.dtype
         self.model, self.rounded = copy.deepcopy(model).to(split.labels.device).eval().requires_grad_(False), 0
         self.format = torch.channels_last if channels_last_wins(model) and not plain else torch.contiguous_format
         if not plain:
-            self.model, self.rounded = rewritten(self.model, split.inputs(slice(0, CHECKED)))
+            self.model, self.rounded = rewritten(self.model, split.inputs(slice(0, CHECKED)), fold)
         if self.dtype != split.dtype:
             self.model = self.model.to(self.dtype)
         self.model = self.model.to(memory_format=self.format)
@@ -75,8 +76,11 @@ class Prepared:
         return (inputs,) if self.prefix is None else self.prefix(inputs)
 
     def inputs(self, index: slice) -> Tensor:
+        """Return normalised images of the split, made ready."""
+        return self.ready(self.split.inputs(index))
+
+    def ready(self, batch: Tensor) -> Tensor:
         """Return normalised images in the precision and memory format of the weights."""
-        batch = self.split.inputs(index)
         if batch.is_floating_point():
             batch = batch.to(self.dtype)
         return batch.contiguous(memory_format=self.format) if batch.dim() == 4 else batch
@@ -104,14 +108,14 @@ def channels_last_wins(model: nn.Module) -> bool:
     return sum(wide) > len(wide) / 2
 
 
-def rewritten(plain: nn.Module, inputs: Tensor) -> tuple[nn.Module, int]:
+def rewritten(plain: nn.Module, inputs: Tensor, fold: bool = True) -> tuple[nn.Module, int]:
     """Return the model as a graph with batch norms folded and faster modules, and how many of these round otherwise; the
     plain model and 0 where that is not possible."""
     try:
         with torch.no_grad():  # not inference_mode: its tensors could never be changed again
             expected = plain(inputs)
             graph = fx.symbolic_trace(copy.deepcopy(plain))
-            folded = fold_batch_norms(graph)
+            folded = fold_batch_norms(graph) if fold else 0
             rounded = folded + use_faster_modules(graph, pools=not channels_last_wins(plain))
             if close(expected, graph(inputs)):
                 return graph, rounded

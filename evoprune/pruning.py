@@ -26,7 +26,8 @@ from .front import Front, load_front, thin
 from .jobs import Measure, Train, Tune, registered, start_of, with_values
 from .layers import Layout
 from .layerwise import search_layerwise
-from .run import Run, clock, prepare
+from .repair import LAST_IMAGES
+from .run import Run, calibration_images, clock, prepare
 from .search import search, search_tuned
 from .settings import settle
 from .splits import Split
@@ -97,8 +98,10 @@ def all_at_once(run: Run, toolbox: Toolbox, folder: Folder, engine: Local | Engi
         stopped = finish(run, state, folder, engine)
     if stopped:
         points = untrained(run, state)
-        if run.config.precision != "fp32":
+        if run.config.precision != "fp32" and run.config.repair == "none":
             measure_plainly(run, points)
+        for point in points:
+            point.repair = str(run.config.repair)
         write_run(folder, points, state.log, run.layout, run.dense_accuracy, run.config.accuracy_floor)
     return stopped
 
@@ -144,13 +147,19 @@ def finish(run: Run, state: State, folder: Folder, engine: Local | Engine) -> st
 
 
 def measure_plainly(run: Run, points: list[Measured]) -> None:
-    """Measure untrained points again with the model as the user has it, where the search rounds in another way."""
-    if run.evaluator.prepared.exact and run.evaluator.batch_size == run.batch_size:
+    """Measure untrained points again with the model as the user has it, where the search rounds in another way or repairs;
+    points keep the repaired values, made with more images than the search takes."""
+    repair = str(run.config.repair)
+    if repair == "none" and run.evaluator.prepared.exact and run.evaluator.batch_size == run.batch_size:
         return
     log.info("measuring %d points with the model as it is, fp32", len(points))
-    plain = Evaluator(run.model, run.layout, run.data.search, run.batch_size, plain=True)
+    images = calibration_images(run.config, run.data, run.batch_size, LAST_IMAGES)
+    plain = Evaluator(run.model, run.layout, run.data.search, run.batch_size, plain=True, repair=repair, calibration=images)
     for point in points:
         point.accuracy = point.accuracy_before = int(plain.correct(point.individual)) / len(run.data.search)
+        if repair != "none":
+            point.repair = repair
+            point.state = {name: value.cpu().clone() for name, value in plain.prepared.model.state_dict().items()}
 
 
 def measure_on_test(run: Run, points: list[Measured]) -> None:
@@ -198,6 +207,7 @@ def train_points(run: Run, points: list[Measured], folder: Folder, engine: Local
     names = {id(point): f"point {i + 1} of {len(points)}" for i, point in enumerate(points)}
     labels = {id(point): f"{run.identity}:{point.individual.key().hex()}" for point in points}
     for point in points:
+        point.repair = "none"  # training starts from the dense values: better than from repaired ones (results/LOG.md)
         point.state = folder.read_trained(point.individual.key().hex(), labels[id(point)])
     untrained = [point for point in points if point.state is None]
 

@@ -11,7 +11,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -28,8 +28,10 @@ from .evaluation import Evaluator, batch_size_for, correct, dtype_of, private_co
 from .front import wilson
 from .layers import Layout, find_layers
 from .prepared import fastest_batch_size
+from .repair import BATCHES, IMAGES, LAST_IMAGES, calibration, default_repair
 from .sources import build_model, constants, limit, load_data, load_model, load_weights, read_weights
 from .splits import Data, Split, as_data
+from .starts import default_start, rule_names
 from .tuning import recipe_for, tune
 
 PLACES = ("out", "overwrite", "data_dir", "weights", "model", "data")  # not part of a run's identity: what they name is
@@ -66,6 +68,9 @@ def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder) -
     outputs, activation = probe(net, splits.search, splits.classes)
     check_together(net, splits, config)
     batch_size = batch_size_for(activation, device)
+    repair = config.repair or default_repair(net, config)
+    config = replace(config, repair=repair,
+                     start=default_start(config.knowledge, repair) if config.start == "auto" else config.start)
     about = {"settings": config.settings(), "command": (old or {}).get("command") or command_line(),
              "rebuildable": isinstance(model, str), "named_data": isinstance(data, str), "outputs": outputs,
              "channels": channels_of(splits), "splits": splits.sizes(), "mean": splits.search.mean, "std": splits.search.std,
@@ -81,7 +86,7 @@ def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder) -
         find_layers(net, config.layer, config.skip, config.include)  # it may have ended in NaN
     accuracy, dense = measure_dense(net, splits, batch_size, outputs)
     about["search_batch_size"] = search_batch_size(config, net, layout, splits, batch_size, old)
-    evaluator = make_evaluator(net, layout, splits, config, about["search_batch_size"])
+    evaluator = make_evaluator(net, layout, splits, config, about["search_batch_size"], batch_size)
     about["dense"] = dense
     identity = identity_of(config, layout, batch_size, splits, net)
     if folder.resuming:
@@ -135,30 +140,45 @@ def search_batch_size(config: Config, net: nn.Module, layout: Layout, splits: Da
     return usual if config.batch_size is None else int(config.batch_size)
 
 
-def make_evaluator(net: nn.Module, layout: Layout, splits: Data, config: Config, batch_size: int) -> Evaluator:
-    """Return the evaluator of the search."""
+def make_evaluator(net: nn.Module, layout: Layout, splits: Data, config: Config, batch_size: int, usual: int) -> Evaluator:
+    """Return the evaluator of the search; `usual` is the batch size of the reports."""
     return Evaluator(net, layout, splits.search, batch_size, floor=config.accuracy_floor, precision=config.precision,
-                     cache_mb=config.cache_mb)
+                     cache_mb=config.cache_mb, repair=str(config.repair), inherits=config.knowledge != "none",
+                     calibration=calibration_images(config, splits, usual, IMAGES))
+
+
+def calibration_images(config: Config, splits: Data, batch_size: int, images: int) -> Split | None:
+    """Return what masks are repaired on, from the train split where there is one; no label of it is looked at."""
+    if config.repair == "none":
+        return None
+    return calibration(splits.train or splits.search, min(images, BATCHES * batch_size), config.split_seed)
 
 
 def identity_of(config: Config, layout: Layout, batch_size: int, splits: Data, net: nn.Module) -> str:
     """Return a hash of all that decides the results of a run."""
+    images = calibration_images(config, splits, batch_size, LAST_IMAGES)
+    calibrated = [] if images is None else [as_bytes_of(images.images)]
     return fingerprint({k: v for k, v in config.settings().items() if k not in (*RESUMABLE, *PLACES)},
                        [vars(layer) for layer in layout], batch_size, splits.search.labels.cpu().numpy(),
                        hashlib.sha256(splits.search.images.cpu().numpy().tobytes()).hexdigest(),
+                       *calibrated,
                        *(as_bytes_of(value) for value in net.state_dict().values()))
 
 
 def get_data(config: Config, data: Any) -> Data:
     """Return the splits of the run: named ones loaded, others cut; training needs a train split."""
     training = config.trains
+    fisher = config.start != "auto" and "fisher" in rule_names(config.start)
     if isinstance(data, str):
-        splits = load_data(config, training)
+        splits = load_data(config, training or fisher or config.repair == "least-squares")
     else:
         splits = limit(as_data(data, config.split_seed, *constants(config)), config)
     if training and splits.train is None:
         raise EvopruneError("data: found no train split, which train_epochs, finetune_epochs and total_epochs need; hand in "
                             "evoprune.Data(train, search, test), or leave training out")
+    if fisher and splits.train is None:
+        raise EvopruneError("start: found 'fisher', whose gradients need a train split, and no train split; hand in "
+                            "evoprune.Data(train, search, test), or choose other rules")
     return splits
 
 

@@ -9,18 +9,23 @@ from time import monotonic
 
 import numpy as np
 from deap import base
+from torch import Tensor
 
 from .checkpoint import Folder, load, save
 from .config import Config, target_sparsities
 from .engines import Engine, Local, local
+from .evaluation import masks
 from .evolution import State, begin, evolve
+from .genome import Individual
 from .jobs import map_kept
 from .run import Run, clock
-from .starts import first_population
+from .saliency import gradient_squares
+from .starts import Known, first_population
 from .tuned import Budget, begin_rules, begin_tuned, budget_of, children_of, evolve_tuned, gradual_jobs
 from .tuning import recipe_for
 
 SAVE_EVERY = 1.0  # seconds between checkpoints: a generation can be shorter than the write that saves it
+FISHER_IMAGES, FISHER_BATCH = 4096, 16  # of the mean squared gradients
 SAY_EVERY = 3.0  # seconds between lines of progress
 log = logging.getLogger("evoprune")
 
@@ -34,10 +39,7 @@ def search(run: Run, toolbox: base.Toolbox, checkpoint: Path, engine: Local | En
     state = load(checkpoint, run.layout, run.identity)
     if state is None:
         log.info("making the first %d masks: %s", config.population, config.start)
-        parameters = dict(run.model.named_parameters())
-        weights = [parameters[layer.name].detach().float().numpy() for layer in run.layout]
-        population = first_population(weights, run.layout, config.start, config.population,
-                                      np.random.default_rng((config.seed, 0)))
+        population = first_population(known(run), config.start, config.population, np.random.default_rng((config.seed, 0)))
     progress = Progress(config, 0 if state is None else state.evaluations)
     run.evaluator.progress = progress.evaluated
     if toolbox.map.func in (map, local):  # whoever registered another keeps it
@@ -93,6 +95,28 @@ def go_on(run: Run, state: State, generations: Iterator[State], checkpoint: Path
         stopped = "interrupted"
     save(checkpoint, state, run.identity)
     return state, stopped
+
+
+def known(run: Run) -> Known:
+    """Return what the rules of the first masks may look at, read when they ask for it."""
+    config, names = run.config, [layer.name for layer in run.layout]
+
+    def weights() -> list[Tensor]:
+        assert config.knowledge != "none"
+        return [run.model.get_parameter(name).detach().float() for name in names]
+
+    def squares() -> list[Tensor]:
+        assert config.knowledge == "data" and run.data.train is not None
+        return [s.float().cpu() for s in gradient_squares(run.model, names, run.data.train, FISHER_BATCH, FISHER_IMAGES)]
+
+    def settled(individual: Individual) -> list[Tensor]:
+        run.evaluator.simplify(individual)
+        if config.knowledge != "data":
+            return [w * mask for w, mask in zip(weights(), masks(individual, run.layout))]
+        run.evaluator.set_masks(individual)
+        return [parameter.detach().float().cpu().clone() for parameter, _ in run.evaluator.masked]
+
+    return Known(run.layout, weights, squares, settled)
 
 
 class Progress:

@@ -1,34 +1,44 @@
-"""First individuals: random masks, and the masks of rules (magnitude, ERK, LAMP), spread over a grid in log density.
+"""First individuals: random masks, and the masks of rules, spread over a grid in log density.
 
-A rule takes the weights (a float array a layer) and returns `mask(density, rng)`, which keeps that share of the searched
-weights and returns a bool array a layer.
+A rule takes what is `Known` of the model and returns `mask(density, rng)`, which keeps that share of the searched weights
+and returns a bool array a layer. `--knowledge` says which rules may be used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
+from torch import Tensor
 
-from .config import EvopruneError
+from .config import Config, EvopruneError
 from .genome import Individual, from_masks
 from .layers import Layout
 from .saliency import SALIENCIES, keep_top
 
-Weights = npt.NDArray[np.float32]
 Masks = list[npt.NDArray[np.bool_]]
 Rule = Callable[[float, np.random.Generator], Masks]
 
 DENSEST, SPARSEST = 0.8, 0.004  # of the grid; hvlog looks at 0.5 to 0.005
+SHOTS = 80  # steps of the multi-shot path from dense to `SPARSEST`
 
 
-def first_population(weights: Sequence[Weights], layout: Layout, start: str, size: int,
-                     rng: np.random.Generator) -> list[Individual]:
+@dataclass(frozen=True)
+class Known:
+    """What rules may look at; what `--knowledge` forbids raises when it is called."""
+
+    layout: Layout
+    weights: Callable[[], list[Tensor]]  # dense, shaped like the layers
+    squares: Callable[[], list[Tensor]]  # mean squared gradients
+    settled: Callable[[Individual], list[Tensor]]  # values after dead paths are dropped, in place, and the rest repaired
+
+
+def first_population(known: Known, start: str, size: int, rng: np.random.Generator) -> list[Individual]:
     """Return `size` individuals: the unpruned model, and the rules of `start` in turn over the density grid."""
-    rules = [(name, STARTS[name](weights, layout)) for name in rule_names(start)]
-    population = [from_masks((np.ones(layer.genes, bool) for layer in layout), "dense")]
+    rules = [(name, STARTS[name](known)) for name in rule_names(start)]
+    population = [from_masks((np.ones(layer.genes, bool) for layer in known.layout), "dense")]
     for i, density in enumerate(np.geomspace(DENSEST, SPARSEST, size - 1)):
         name, rule = rules[i % len(rules)]
         population.append(from_masks(rule(density, rng), f"{name}@{1 - density:.4g}"))
@@ -40,8 +50,25 @@ def rule_names(start: str) -> list[str]:
     names = [name.strip() for name in start.split(",")]
     for name in names:
         if name not in STARTS:
-            raise EvopruneError(f"start: found {name!r}, expected {', '.join(STARTS)}, with commas between")
+            raise EvopruneError(f"start: found {name!r}, expected {', '.join(STARTS)}, with commas between, or auto")
     return names
+
+
+def check_start(config: Config) -> None:
+    """Raise `EvopruneError` unless the rules of --start exist and --knowledge allows them."""
+    for name in rule_names(config.start) if config.start != "auto" else []:
+        needed = NEEDS[name]
+        if KNOWLEDGE.index(needed) > KNOWLEDGE.index(config.knowledge):
+            allowed = [rule for rule in STARTS if KNOWLEDGE.index(NEEDS[rule]) <= KNOWLEDGE.index(config.knowledge)]
+            raise EvopruneError(f"start: found {name!r}, which needs --knowledge {needed}, with --knowledge {config.knowledge}; "
+                                f"expected {', '.join(allowed)}")
+
+
+def default_start(knowledge: str, repair: str) -> str:
+    """Return the rules that make the best first masks of what is known."""
+    if knowledge == "none":
+        return "random"
+    return "multishot" if knowledge == "data" and repair == "least-squares" else "random,magnitude,erk,lamp"
 
 
 def erk_densities(layout: Layout, density: float) -> list[float]:
@@ -60,37 +87,56 @@ def erk_densities(layout: Layout, density: float) -> list[float]:
         full |= over
 
 
-def random(weights: Sequence[Weights], layout: Layout) -> Rule:
+def random(known: Known) -> Rule:
     """Keep weights at random with ERK layer densities: looks at shapes, never at a weight."""
     def mask(density: float, rng: np.random.Generator) -> Masks:
         return [(rng.permutation(layer.genes) < keep(d, layer.genes)).reshape(layer.gene_shape)
-                for layer, d in zip(layout, erk_densities(layout, density))]
+                for layer, d in zip(known.layout, erk_densities(known.layout, density))]
 
     return mask
 
 
-def erk(weights: Sequence[Weights], layout: Layout) -> Rule:
+def erk(known: Known) -> Rule:
     """Keep the largest weights of each layer, with ERK layer densities."""
-    scores = SALIENCIES["magnitude"]([torch.from_numpy(w) for w in weights], None)
+    scores = SALIENCIES["magnitude"](known.weights(), None)
 
     def mask(density: float, rng: np.random.Generator) -> Masks:
         return [keep_top([score], keep(d, layer.genes))[0].numpy()
-                for score, layer, d in zip(scores, layout, erk_densities(layout, density))]
+                for score, layer, d in zip(scores, known.layout, erk_densities(known.layout, density))]
 
     return mask
 
 
-def by_saliency(name: str) -> Callable[[Sequence[Weights], Layout], Rule]:
+def by_saliency(name: str) -> Callable[[Known], Rule]:
     """Return the rule that keeps the weights of the highest scores of all layers together."""
-    def rule(weights: Sequence[Weights], layout: Layout) -> Rule:
-        scores = SALIENCIES[name]([torch.from_numpy(w) for w in weights], None)
+    def rule(known: Known) -> Rule:
+        scores = SALIENCIES[name](known.weights(), known.squares() if NEEDS[name] == "data" else None)
 
         def mask(density: float, rng: np.random.Generator) -> Masks:
-            return [kept.numpy() for kept in keep_top(scores, keep(density, layout.weights))]
+            return [kept.numpy() for kept in keep_top(scores, keep(density, known.layout.weights))]
 
         return mask
 
     return rule
+
+
+def multishot(known: Known) -> Rule:
+    """Prune step by step from dense, each time what LAMP scores lowest of the values as repaired after the step before.
+
+    Equal steps in log density; each drops dead paths. Without repair, that is LAMP scored again at each step.
+    """
+    layout, path, values = known.layout, [], known.weights()
+    for density in np.geomspace(1, SPARSEST, SHOTS + 1)[1:]:
+        kept = [mask & (value != 0) for mask, value in zip(
+            keep_top(SALIENCIES["lamp"](values, None), keep(density, layout.weights)), values)]
+        individual = from_masks((mask.numpy() for mask in kept), "multishot")
+        values = known.settled(individual)
+        path.append((np.log(density), [(value != 0).numpy() for value in values]))
+
+    def mask(density: float, rng: np.random.Generator) -> Masks:
+        return min(path, key=lambda step: abs(step[0] - np.log(density)))[1]
+
+    return mask
 
 
 def keep(density: float, genes: int) -> int:
@@ -98,5 +144,9 @@ def keep(density: float, genes: int) -> int:
     return max(1, round(density * genes))
 
 
-STARTS: dict[str, Callable[[Sequence[Weights], Layout], Rule]] = {
-    "random": random, "magnitude": by_saliency("magnitude"), "erk": erk, "lamp": by_saliency("lamp")}
+STARTS: dict[str, Callable[[Known], Rule]] = {
+    "random": random, "magnitude": by_saliency("magnitude"), "erk": erk, "lamp": by_saliency("lamp"),
+    "fisher": by_saliency("fisher"), "multishot": multishot}
+KNOWLEDGE = ("none", "weights", "data")  # each allows what the one before it does
+NEEDS = {"random": "none", "magnitude": "weights", "erk": "weights", "lamp": "weights", "fisher": "data",
+         "multishot": "weights"}  # its repair needs data

@@ -22,7 +22,7 @@ from evoprune.config import Config
 from evoprune.evaluation import Evaluator
 from evoprune.evolution import begin, default_toolbox, evolve
 from evoprune.layers import find_layers
-from evoprune.starts import first_population
+from evoprune.starts import Known, first_population
 
 
 def generation(population: int, width: int, count: int) -> tuple[float, float]:
@@ -42,10 +42,10 @@ def generation(population: int, width: int, count: int) -> tuple[float, float]:
             spent += time.process_time() - started
             return found
 
-    weights = [p.detach().numpy() for p in model.parameters() if p.dim() > 1]
+    known = Known(layout, lambda: [p.detach() for p in model.parameters() if p.dim() > 1], list, list)
     toolbox = default_toolbox(evaluator, layout, config)
     toolbox.evaluate = Timed()
-    state = begin(first_population(weights, layout, config.start, population, np.random.default_rng(0)), toolbox, config)
+    state = begin(first_population(known, "random,magnitude,erk,lamp", population, np.random.default_rng(0)), toolbox, config)
     states, rows = evolve(state, toolbox, config), []
     for _ in range(3):
         spent, started = 0.0, time.process_time()

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import knowing
 from torch import nn
 
 from evoprune import accuracy
@@ -18,7 +19,7 @@ from evoprune.starts import first_population
 
 def population(model, layout, size=20):
     weights = [dict(model.named_parameters())[layer.name].detach().numpy() for layer in layout]
-    return first_population(weights, layout, "random,magnitude,erk,lamp", size, np.random.default_rng(0))
+    return first_population(knowing(weights, layout), "random,magnitude,erk,lamp", size, np.random.default_rng(0))
 
 
 def count_obviously(model, layout, individual, split, batch_size):

@@ -1,6 +1,7 @@
 import moocore
 import numpy as np
 import pytest
+from conftest import knowing
 from deap import tools
 
 from evoprune.config import Config
@@ -21,6 +22,7 @@ from evoprune.layers import Layer, Layout
 from evoprune.starts import first_population
 
 LAYOUT = Layout((Layer("a", (10, 30)), Layer("b", (30, 10))), 600)
+RULES = "random,magnitude,erk,lamp"
 CONFIG = Config(population=20, generations=12)
 
 
@@ -47,7 +49,7 @@ class Counting:
 def start(evaluate, config=CONFIG):
     toolbox = default_toolbox(evaluate, LAYOUT, config)
     weights = [np.random.default_rng(0).standard_normal(layer.shape).astype(np.float32) for layer in LAYOUT]
-    population = first_population(weights, LAYOUT, config.start, config.population, np.random.default_rng(config.seed))
+    population = first_population(knowing(weights, LAYOUT), RULES, config.population, np.random.default_rng(config.seed))
     return toolbox, begin(population, toolbox, config)
 
 

@@ -3,14 +3,15 @@ import copy
 import numpy as np
 import pytest
 import torch
+from conftest import knowing
 from test_evaluation import count_obviously, population
 from torch import nn
 
 import evoprune
-from evoprune.evaluation import Evaluator, logits_of
+from evoprune.evaluation import Evaluator
 from evoprune.genome import get_bits
 from evoprune.layers import find_layers
-from evoprune.models import LeNet5, resnet18
+from evoprune.models import LeNet5, logits_of, resnet18
 from evoprune.prepared import Average2x2, Prepared, TanhInPlace, channels_last_wins, fastest_batch_size, rewritten
 from evoprune.starts import first_population
 from evoprune.tuning import Recipe, tune
@@ -27,7 +28,7 @@ def resnet(digits):
 
 def masks_of(model, layout, rules="magnitude,erk", size=13):
     weights = [dict(model.named_parameters())[layer.name].detach().numpy() for layer in layout]
-    return first_population(weights, layout, rules, size, np.random.default_rng(0))[:5]
+    return first_population(knowing(weights, layout), rules, size, np.random.default_rng(0))[:5]
 
 
 def test_lenet5_counts_equal_the_obvious_way_on_5000_images(digits):

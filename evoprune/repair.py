@@ -1,0 +1,263 @@
+"""Makes a masked model as good as it can be without training and without labels: batch-norm statistics, least squares.
+
+One forward pass of all calibration images through the masked model: hooks see what enters a layer from the prefix already
+repaired, give the layer new values, and its own forward goes on with them. For the kept inputs S of an output row
+
+    w_S = (C_SS + d I)^-1 (K_S + d w0_S),   bias = mean(Z) - w mean(X)
+
+with X what enters the layer, Z the *dense* model's output of it (so that errors of the prefix are made good), C = cov(X),
+K = cov(X, Z), w0 the dense weights and d = 0.01 tr(C) / p. Batch norms take the statistics of the same pass. Beyond 95 %
+sparsity that is worth tens of points; against the dense inputs, or with biases alone, it hurts (results/LOG.md).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .config import Config
+from .layers import Layout
+from .splits import Split
+
+REPAIRS = ("none", "bn", "least-squares")
+IMAGES = 768  # that a mask is repaired on in the search
+LAST_IMAGES = 2048  # and the points of the front at the end
+ROWS = 12_288  # of activations that a convolution's moments are taken over: positions drawn evenly from all images
+BATCHES = 32  # usual batches that the calibration images may fill at most: they go through the model in one pass
+DAMPING = 0.01  # of the mean variance of a layer's inputs
+LEAST = 1e-5  # of that of the dense model's: where nothing but rounding noise comes in, weights must not follow it
+STEPS = 32  # of conjugate gradients, where they are cheaper than a system a row, whose operations take `SLOWER` as long
+SLOWER = 8
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+log = logging.getLogger("evoprune")
+
+
+def norms_of(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the batch norms of `model` that keep running statistics, by name."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, NORMS) and m.running_mean is not None}
+
+
+def default_repair(model: nn.Module, config: Config) -> str:
+    """Return the repair that a model cannot do without: a masked net with stale batch-norm statistics always looks dead."""
+    return "bn" if norms_of(model) and not config.layerwise else "none"
+
+
+def calibration(split: Split, images: int, seed: int) -> Split:
+    """Return so many images of the split, drawn at random, or all it has."""
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:images].sort().values
+    order = order.to(split.labels.device)
+    return Split(split.images[order], split.labels[order], split.mean, split.std, split.dtype)
+
+
+@dataclass
+class Solved:
+    """A layer that least squares gives new values, with what the dense model knows of it."""
+
+    name: str  # of its weight
+    module: nn.Linear | nn.Conv2d
+    dense: Tensor  # weights, (out, p)
+    least: float = 0.0  # damping
+    centred: bool = False  # a bias or a batch norm behind it takes the mean
+    targets: Tensor = field(default_factory=lambda: torch.empty(0))  # the dense model's outputs, (rows, out)
+    positions: Tensor | None = None  # (images, positions) drawn, of a convolution
+    moments: tuple[Tensor, ...] | None = None  # of the first layer, which no mask changes
+
+
+class Repairer:
+    """Repairs `model` in place, on calibration images: `repairer(masks)`, once the masked weights are set.
+
+    `model` holds dense values now and is in eval mode; names are those of its parameters, batches come from `inputs`.
+    """
+
+    def __init__(self, kind: str, model: nn.Module, layout: Layout, inputs: Tensor):
+        self.model, self.inputs, self.layout = model, inputs, layout
+        self.norms = list(norms_of(model).values())
+        self.layers = self.solvable(layout) if kind == "least-squares" else {}
+        self.first: nn.Module | None = None
+        self.study_dense()
+
+    def solvable(self, layout: Layout) -> dict[nn.Module, Solved]:
+        """Return the Linear and ungrouped Conv2d layers, each of whose weights has that one owner."""
+        owners: dict[int, int] = {}
+        for module in self.model.modules():
+            for parameter in module.parameters(recurse=False):
+                owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+        found: dict[nn.Module, Solved] = {}
+        for layer in layout:
+            module = self.model.get_submodule(layer.name.rpartition(".")[0])
+            plain = isinstance(module, nn.Linear) or (
+                isinstance(module, nn.Conv2d) and module.groups == 1 and not isinstance(module.padding, str)
+                and module.padding_mode == "zeros")
+            if plain and layer.name.endswith("weight") and owners[id(module.weight)] == 1:
+                assert isinstance(module, (nn.Linear, nn.Conv2d))
+                found[module] = Solved(layer.name, module, module.weight.detach().reshape(layer.shape[0], -1).float().clone())
+        return found
+
+    def study_dense(self) -> None:
+        """Run the dense model once: keep the outputs of the layers to solve; leave out what is not called exactly once."""
+        called: dict[nn.Module, int] = {}
+        outputs: dict[int, Solved] = {}
+
+        def before(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            called[module] = called.get(module, 0) + 1
+            if isinstance(module, NORMS) and id(args[0]) in outputs:
+                outputs[id(args[0])].centred = True
+            if module in self.layers:
+                self.layers[module].least = LEAST * float(args[0].float().var())
+
+        def after(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            solved = self.layers[module]
+            outputs[id(output)] = solved
+            alive.append(output)  # so that no other tensor gets its id
+            solved.centred = solved.module.bias is not None
+            if isinstance(module, nn.Conv2d):
+                solved.positions = draw_positions(len(output), output.shape[2:].numel(), output.device)
+                index = solved.positions[:, None].expand(-1, output.shape[1], -1)
+                solved.targets = output.flatten(2).gather(2, index).transpose(1, 2).reshape(-1, output.shape[1]).float()
+            else:
+                solved.targets = output.detach().reshape(-1, output.shape[-1]).float().clone()
+
+        alive: list[Tensor] = []
+        masked = [self.model.get_submodule(layer.name.rpartition(".")[0]) for layer in self.layout]
+        watched = {*self.norms, *self.layers, *masked}
+        hooks = [module.register_forward_pre_hook(before) for module in watched]
+        hooks += [module.register_forward_hook(after) for module in self.layers]
+        try:
+            with torch.no_grad():
+                self.model(self.inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self.first = next((module for module in called if module in masked), None)
+        order = list(called)
+        self.norms = [m for m in self.norms if called.get(m) == 1 and order.index(m) > order.index(self.first)] \
+            if self.first is not None else []
+        self.layers = {m: solved for m, solved in self.layers.items() if called.get(m) == 1}
+
+    def left(self) -> list[str]:
+        """Return the names of the layers that are left as they are."""
+        solved = {each.name for each in self.layers.values()}
+        return [layer.name for layer in self.layout if layer.name not in solved]
+
+    def __call__(self, masks: Mapping[str, Tensor]) -> None:
+        """Repair the model, whose masked weights are set; `masks` are bool, by name, shaped like the weights."""
+        def solve(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            self.solve(self.layers[module], args[0], masks[self.layers[module].name])
+
+        hooks = [module.register_forward_pre_hook(solve) for module in self.layers]
+        hooks += [module.register_forward_pre_hook(take_statistics) for module in self.norms]
+        try:
+            with torch.no_grad():
+                self.model(self.inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def solve(self, layer: Solved, inputs: Tensor, mask: Tensor) -> None:
+        """Give one layer its new values, for what enters it now."""
+        moments = layer.moments or self.moments(layer, inputs)
+        if layer.module is self.first:
+            layer.moments = moments
+        covariance, cross, mean, target_mean = moments
+        weights = solve_rows(covariance, cross, layer.dense, mask.expand(layer.module.weight.shape).reshape(layer.dense.shape),
+                             layer.least)
+        layer.module.weight.data.copy_(weights.view(layer.module.weight.shape))
+        if layer.module.bias is not None:
+            layer.module.bias.data.copy_(target_mean - weights @ mean)
+
+    def moments(self, layer: Solved, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return cov(X) (p, p), cov(X, Z) (p, out), mean(X) (p,), mean(Z) (out,); about zero where nothing takes the mean."""
+        rows = rows_of(layer, inputs).float()  # (rows, p)
+        mean, target_mean = rows.mean(0), layer.targets.mean(0)
+        if layer.centred:
+            rows = rows - mean
+        cross = rows.T @ (layer.targets - target_mean if layer.centred else layer.targets)
+        return (rows.T @ rows) / len(rows), cross / len(rows), mean, target_mean
+
+
+def draw_positions(images: int, places: int, device: torch.device) -> Tensor:
+    """Return which places of its output a convolution is looked at, (images, count), `ROWS` in all."""
+    count = min(places, -(-ROWS // images))
+    scores = torch.rand(images, places, generator=torch.Generator().manual_seed(0))
+    return scores.topk(count, 1).indices.sort(1).values.to(device)
+
+
+def rows_of(layer: Solved, inputs: Tensor) -> Tensor:
+    """Return what enters a layer as rows that its weights multiply, (rows, p)."""
+    module = layer.module
+    if isinstance(module, nn.Linear):
+        return inputs.reshape(-1, inputs.shape[-1])
+    assert layer.positions is not None
+    (kh, kw), (sh, sw), (dh, dw) = module.kernel_size, module.stride, module.dilation
+    ph, pw = (int(p) for p in module.padding)
+    padded = F.pad(inputs, (pw, pw, ph, ph))  # (images, c, h, w)
+    width = padded.shape[3]
+    columns = (width - dw * (kw - 1) - 1) // sw + 1  # of the output
+    corner = layer.positions // columns * sh * width + layer.positions % columns * sw  # (images, count)
+    offsets = (torch.arange(kh, device=inputs.device)[:, None] * dh * width
+               + torch.arange(kw, device=inputs.device) * dw).reshape(-1)  # (kh * kw,)
+    index = (corner[:, :, None] + offsets).flatten(1)[:, None].expand(-1, padded.shape[1], -1)
+    patches = padded.flatten(2).gather(2, index)  # (images, c, count * kh * kw)
+    n, c, count = len(inputs), padded.shape[1], corner.shape[1]
+    return patches.view(n, c, count, kh * kw).transpose(1, 2).reshape(n * count, c * kh * kw)
+
+
+def solve_rows(covariance: Tensor, cross: Tensor, dense: Tensor, mask: Tensor, least: float = 1e-10) -> Tensor:
+    """Return the weights (out, p) that damped least squares gives each row on its kept inputs, zeros elsewhere."""
+    p = len(covariance)
+    damping = (DAMPING * covariance.trace() / p).clamp_min(max(least, 1e-10))
+    damped = covariance + damping * torch.eye(p, device=covariance.device)
+    wanted = (cross.T + damping * dense) * mask  # (out, p)
+    kept = mask.sum(1)
+    if SLOWER * float((kept.double() ** 3).sum()) / 3 > STEPS * 2 * len(dense) * p * p:
+        return conjugate_gradients(damped, wanted, dense * mask, mask)
+    weights = torch.zeros_like(dense)
+    order = torch.argsort(kept, stable=True)
+    sizes = kept[order].tolist()
+    start = sum(size == 0 for size in sizes)
+    places = torch.argsort(mask[order].to(torch.uint8), dim=1, descending=True, stable=True)  # kept inputs first, in order
+    while start < len(order):
+        end = start + 1
+        while end < len(order) and sizes[end] <= 1.25 * sizes[start] + 4:  # nearly equal ones are solved together
+            end += 1
+        size = sizes[end - 1]
+        rows, at = order[start:end], places[start:end, :size]  # (r,), (r, size)
+        there = mask[rows[:, None], at]  # False where a row keeps fewer
+        systems = damped[at[:, :, None], at[:, None, :]] * (there[:, :, None] & there[:, None, :])
+        systems.diagonal(dim1=1, dim2=2).add_((~there).to(systems.dtype))
+        factors = torch.linalg.cholesky_ex(systems).L
+        found = torch.cholesky_solve(wanted[rows[:, None], at][:, :, None], factors)[:, :, 0]
+        weights[rows[:, None], at] = found
+        start = end
+    return weights
+
+
+def conjugate_gradients(damped: Tensor, wanted: Tensor, start: Tensor, mask: Tensor) -> Tensor:
+    """Solve all rows together, (out, p), by `STEPS` steps from `start`, each preconditioned by the diagonal."""
+    diagonal = damped.diagonal()
+    x = start
+    residual = (wanted - x @ damped) * mask
+    z = residual / diagonal
+    direction, rz = z, (residual * z).sum(1, keepdim=True)
+    for _ in range(STEPS):
+        forward = (direction @ damped) * mask
+        step = rz / (direction * forward).sum(1, keepdim=True).clamp_min(1e-30)
+        x, residual = x + step * direction, residual - step * forward
+        z = residual / diagonal
+        previous, rz = rz, (residual * z).sum(1, keepdim=True)
+        direction = z + rz / previous.clamp_min(1e-30) * direction
+    return x
+
+
+def take_statistics(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+    """Give a batch norm the mean and variance of what enters it."""
+    assert isinstance(norm, NORMS) and norm.running_mean is not None and norm.running_var is not None
+    over = [i for i in range(args[0].dim()) if i != 1]
+    variance, mean = torch.var_mean(args[0].float(), over)
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance)

@@ -1,0 +1,150 @@
+"""Starts, repairs and knowledge through the whole flow, on the bundled digits."""
+
+import pytest
+import torch
+from test_repair import Mixed
+from torch import nn
+
+import evoprune
+from evoprune.config import EvopruneError
+from evoprune.evaluation import accuracy
+from evoprune.evolution import default_toolbox
+from evoprune.starts import NEEDS, STARTS
+from evoprune.tuning import recipe_for, tune
+
+SMALL = {"population": 8, "generations": 2, "threads": 1, "seed": 3}
+
+
+@pytest.fixture(autouse=True)
+def short_paths(monkeypatch):
+    monkeypatch.setattr("evoprune.starts.SHOTS", 10)
+
+
+@pytest.fixture(scope="module")
+def mixed(digits):
+    torch.manual_seed(0)
+    model = Mixed()
+    tune(model, digits.train, recipe_for(model, 2, seed=0))
+    return model
+
+
+def keeps_its_promises(front, data):
+    """Zeros are zero, kept counts are right, accuracy is that of the model that is handed out."""
+    for point in list(front)[::4]:
+        model = point.model()
+        kept = sum(int((model.get_parameter(name) != 0).sum()) for name in point.masks())
+        assert all(not model.get_parameter(name)[~mask].any() for name, mask in point.masks().items())
+        assert kept <= point.kept == sum(int(mask.sum()) for mask in point.masks().values())
+        assert accuracy(model, data.search, front.config["batch_size"]) == point.accuracy
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_every_start_runs_with_the_knowledge_it_needs(start, lenet, digits, tmp_path):
+    front = evoprune.prune(lenet, digits, out=tmp_path / "run", start=start, knowledge=NEEDS[start], **SMALL)
+    keeps_its_promises(front, digits)
+    assert front.config["settings"]["start"] == start and {p.repair for p in front} == {"none"}
+
+
+@pytest.mark.parametrize(("knowledge", "repair"), [
+    ("none", "least-squares"), ("weights", "none"), ("weights", "bn"), ("data", "none"), ("data", "least-squares")])
+def test_every_repair_runs_with_any_knowledge(knowledge, repair, mixed, digits, tmp_path):
+    front = evoprune.prune(mixed, digits, out=tmp_path / "run", knowledge=knowledge, repair=repair, **SMALL)
+    keeps_its_promises(front, digits)
+    assert {p.repair for p in front} == {repair}
+    assert (tmp_path / "run" / "models").exists() == (repair != "none")
+    rules = {"none": "random", "data": "multishot" if repair == "least-squares" else "random,magnitude,erk,lamp"}
+    assert front.config["settings"]["start"] == rules.get(knowledge, "random,magnitude,erk,lamp")
+
+
+def test_the_default_repair_depends_on_batch_norm(mixed, lenet, digits, tmp_path):
+    for model, repair in ((mixed, "bn"), (lenet, "none")):
+        out = tmp_path / repair
+        assert evoprune.prune(model, digits, out=out, **SMALL).config["settings"]["repair"] == repair
+
+
+def test_repair_makes_a_better_front(mixed, digits, tmp_path):
+    hvlog = {}
+    for repair in ("none", "bn", "least-squares"):
+        evoprune.prune(mixed, digits, out=tmp_path / repair, repair=repair, knowledge="weights", **SMALL)
+        hvlog[repair] = float((tmp_path / repair / "log.csv").read_text().splitlines()[-1].split(",")[4])
+    assert hvlog["none"] + 0.03 < hvlog["bn"] and hvlog["bn"] + 0.1 < hvlog["least-squares"]
+
+
+class Constant(nn.Module):
+    """Always class 0, whatever the weights are: masks are all that selection sees."""
+
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.fc1, self.fc2 = nn.Linear(64, 30), nn.Linear(30, 10)
+
+    def forward(self, x):
+        logits = self.fc2(self.fc1(x.flatten(1)))
+        return torch.where(torch.arange(10) == 0, 1.0, 0.0) + 0 * logits
+
+
+@pytest.mark.parametrize("repair", ["none", "least-squares"])
+def test_knowledge_none_makes_the_same_masks_whatever_the_weights(repair, digits, tmp_path):
+    measured = {}
+    for knowledge in ("none", "weights"):
+        for seed in (0, 1):
+            keys = measured[knowledge, seed] = []
+
+            def make(evaluate, layout, config, keys=keys):
+                toolbox = default_toolbox(evaluate, layout, config)
+                toolbox.register("evaluate", lambda individual: (keys.append(individual.key()), evaluate(individual))[1])
+                return toolbox
+
+            evoprune.prune(Constant(seed), digits, out=tmp_path / f"{knowledge}{seed}", toolbox=make, knowledge=knowledge,
+                           repair=repair, **SMALL)
+    assert measured["none", 0] == measured["none", 1] and len(measured["none", 0]) > 20
+    assert measured["weights", 0] != measured["weights", 1]
+
+
+def files_of(out):
+    return {name: (out / name).read_bytes() for name in ("front.csv", "masks.npz")} | {
+        path.name: path.read_bytes() for path in (out / "models").iterdir()}
+
+
+def test_a_resumed_run_with_repair_equals_one_that_never_stopped(mixed, digits, tmp_path):
+    settings = {**SMALL, "repair": "least-squares"}
+    evoprune.prune(mixed, digits, out=tmp_path / "whole", **{**settings, "generations": 4})
+    evoprune.prune(mixed, digits, out=tmp_path / "parts", **settings)
+    evoprune.prune(mixed, digits, resume=tmp_path / "parts", generations=4)
+    assert files_of(tmp_path / "whole") == files_of(tmp_path / "parts")
+
+
+def test_repair_in_other_processes_gives_the_same_bytes(mixed, digits, tmp_path):
+    settings = {**SMALL, "repair": "least-squares"}
+    for engine in ("local", "processes"):
+        evoprune.prune(mixed, digits, out=tmp_path / engine, engine=engine, workers=1, **settings)
+    assert files_of(tmp_path / "local") == files_of(tmp_path / "processes")
+
+
+def test_training_starts_from_the_dense_values(lenet, digits, tmp_path):
+    front = evoprune.prune(lenet, digits, out=tmp_path / "run", repair="least-squares", finetune_epochs=1, front=2, **SMALL)
+    assert {p.repair for p in front} == {"none"} and any(p.accuracy != p.accuracy_before for p in front)
+
+
+@pytest.mark.parametrize(("settings", "said"), [
+    ({"start": "lamp", "knowledge": "none"},
+     "start: found 'lamp', which needs --knowledge weights, with --knowledge none; expected random"),
+    ({"start": "random,fisher", "knowledge": "weights"}, "start: found 'fisher', which needs --knowledge data, with --knowledge "
+     "weights; expected random, magnitude, erk, lamp, multishot"),
+    ({"start": "snip"}, "start: found 'snip', expected random, magnitude, erk, lamp, fisher, multishot, with commas between, "
+     "or auto"),
+    ({"repair": "magic"}, "repair: found 'magic', expected one of none, bn, least-squares"),
+    ({"knowledge": "labels"}, "knowledge: found 'labels', expected one of none, weights, data"),
+    ({"repair": "bn", "layerwise": True}, "repair: found 'bn' with --layerwise, whose stages train instead; expected none"),
+])
+def test_bad_input_is_told_in_one_line(settings, said, lenet, digits, tmp_path):
+    with pytest.raises(EvopruneError) as error:
+        evoprune.prune(lenet, digits, out=tmp_path / "run", **settings)
+    assert str(error.value) == said and not (tmp_path / "run").exists()
+
+
+def test_fisher_without_a_train_split_is_told(lenet, digits, tmp_path):
+    with pytest.raises(EvopruneError) as error:
+        evoprune.prune(lenet, evoprune.Data(None, digits.search, None), out=tmp_path / "run", start="fisher")
+    assert str(error.value) == ("start: found 'fisher', whose gradients need a train split, and no train split; hand in "
+                                "evoprune.Data(train, search, test), or choose other rules")

@@ -1,0 +1,200 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from evoprune.evaluation import Evaluator, masks
+from evoprune.genome import from_masks, get_bits
+from evoprune.layers import find_layers
+from evoprune.repair import Repairer, calibration, conjugate_gradients, draw_positions, solve_rows
+
+
+class Mixed(nn.Module):
+    """Convolutions with and without a bias, strided, padded, dilated, grouped, batch norms, a linear layer without a bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 6, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(6)
+        self.conv2 = nn.Conv2d(6, 8, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2))
+        self.grouped = nn.Conv2d(8, 8, 1, groups=2)
+        self.norm2 = nn.BatchNorm2d(8)
+        self.fc1 = nn.Linear(8 * 4 * 6, 12, bias=False)
+        self.fc2 = nn.Linear(12, 10)
+
+    def forward(self, x):
+        x = self.norm1(self.conv1(x)).relu()
+        x = self.norm2(self.grouped(self.conv2(x).tanh()))
+        return self.fc2(self.fc1(x.flatten(1)).relu())
+
+
+@pytest.fixture(scope="module")
+def mixed():
+    torch.manual_seed(0)
+    model = Mixed().eval()
+    for norm in (model.norm1, model.norm2):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    return model
+
+
+def masked(model, layout, density, seed=0):
+    """A copy of `model` with random masks applied, and the masks by name."""
+    generator = torch.Generator().manual_seed(seed)
+    kept = {layer.name: torch.rand(layer.shape, generator=generator) < density for layer in layout}
+    model = copy.deepcopy(model)
+    for name, mask in kept.items():
+        model.get_parameter(name).data.mul_(mask)
+    return model, kept
+
+
+def rows_by_unfold(module, inputs):
+    if isinstance(module, nn.Linear):
+        return inputs
+    patches = nn.functional.unfold(inputs, module.kernel_size, module.dilation, module.padding, module.stride)
+    return patches.transpose(1, 2).reshape(-1, patches.shape[1])
+
+
+def repaired_obviously(dense, layout, kept, images):
+    """Layer by layer in float64: run the prefix, solve each row by lstsq, set it, take batch-norm statistics, go on."""
+    net, dense = copy.deepcopy(dense).double(), copy.deepcopy(dense).double()
+    for name, mask in kept.items():
+        net.get_parameter(name).data.mul_(mask)
+    images = images.double()
+
+    def seen(model, module, what):
+        found = []
+        hook = module.register_forward_hook(lambda m, args, output: found.append(args[0] if what == "input" else output))
+        model(images)
+        hook.remove()
+        return found[0]
+
+    for name, module in net.named_children():
+        if name.startswith("norm"):
+            x = seen(net, module, "input")
+            module.running_mean.copy_(x.mean((0, 2, 3)))
+            module.running_var.copy_(x.var((0, 2, 3)))
+        elif name != "grouped":
+            mask = kept[f"{name}.weight"].reshape(len(module.weight), -1)
+            x = rows_by_unfold(module, seen(net, module, "input"))
+            z = seen(dense, dense.get_submodule(name), "output")
+            z = z.flatten(2).transpose(1, 2).reshape(-1, z.shape[1]) if z.dim() == 4 else z
+            centred = name != "fc1"  # conv1 has a batch norm behind it, the others a bias
+            mx, mz = (x.mean(0), z.mean(0)) if centred else (0, 0)
+            w0 = dense.get_submodule(name).weight.reshape(mask.shape)
+            p, n = x.shape[1], len(x)
+            damping = 0.01 * ((x - mx) ** 2).mean(0).sum() / p
+            weights = torch.zeros_like(w0)
+            for row in range(len(mask)):
+                s = mask[row]
+                if s.any():  # least squares with rows that pull towards the dense weights
+                    a = torch.cat([(x - mx)[:, s] / n ** 0.5, damping.sqrt() * torch.eye(int(s.sum()), dtype=x.dtype)])
+                    b = torch.cat([(z - mz)[:, row] / n ** 0.5, damping.sqrt() * w0[row, s]])
+                    weights[row, s] = torch.linalg.lstsq(a, b[:, None]).solution[:, 0]
+            module.weight.data.copy_(weights.view(module.weight.shape))
+            if module.bias is not None:
+                module.bias.data.copy_(z.mean(0) - weights @ x.mean(0))
+    return net
+
+
+@pytest.mark.parametrize("density", [0.9, 0.4, 0.1])
+def test_least_squares_equals_the_obvious_slow_way(mixed, density, monkeypatch):
+    monkeypatch.setattr("evoprune.repair.ROWS", 10**6)  # all positions
+    monkeypatch.setattr("evoprune.repair.SLOWER", 0)  # no conjugate gradients
+    layout = find_layers(mixed)
+    images = torch.randn(90, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    repairer = Repairer("least-squares", net := copy.deepcopy(mixed).requires_grad_(False), layout, images)
+    assert repairer.left() == ["grouped.weight"]
+    for seed in (0, 1):  # the second time, the first layer's moments are remembered
+        changed, kept = masked(mixed, layout, density, seed)
+        net.load_state_dict(changed.state_dict())
+        repairer(kept)
+        with torch.no_grad():
+            expected = repaired_obviously(mixed, layout, kept, images)
+            for name, value in expected.state_dict().items():
+                scale = float(value.double().abs().max())
+                assert torch.allclose(net.state_dict()[name].double(), value.double(), rtol=0, atol=2e-3 * scale), name
+        assert all(bool((net.get_parameter(name)[~mask] == 0).all()) for name, mask in kept.items())
+
+
+def test_batch_norm_repair_equals_a_pass_in_training_mode(mixed):
+    layout = find_layers(mixed)
+    images = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    repairer = Repairer("bn", net := copy.deepcopy(mixed).requires_grad_(False), layout, images)
+    changed, kept = masked(mixed, layout, 0.3)
+    net.load_state_dict(changed.state_dict())
+    repairer(kept)
+    for norm in (changed.norm1, changed.norm2):
+        norm.momentum = None  # the mean over all passes, which is one
+        norm.reset_running_stats()
+    changed.train()
+    with torch.no_grad():
+        changed(images)
+    for name, value in changed.state_dict().items():
+        if "num_batches" not in name:
+            assert torch.allclose(net.state_dict()[name], value, rtol=1e-3, atol=1e-5), name
+    assert not torch.allclose(net.norm2.running_var, mixed.norm2.running_var, rtol=0.1)
+
+
+@pytest.mark.parametrize("density", [0.03, 0.5, 1.0])
+def test_rows_solved_together_equal_rows_solved_alone(density):
+    torch.manual_seed(0)
+    x = torch.randn(300, 40) @ (torch.eye(40) + 0.2 * torch.randn(40, 40))
+    covariance, cross, dense = x.T @ x / 300, torch.randn(40, 25) * 10, torch.randn(25, 40)
+    mask = torch.rand(25, 40) < density
+    mask[3] = False
+    weights = solve_rows(covariance, cross, dense, mask)
+    damping = 0.01 * covariance.trace() / 40
+    damped = covariance + damping * torch.eye(40)
+    other = conjugate_gradients(damped, (cross.T + damping * dense) * mask, dense * mask, mask)
+    for row, kept in enumerate(mask):
+        system = covariance[kept][:, kept].double() + damping * torch.eye(int(kept.sum()))
+        expected = torch.linalg.solve(system, (cross[kept, row] + damping * dense[row, kept]).double())
+        scale = float(expected.abs().max()) if len(expected) else 1
+        assert torch.allclose(weights[row, kept].double(), expected, atol=(2e-3 if density < 1 else 2e-2) * scale)
+        assert torch.allclose(other[row, kept].double(), expected, atol=2e-2 * scale)
+        assert not weights[row, ~kept].any() and not other[row, ~kept].any()
+
+
+def test_values_stay_small_behind_a_layer_that_is_dead(mixed):
+    layout = find_layers(mixed)
+    images = torch.randn(90, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    repairer = Repairer("least-squares", net := copy.deepcopy(mixed).requires_grad_(False), layout, images)
+    kept = {layer.name: torch.full(layer.shape, layer.name != "conv1.weight") for layer in layout}
+    net.conv1.weight.zero_()
+    repairer(kept)
+    assert all(bool(value.isfinite().all()) and value.abs().max() < 10 for value in net.state_dict().values())
+
+
+def test_positions_are_different_places_of_the_output():
+    places = draw_positions(1000, 100, torch.device("cpu"))
+    assert places.shape == (1000, 13) and all(len(set(row.tolist())) == 13 for row in places)
+    assert places.min() == 0 and places.max() == 99
+    assert draw_positions(10, 100, torch.device("cpu")).tolist() == [list(range(100))] * 10
+
+
+def test_a_repaired_mask_is_measured_and_its_values_inherited_whatever_came_before(lenet, digits, layout, rng):
+    images = calibration(digits.train, 200, 0)
+    evaluator = Evaluator(lenet, layout, digits.search, 64, repair="least-squares", calibration=images, inherits=True)
+    group = [from_masks([rng.random(layer.shape) < density for layer in layout], "x") for density in (0.3, 0.1, 0.05)]
+    before = copy.deepcopy(lenet.state_dict())
+    forward, backward = evaluator.many(group), evaluator.many(group[::-1])[::-1]
+    raw = Evaluator(lenet, layout, digits.search, 64).many(group)
+    for individual, a, b, (accuracy, sparse) in zip(group, forward, backward, raw):
+        assert a.objectives == b.objectives and a.objectives[1] == sparse and a.objectives[0] > accuracy + 0.05
+        for i, layer in enumerate(layout):
+            assert np.array_equal(a.inherited[layer.name], b.inherited[layer.name])
+            assert a.inherited[layer.name].shape == (get_bits(individual, i, layout).sum(),)
+    evaluator.set_masks(group[0])
+    for (parameter, _), mask, layer in zip(evaluator.masked, masks(group[0], layout), layout):
+        assert not parameter[~mask].any()
+        assert np.array_equal(parameter[mask].half().numpy(), forward[0].inherited[layer.name])
+    assert all(torch.equal(v, before[k]) for k, v in lenet.state_dict().items())
+
+
+def test_calibration_images_are_a_fixed_draw(digits):
+    a, b, c = (calibration(digits.train, 100, seed) for seed in (0, 0, 1))
+    assert torch.equal(a.images, b.images) and not torch.equal(a.images, c.images) and len(a) == 100
+    assert len(calibration(digits.train, 10**6, 0)) == len(digits.train)
