@@ -61,7 +61,7 @@ def default_toolbox(evaluate: Any, layout: Layout, config: Config) -> base.Toolb
         toolbox.register("mate", mate, p=0.2, uniform=0.0, layout=layout)
         toolbox.register("mutate", refine, layout=layout, dense=dense, growth=SALIENCIES["lamp"](dense, None))
     toolbox.register("simplify", getattr(evaluate, "simplify", leave))  # before an individual is measured
-    toolbox.register("select", tournament, niches=True)
+    toolbox.register("select", tournament, niches=config.total_epochs is None)
     toolbox.register("survive", nsga2, floor=config.accuracy_floor, niches=True)
     toolbox.register("evaluate", evaluate)
     toolbox.register("map", local)  # `prune` puts the engine's map here

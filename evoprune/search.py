@@ -12,7 +12,7 @@ from deap import base
 from torch import Tensor
 
 from .checkpoint import Folder, load, save
-from .config import Config, target_sparsities
+from .config import Config
 from .engines import Engine, Local, local
 from .evaluation import masks
 from .evolution import State, begin, evolve
@@ -21,7 +21,7 @@ from .jobs import map_kept
 from .run import Run, clock
 from .saliency import gradient_squares
 from .starts import Known, first_population
-from .tuned import Budget, begin_rules, begin_tuned, budget_of, children_of, evolve_tuned, gradual_jobs
+from .tuned import Budget, begin_rules, begin_tuned, budget_of, evolve_tuned, gradual_jobs
 from .tuning import recipe_for
 
 SAVE_EVERY = 1.0  # seconds between checkpoints: a generation can be shorter than the write that saves it
@@ -59,9 +59,9 @@ def search_tuned(run: Run, toolbox: base.Toolbox, folder: Folder, engine: Local 
     config, checkpoint = run.config, folder.checkpoint
     assert run.data.train is not None
     rule = config.method != "evolve"
-    jobs = len(target_sparsities(config)) if rule else children_of(config) * config.generations
-    budget = budget_of(config, len(run.data.train), recipe_for(run.model, 0, 0).batch_size, jobs)
-    log.info("%s: %g epochs in all, %d jobs of %d steps", config.method, budget.epochs, jobs, budget.of(jobs - 1))
+    budget = budget_of(config, len(run.data.train), recipe_for(run.model, 0, 0).batch_size)
+    log.info("%s: %g epochs in all, %d jobs of %d steps%s", config.method, budget.epochs, budget.first, budget.of(0),
+             f", then {budget.jobs - budget.first} of {budget.of(budget.jobs - 1)}" if budget.jobs > budget.first else "")
     if toolbox.map.func in (map, local):
         toolbox.register("map", map_kept, engine, folder, run.identity)
     state = load(checkpoint, run.layout, run.identity)

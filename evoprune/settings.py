@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +12,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from .config import RESUMABLE, Config, EvopruneError, first_line, options, target_sparsities
+from .config import RESUMABLE, Config, EvopruneError, first_line, options
 from .engines import check_installed
 from .models import MODELS
 from .processes import workers_of
 from .splits import Data
 from .starts import check_start
-from .tuned import children_of
+from .tuned import FIRST_SHARE, children_of
 
 TUNED_POPULATION, CHILD_EPOCHS = 8, 2.0  # of a tuned run, unless given
 
@@ -61,10 +60,11 @@ def settle(model: nn.Module | str, data: Any, resume: str | Path | None, given: 
 
 def with_tuned_sizes(config: Config, given: dict[str, Any]) -> Config:
     """Return the settings of a tuned run with a population and generations, unless they were given, that let each child
-    train for `CHILD_EPOCHS`."""
-    config = replace(config, population=int(given.get("population", TUNED_POPULATION)))
-    jobs = max(len(target_sparsities(config)), round((config.total_epochs or 0) / CHILD_EPOCHS))
-    return replace(config, generations=int(given.get("generations", math.ceil(jobs / children_of(config)))))
+    of a parent train for `CHILD_EPOCHS`."""
+    population, epochs = int(given.get("population", TUNED_POPULATION)), config.total_epochs or 0.0
+    config = replace(config, population=population)
+    later = round((1 - FIRST_SHARE) * epochs / CHILD_EPOCHS / children_of(config))
+    return replace(config, generations=int(given.get("generations", 1 + later)))
 
 
 def plain(value: Any) -> Any:

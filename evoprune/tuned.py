@@ -1,14 +1,14 @@
 """Tuned runs: a child inherits its parent's values, grows back some weights, trains, loses as many again, and is measured.
 
-A population spreads from the dense model to sparser and sparser targets: a child aims at a target, its parent is one that
-stands there or at the next denser one, and NSGA-II says who stays. How it trains is inherited too and mutates: learning
+The first generation has a child of the dense model for each target; later ones have few children, so that lines of descent
+grow long, most of them where the front is weakest. A parent stands at the child's own target or at the next denser one, and
+NSGA-II says who stays. How it trains is inherited too and mutates: learning
 rate, growth, and when its mask comes to rest (population-based training; Jaderberg et al., 2017, arXiv:1711.09846). The
 steps of all jobs together are the run's budget.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -25,9 +25,9 @@ from .tuning import steps_an_epoch
 
 GENES = "genes"  # under which an individual inherits its recipe
 FIRST = np.array([0.6, 6.0, 0.6])  # learning rate (times the usual one), growth (times the target's weights), until (share)
-WAVE = 0.5  # share of the generations after which all targets are to be reached
+FIRST_SHARE = 0.4  # of the budget, for the first children, one a target, of the dense model
 SHORT = 5  # epochs a target, below which a rule's learning rate is the usual one, and from which on half of it
-OWN = 0.7  # probability that a parent stands at the target itself, once something does
+OWN = 0.8  # probability that a parent stands at the target itself, once something does
 
 
 @dataclass(frozen=True)
@@ -64,34 +64,39 @@ def kept_at_targets(config: Config, layout: Layout) -> list[int]:
 
 @dataclass(frozen=True)
 class Budget:
-    """So many steps for so many jobs, to the step."""
+    """So many steps for so many jobs, to the step; the first `first` jobs share `share` of them."""
 
     epochs: float
     steps: int
     jobs: int
+    first: int
+    share: float
 
     def upto(self, job: int) -> int:
         """Return the steps of all jobs before `job`."""
-        return self.steps * job // self.jobs
+        early = round(self.share * self.steps) if self.first < self.jobs else self.steps
+        if job <= self.first:
+            return early * job // self.first
+        return early + (self.steps - early) * (job - self.first) // (self.jobs - self.first)
 
     def of(self, job: int) -> int:
         """Return the steps of `job`, counted from 0."""
         return self.upto(job + 1) - self.upto(job)
 
 
-def budget_of(config: Config, images: int, batch_size: int, jobs: int) -> Budget:
-    """Return the budget of a run.
+def budget_of(config: Config, images: int, batch_size: int) -> Budget:
+    """Return the budget of a run: a job a target, then, unless a rule makes the masks, the children of each generation.
 
     Raises:
         EvopruneError: it has not a step for each job.
     """
-    epochs = config.total_epochs or 0.0
-    steps = round(epochs * steps_an_epoch(images, batch_size))
-    if steps < jobs:
-        least = jobs / steps_an_epoch(images, batch_size)
-        raise EvopruneError(f"total_epochs: found {epochs:g}, which is {steps} steps for {jobs} jobs, expected at least "
-                            f"{least:.3g}; raise it, or lower population, generations or targets")
-    return Budget(epochs, steps, jobs)
+    first, epochs = len(target_sparsities(config)), config.total_epochs or 0.0
+    jobs = first + children_of(config) * max(0, config.generations - 1)
+    budget = Budget(epochs, round(epochs * steps_an_epoch(images, batch_size)), jobs, first, FIRST_SHARE)
+    if not all(budget.of(job) for job in range(jobs)):
+        raise EvopruneError(f"total_epochs: found {epochs:g}, which is {budget.steps} steps for {jobs} jobs, expected at least "
+                            f"one each; raise it, or lower population, generations or targets")
+    return budget
 
 
 def children_of(config: Config) -> int:
@@ -110,17 +115,19 @@ def evolve_tuned(state: State, toolbox: base.Toolbox, config: Config, layout: La
     """Yield a state a generation, up to `config.generations`; `toolbox.evaluate` takes a `Job` and returns a `Result`."""
     targets, children = kept_at_targets(config, layout), children_of(config)
     while state.generation < config.generations:
-        started, generation, first = perf_counter(), state.generation + 1, children * state.generation
+        started, generation = perf_counter(), state.generation + 1
         rng = np.random.default_rng((config.seed, generation))
+        first = 0 if generation == 1 else budget.first + children * (generation - 2)
+        chosen = list(range(len(targets))) if generation == 1 else aims(state, targets, children, layout, rng)
         jobs = [breed(state.population, targets, aim, budget.of(first + i), toolbox, layout, rng)
-                for i, aim in enumerate(aims(state, targets, children, config.generations, layout, rng))]
+                for i, aim in enumerate(chosen)]
         born = born_of(jobs, toolbox.map(toolbox.evaluate, jobs), generation)
         archive = non_dominated(state.archive + born, config.accuracy_floor, always=state.archive[0])
         survivors = toolbox.survive(state.population + born, config.population, rng=rng)
         seen = state.seen | {blake2b(f"{first + i}".encode(), digest_size=16).digest(): child.fitness.values
                              for i, child in enumerate(born)}
         row = log_row(generation, archive, seen, config, state.log[-1]["seconds"] + perf_counter() - started)
-        row["epochs"] = budget.epochs * budget.upto(first + children) / budget.steps
+        row["epochs"] = budget.epochs * budget.upto(first + len(jobs)) / budget.steps
         state = replace(state, generation=generation, population=survivors, archive=archive, seen=seen, log=(*state.log, row))
         yield state
 
@@ -157,25 +164,17 @@ def born_of(jobs: Sequence[Job], results: Sequence[Result | None], generation: i
     return born
 
 
-def aims(state: State, targets: Sequence[int], children: int, generations: int, layout: Layout,
-         rng: np.random.Generator) -> list[int]:
-    """Return the targets of a generation's children: first those that are to be reached by now, then where the front is
-    weakest, at random by how far its accuracy is below the dense model's."""
+def aims(state: State, targets: Sequence[int], children: int, layout: Layout, rng: np.random.Generator) -> list[int]:
+    """Return the targets of a generation's children: the weaker the front is at a target, against the dense model, the
+    more (stochastic universal sampling; Baker, 1987)."""
     best = [best_within(state.archive, kept, layout) for kept in targets]
-    reached = sum(accuracy is not None for accuracy in best)
-    due = min(len(targets), math.ceil(len(targets) * (state.generation + 1) / max(1.0, WAVE * generations)))
-    chosen = list(range(reached, due))[:children]
-    known = [accuracy for accuracy in best if accuracy is not None]
-    if len(chosen) < children and known:
-        dense = state.archive[0].fitness.values[0]
-        weak = np.maximum([dense - accuracy for accuracy in known], 1e-3)
-        chosen += rng.choice(len(known), children - len(chosen), p=weak / weak.sum()).tolist()
-    return chosen + [due - 1] * (children - len(chosen))
+    weak = np.cumsum([max(state.archive[0].fitness.values[0] - accuracy, 1e-3) for accuracy in best])
+    return list(map(int, np.searchsorted(weak, (rng.random() + np.arange(children)) / children * weak[-1])))
 
 
-def best_within(individuals: Sequence[Individual], kept: int, layout: Layout) -> float | None:
-    """Return the best accuracy of those that keep at most `kept` weights, None if there is none."""
-    return max((each.fitness.values[0] for each in individuals if kept_in(each, layout) <= kept), default=None)
+def best_within(individuals: Sequence[Individual], kept: int, layout: Layout) -> float:
+    """Return the best accuracy of those that keep at most `kept` weights, 0 if there is none."""
+    return max((each.fitness.values[0] for each in individuals if kept_in(each, layout) <= kept), default=0.0)
 
 
 def kept_in(individual: Individual, layout: Layout) -> int:
