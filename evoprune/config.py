@@ -148,25 +148,16 @@ class Config:
             raise EvopruneError(f"method: found {self.method!r}, expected evolve, oneshot:RULE, multishot:RULE or gradual:RULE")
         if kind == "gradual" and self.total_epochs is None:
             raise EvopruneError(f"method: found {self.method!r} without training; give --total-epochs")
-        if self.tuned and self.finetune_epochs:
-            raise EvopruneError(f"finetune_epochs: found {self.finetune_epochs} with {self.why_tuned}, whose points are trained "
-                                f"already; raise --total-epochs instead")
-        if self.tuned and self.layerwise:
-            raise EvopruneError(f"layerwise: found with {self.why_tuned}, expected one of them")
-
-    @property
-    def tuned(self) -> bool:
-        """Whether the run makes its points at --targets, by training or by a rule."""
-        return self.total_epochs is not None or self.method != "evolve"
+        if self.total_epochs is not None and self.finetune_epochs:
+            raise EvopruneError(f"finetune_epochs: found {self.finetune_epochs} with --total-epochs, whose points are trained "
+                                f"already; expected one of them")
+        if self.layerwise and (self.total_epochs is not None or self.method != "evolve"):
+            raise EvopruneError("layerwise: found with --total-epochs or --method, expected it alone")
 
     @property
     def trains(self) -> bool:
         """Whether the run needs training images with labels."""
         return bool(self.train_epochs or self.finetune_epochs or self.total_epochs)
-
-    @property
-    def why_tuned(self) -> str:
-        return "--total-epochs" if self.total_epochs is not None else f"--method {self.method}"
 
     def settings(self) -> dict[str, Any]:
         """Return the settings as plain data for config.json."""

@@ -87,6 +87,11 @@ def from_masks(masks: Iterable[npt.NDArray[np.bool_]], origin: str) -> Individua
     return Individual((np.packbits(mask.reshape(-1)) for mask in masks), origin)
 
 
+def dense_individual(layout: Layout) -> Individual:
+    """Return the unpruned model."""
+    return from_masks((np.ones(layer.genes, bool) for layer in layout), "dense")
+
+
 def kept_genes(bits: Bits) -> int:
     """Count the 1 bits of one layer."""
     return int(np.bitwise_count(bits).sum())

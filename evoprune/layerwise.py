@@ -25,7 +25,7 @@ from .engines import Engine, Local
 from .evaluation import Evaluator, correct
 from .evolution import State, non_dominated
 from .export import Measured
-from .genome import Individual, from_masks, kept_genes, sparsity
+from .genome import Individual, dense_individual, kept_genes, sparsity
 from .layers import Layout
 from .run import Run, make_evaluator, training_progress
 from .search import search
@@ -50,7 +50,7 @@ class Stage:
 def search_layerwise(run: Run, toolbox: Callable[[Evaluator, Layout, Config], base.Toolbox],
                      folder: Folder, engine: Local | Engine) -> tuple[list[Measured], list[dict[str, float]], str]:
     """Return the models after each layer, the rows of the log, and why it stopped early, "" if it did not."""
-    whole = from_masks((np.ones(layer.genes, bool) for layer in run.layout), "dense")
+    whole = dense_individual(run.layout)
     stage = Stage(run.model.state_dict(), whole, 0, 0, 0, ())
     points = [measured(run, whole, run.dense_accuracy, run.dense_accuracy, None)]
     rows: list[dict[str, float]] = []

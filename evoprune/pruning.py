@@ -85,7 +85,8 @@ def prune(model: nn.Module | str = "lenet", data: Any = "digits", *, resume: str
 
 def all_at_once(run: Run, toolbox: Toolbox, folder: Folder, engine: Local | Engine) -> str:
     """Search all layers together, then finish; return why it stopped early, "" if it did not."""
-    if run.config.tuned:
+    trains = run.config.total_epochs is not None
+    if trains:
         state, stopped = search_tuned(run, toolbox(Tune(run.identity), run.layout, run.config), folder, engine)
     else:
         evaluate = run.evaluator if run.config.engine == "local" else Measure(run.identity)
@@ -93,7 +94,7 @@ def all_at_once(run: Run, toolbox: Toolbox, folder: Folder, engine: Local | Engi
     if not stopped:
         if run.evaluator.saved:
             log.info("the accuracy floor saved %s image evaluations", f"{run.evaluator.saved:,}")
-        if not run.config.tuned:
+        if not trains:
             say_full_size(run, state)
         stopped = finish(run, state, folder, engine)
     if stopped:
@@ -131,7 +132,7 @@ def finish(run: Run, state: State, folder: Folder, engine: Local | Engine) -> st
             chosen = thin([p for p in points if p.sparsity > 0], config.front)
             measure_plainly(run, chosen)
             points = [dense, *train_points(run, chosen, folder, engine)]
-        elif not config.tuned:
+        elif config.total_epochs is None:
             measure_plainly(run, points)
         points = renumbered(points)
         measure_on_test(run, points)

@@ -168,7 +168,8 @@ def identity_of(config: Config, layout: Layout, batch_size: int, splits: Data, n
 def get_data(config: Config, data: Any) -> Data:
     """Return the splits of the run: named ones loaded, others cut; training needs a train split."""
     training = config.trains
-    fisher = config.start != "auto" and "fisher" in rule_names(config.start)
+    asked = rule_names(config.start) if config.start != "auto" else []
+    fisher = "fisher" in (*asked, config.method.partition(":")[2])
     if isinstance(data, str):
         splits = load_data(config, training or fisher or config.repair == "least-squares")
     else:
@@ -177,7 +178,7 @@ def get_data(config: Config, data: Any) -> Data:
         raise EvopruneError("data: found no train split, which train_epochs, finetune_epochs and total_epochs need; hand in "
                             "evoprune.Data(train, search, test), or leave training out")
     if fisher and splits.train is None:
-        raise EvopruneError("start: found 'fisher', whose gradients need a train split, and no train split; hand in "
+        raise EvopruneError("start, method: found 'fisher', whose gradients need a train split, and no train split; hand in "
                             "evoprune.Data(train, search, test), or choose other rules")
     return splits
 

@@ -16,12 +16,12 @@ from .config import Config
 from .engines import Engine, Local, local
 from .evaluation import masks
 from .evolution import State, begin, evolve
-from .genome import Individual
+from .genome import Individual, dense_individual
 from .jobs import map_kept
 from .run import Run, clock
 from .saliency import gradient_squares
-from .starts import Known, first_population
-from .tuned import Budget, begin_rules, begin_tuned, budget_of, evolve_tuned, gradual_jobs
+from .starts import Known, at_targets, first_population
+from .tuned import Budget, begin_rules, begin_tuned, budget_of, evolve_tuned, kept_at_targets, rule_jobs
 from .tuning import recipe_for
 
 SAVE_EVERY = 1.0  # seconds between checkpoints: a generation can be shorter than the write that saves it
@@ -38,8 +38,11 @@ def search(run: Run, toolbox: base.Toolbox, checkpoint: Path, engine: Local | En
     config = run.config
     state = load(checkpoint, run.layout, run.identity)
     if state is None:
-        log.info("making the first %d masks: %s", config.population, config.start)
-        population = first_population(known(run), config.start, config.population, np.random.default_rng((config.seed, 0)))
+        if config.method == "evolve":
+            log.info("making the first %d masks: %s", config.population, config.start)
+            population = first_population(known(run), config.start, config.population, np.random.default_rng((config.seed, 0)))
+        else:
+            population = [dense_individual(run.layout), *rule_masks(run)]
     progress = Progress(config, 0 if state is None else state.evaluations)
     run.evaluator.progress = progress.evaluated
     if toolbox.map.func in (map, local):  # whoever registered another keeps it
@@ -66,7 +69,8 @@ def search_tuned(run: Run, toolbox: base.Toolbox, folder: Folder, engine: Local 
         toolbox.register("map", map_kept, engine, folder, run.identity)
     state = load(checkpoint, run.layout, run.identity)
     if state is None and rule:
-        state = begin_rules(gradual_jobs(config, run.layout, budget), toolbox, config, run.layout, run.dense_accuracy, budget)
+        masks = [] if config.method.startswith("gradual") else rule_masks(run)
+        state = begin_rules(rule_jobs(masks, config, run.layout, budget), toolbox, config, run.layout, run.dense_accuracy, budget)
     elif state is None:
         state = begin_tuned(config, run.layout, run.dense_accuracy)
     progress = TunedProgress(config, budget, state)
@@ -95,6 +99,11 @@ def go_on(run: Run, state: State, generations: Iterator[State], checkpoint: Path
         stopped = "interrupted"
     save(checkpoint, state, run.identity)
     return state, stopped
+
+
+def rule_masks(run: Run) -> list[Individual]:
+    """Return the masks of --method at --targets."""
+    return at_targets(known(run), run.config.method, kept_at_targets(run.config, run.layout), run.config.seed)
 
 
 def known(run: Run) -> Known:

@@ -17,7 +17,7 @@ from .engines import check_installed
 from .models import MODELS
 from .processes import workers_of
 from .splits import Data
-from .starts import check_start
+from .starts import check_rules
 from .tuned import FIRST_SHARE, children_of
 
 TUNED_POPULATION, CHILD_EPOCHS = 8, 2.0  # of a tuned run, unless given
@@ -40,7 +40,7 @@ def settle(model: nn.Module | str, data: Any, resume: str | Path | None, given: 
     if resume is not None:
         return with_a_device(settle_resumed(Path(resume), {"model": model, "data": data}, {**given, **names}))
     config = Config(**names, **given)
-    check_start(config)
+    check_rules(config)
     check_installed(config)
     if config.train_epochs is None:
         own = isinstance(model, str) and config.model in MODELS and config.data == "digits" and config.weights is None

@@ -6,7 +6,7 @@ and returns a bool array a layer. `--knowledge` says which rules may be used.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +14,9 @@ import numpy.typing as npt
 from torch import Tensor
 
 from .config import Config, EvopruneError
-from .genome import Individual, from_masks
+from .genome import Individual, dense_individual, from_masks
 from .layers import Layout
-from .saliency import SALIENCIES, keep_top
+from .saliency import NEEDS_DATA, SALIENCIES, keep_top
 
 Masks = list[npt.NDArray[np.bool_]]
 Rule = Callable[[float, np.random.Generator], Masks]
@@ -38,7 +38,7 @@ class Known:
 def first_population(known: Known, start: str, size: int, rng: np.random.Generator) -> list[Individual]:
     """Return `size` individuals: the unpruned model, and the rules of `start` in turn over the density grid."""
     rules = [(name, STARTS[name](known)) for name in rule_names(start)]
-    population = [from_masks((np.ones(layer.genes, bool) for layer in known.layout), "dense")]
+    population = [dense_individual(known.layout)]
     for i, density in enumerate(np.geomspace(DENSEST, SPARSEST, size - 1)):
         name, rule = rules[i % len(rules)]
         population.append(from_masks(rule(density, rng), f"{name}@{1 - density:.4g}"))
@@ -54,14 +54,24 @@ def rule_names(start: str) -> list[str]:
     return names
 
 
-def check_start(config: Config) -> None:
-    """Raise `EvopruneError` unless the rules of --start exist and --knowledge allows them."""
+def check_rules(config: Config) -> None:
+    """Raise `EvopruneError` unless the rules of --start and --method exist and --knowledge allows them."""
     for name in rule_names(config.start) if config.start != "auto" else []:
-        needed = NEEDS[name]
-        if KNOWLEDGE.index(needed) > KNOWLEDGE.index(config.knowledge):
-            allowed = [rule for rule in STARTS if KNOWLEDGE.index(NEEDS[rule]) <= KNOWLEDGE.index(config.knowledge)]
-            raise EvopruneError(f"start: found {name!r}, which needs --knowledge {needed}, with --knowledge {config.knowledge}; "
-                                f"expected {', '.join(allowed)}")
+        check_knowledge("start", name, NEEDS, config.knowledge)
+    kind, _, rule = config.method.partition(":")
+    if kind == "oneshot":
+        check_knowledge("method", rule, {name: needed for name, needed in NEEDS.items() if name != "multishot"}, config.knowledge)
+    elif kind != "evolve":
+        check_knowledge("method", rule, {name: NEEDS[name] for name in SALIENCIES}, config.knowledge)
+
+
+def check_knowledge(setting: str, rule: str, needs: dict[str, str], knowledge: str) -> None:
+    allowed = [name for name, needed in needs.items() if KNOWLEDGE.index(needed) <= KNOWLEDGE.index(knowledge)]
+    if rule not in needs:
+        raise EvopruneError(f"{setting}: found the rule {rule!r}, expected one of {', '.join(allowed)}")
+    if rule not in allowed:
+        raise EvopruneError(f"{setting}: found {rule!r}, which needs --knowledge {needs[rule]}, with --knowledge {knowledge}; "
+                            f"expected {', '.join(allowed) or 'more knowledge'}")
 
 
 def default_start(knowledge: str, repair: str) -> str:
@@ -120,15 +130,17 @@ def by_saliency(name: str) -> Callable[[Known], Rule]:
     return rule
 
 
-def multishot(known: Known) -> Rule:
-    """Prune step by step from dense, each time what LAMP scores lowest of the values as repaired after the step before.
+def multishot(known: Known, saliency: str = "lamp", densities: Sequence[float] = ()) -> Rule:
+    """Prune step by step from dense, each time what scores lowest of the values as repaired after the step before.
 
-    Equal steps in log density; each drops dead paths. Without repair, that is LAMP scored again at each step.
+    Equal steps in log density, and `densities` between them; each drops dead paths. Without repair, the rule scores the
+    same values again at each step.
     """
     layout, path, values = known.layout, [], known.weights()
-    for density in np.geomspace(1, SPARSEST, SHOTS + 1)[1:]:
+    for density in sorted({*np.geomspace(1, SPARSEST, SHOTS + 1)[1:], *densities}, reverse=True):
+        squares = known.squares() if saliency in NEEDS_DATA else None
         kept = [mask & (value != 0) for mask, value in zip(
-            keep_top(SALIENCIES["lamp"](values, None), keep(density, layout.weights)), values)]
+            keep_top(SALIENCIES[saliency](values, squares), keep(density, layout.weights)), values)]
         individual = from_masks((mask.numpy() for mask in kept), "multishot")
         values = known.settled(individual)
         path.append((np.log(density), [(value != 0).numpy() for value in values]))
@@ -137,6 +149,21 @@ def multishot(known: Known) -> Rule:
         return min(path, key=lambda step: abs(step[0] - np.log(density)))[1]
 
     return mask
+
+
+def at_targets(known: Known, method: str, targets: Sequence[int], seed: int) -> list[Individual]:
+    """Return the masks of oneshot:RULE or multishot:RULE that keep so many of the searched weights each, or a few less."""
+    kind, _, name = method.partition(":")
+    densities = [kept / known.layout.weights for kept in targets]
+    rule = multishot(known, name, densities) if kind == "multishot" else STARTS[name](known)
+    found = []
+    for kept, density in zip(targets, densities):
+        masks = rule(density, np.random.default_rng(seed))
+        while sum(int(mask.sum()) for mask in masks) > kept:  # rounding, layer by layer
+            density -= 1 / known.layout.weights
+            masks = rule(density, np.random.default_rng(seed))
+        found.append(from_masks(masks, f"{method}@{1 - density:.4g}"))
+    return found
 
 
 def keep(density: float, genes: int) -> int:

@@ -19,7 +19,7 @@ from deap import base
 
 from .config import Config, EvopruneError, target_sparsities
 from .evolution import State, log_row, non_dominated
-from .genome import Individual, Result, from_masks, get_bits, pruned_weights
+from .genome import Individual, Result, dense_individual, from_masks, get_bits, pruned_weights
 from .layers import Layout
 from .tuning import steps_an_epoch
 
@@ -106,7 +106,7 @@ def children_of(config: Config) -> int:
 
 def begin_tuned(config: Config, layout: Layout, dense_accuracy: float) -> State:
     """Return generation 0: the dense model, which costs nothing."""
-    dense = from_masks((np.ones(layer.genes, bool) for layer in layout), "dense")
+    dense = dense_individual(layout)
     dense.fitness.values = dense_accuracy, layout.pruned / layout.total
     return State(0, [dense], [dense], {}, (log_row(0, [dense], {}, config, 0.0),))
 
@@ -132,13 +132,15 @@ def evolve_tuned(state: State, toolbox: base.Toolbox, config: Config, layout: La
         yield state
 
 
-def gradual_jobs(config: Config, layout: Layout, budget: Budget) -> list[Job]:
-    """Return a job a target: from the dense model, pruned on the way by the rule of --method gradual:RULE."""
-    rule, targets = config.method.partition(":")[2], kept_at_targets(config, layout)
-    dense = from_masks((np.ones(layer.genes, bool) for layer in layout), config.method)
+def rule_jobs(masks: Sequence[Individual], config: Config, layout: Layout, budget: Budget) -> list[Job]:
+    """Return a job a target: from the mask of a rule, or from the dense model with the rule pruning on the way."""
+    kind, _, rule = config.method.partition(":")
+    targets = kept_at_targets(config, layout)
     rate = 1.0 if budget.epochs / len(targets) < SHORT else 0.5
-    return [Job(dense, kept, budget.of(i), config.seed + i, rate, saliency=rule, what=f"target {i + 1} of {len(targets)}")
-            for i, kept in enumerate(targets)]
+    if kind == "gradual":
+        masks = [from_masks((np.ones(layer.genes, bool) for layer in layout), config.method)] * len(targets)
+    return [Job(mask, kept, budget.of(i), config.seed + i, rate, saliency=rule if kind == "gradual" else "magnitude",
+                what=f"target {i + 1} of {len(targets)}") for i, (mask, kept) in enumerate(zip(masks, targets))]
 
 
 def begin_rules(jobs: Sequence[Job], toolbox: base.Toolbox, config: Config, layout: Layout, dense_accuracy: float,
