@@ -178,9 +178,15 @@ class Evaluator:
 
     def simplify(self, individual: Individual) -> None:
         """Drop the dead paths of a mask: the outputs stay, what they inherited in changed layers goes."""
-        for i, genes in drop_dead(individual, self.layout, self.channels).items():
+        for i, genes in drop_dead(individual, self.layout, self.channels, self.absorbing).items():
             set_bits(individual, i, genes)
             individual.inherited.pop(self.layout[i].name, None)
+
+    @cached_property
+    def absorbing(self) -> set[int]:
+        """The places of layers whose repair makes up for constant inputs."""
+        names = self.repairer.absorbing() if self.repairer is not None else set()
+        return {i for i, layer in enumerate(self.layout) if layer.name in names}
 
     @cached_property
     def channels(self) -> list[Channels]:

@@ -58,7 +58,7 @@ def default_toolbox(evaluate: Any, layout: Layout, config: Config) -> base.Toolb
         toolbox.register("mutate", mutate, layout=layout)
     else:
         dense = evaluate.weights
-        toolbox.register("mate", mate, p=0.2, uniform=0.0, layout=layout)
+        toolbox.register("mate", mate, p=0.3 / len(layout), uniform=0.0, layout=layout)  # who stays as it was mutates
         toolbox.register("mutate", refine, layout=layout, dense=dense, growth=SALIENCIES["lamp"](dense, None))
     toolbox.register("simplify", getattr(evaluate, "simplify", leave))  # before an individual is measured
     toolbox.register("select", tournament, niches=config.total_epochs is None)
@@ -161,8 +161,7 @@ def objectives(individuals: Sequence[Individual]) -> Floats:
 
 
 def in_log_density(values: Floats) -> Floats:
-    """Return objectives with the logarithm of the density for the sparsity: the same ranks down to half of `SPARSE`, but
-    crowding that leaves no sparsity empty."""
+    """Return objectives with the logarithm of the density for the sparsity: crowding then leaves no sparsity empty."""
     return np.column_stack([values[:, 0], -np.log(np.maximum(1 - values[:, 1], SPARSE / 2))])
 
 

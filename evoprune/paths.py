@@ -2,7 +2,9 @@
 
 `torch.fx` follows each layer's outputs through elementwise functions, norms, pools, flattening and sums to the layers that
 read them. An output channel that no kept weight reads is dead, and with it all weights that make it; so on towards the
-input. Where the graph cannot be told, everything counts as read, and nothing is dropped.
+input. A channel that no kept weight makes is the same number for all images: weights that read it are dead too, where
+least-squares repair puts what they add into a bias. Where the graph cannot be told, everything counts as read and as
+different from image to image, and nothing is dropped.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ class Channels:
     makers: list[int] = field(default_factory=list)  # layers, by place in the layout
     readers: list[int] = field(default_factory=list)
     open: bool = False  # something else reads them
+    padded: bool = False  # with zeros, so that a channel of one number does not stay one
 
     def join(self, other: Channels) -> None:
         """Take over what `other` stands for: the two are summed."""
@@ -102,6 +105,8 @@ class Reader:
                 self.of[node] = Channels(shape[1], [place])
         elif self.passes(node, known, shape):
             first, *others = (self.of[source] for source in known)
+            first.padded |= (node.op != "call_module" and node.target is F.avg_pool2d) or \
+                bool(np.any(getattr(self.modules.get(str(node.target)), "padding", 0)))
             for other in others:
                 if other is not first:
                     first.join(other)
@@ -140,8 +145,12 @@ def numel(shape: Sequence[int]) -> int:
     return int(np.prod(shape))
 
 
-def drop_dead(individual: Individual, layout: Layout, channels: Collection[Channels]) -> dict[int, npt.NDArray[np.bool_]]:
-    """Return the genes without dead ones of each layer that has some, by its place in the layout."""
+def drop_dead(individual: Individual, layout: Layout, channels: Collection[Channels],
+              absorbing: Collection[int] = ()) -> dict[int, npt.NDArray[np.bool_]]:
+    """Return the genes without dead ones of each layer that has some, by its place in the layout.
+
+    `absorbing` are the places of layers whose repair makes up for an input that is the same for all images.
+    """
     genes: dict[int, npt.NDArray[np.bool_]] = {}
 
     def rows(i: int) -> npt.NDArray[np.bool_]:  # (out, in, rest)
@@ -160,6 +169,15 @@ def drop_dead(individual: Individual, layout: Layout, channels: Collection[Chann
             for i in each.makers:
                 if rows(i)[~alive].any():
                     genes[i] = rows(i) & alive[:, None, None]
+                    changed.add(i)
+                    again = True
+            if len(each.makers) > 1 or each.padded:
+                continue
+            varied = rows(each.makers[0]).any((1, 2))
+            for i in set(each.readers) & set(absorbing):
+                read = rows(i) & np.repeat(varied, rows(i).shape[1] // each.count)[:, None]
+                if (read != rows(i)).any():
+                    genes[i] = read
                     changed.add(i)
                     again = True
     return {i: genes[i].reshape(-1) for i in sorted(changed)}

@@ -144,6 +144,11 @@ class Repairer:
         solved = {each.name for each in self.layers.values()}
         return [layer.name for layer in self.layout if layer.name not in solved]
 
+    def absorbing(self) -> set[str]:
+        """Return the names of the layers whose new bias makes up for inputs that are the same for all images."""
+        return {layer.name for layer in self.layers.values() if layer.module.bias is not None
+                and (isinstance(layer.module, nn.Linear) or not any(layer.module.padding))}
+
     def __call__(self, masks: Mapping[str, Tensor]) -> None:
         """Repair the model, whose masked weights are set; `masks` are bool, by name, shaped like the weights."""
         def solve(module: nn.Module, args: tuple[Tensor, ...]) -> None:

@@ -5,10 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from evoprune.genome import from_masks, get_bits, set_bits
+from evoprune.genome import from_masks, get_bits, kept_genes, set_bits
 from evoprune.layers import find_layers
 from evoprune.models import LeNet, LeNet5
 from evoprune.paths import drop_dead, find_channels
+from evoprune.repair import Repairer
 
 
 class Block(nn.Module):
@@ -122,3 +123,27 @@ def test_a_model_that_cannot_be_traced_keeps_everything():
 
     model = Branching()
     assert find_channels(model, find_layers(model), torch.randn(2, 1, 8, 8)) == []
+
+
+def test_weights_that_read_a_constant_are_dead_where_least_squares_makes_up_for_it():
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    model = LeNet5().eval()
+    layout, images = find_layers(model), torch.randn(64, 1, 28, 28)
+    channels = find_channels(model, layout, images[:2])
+    repairer = Repairer("least-squares", net := copy.deepcopy(model).requires_grad_(False), layout, images)
+    absorbing = {i for i, layer in enumerate(layout) if layer.name in repairer.absorbing()}
+    assert absorbing == {1, 2, 3, 4}  # the first convolution is padded
+    individual = from_masks((rng.random(layer.shape) < d for layer, d in zip(layout, (0.04, 0.02, 0.01, 0.02, 0.3))), "x")
+    less = individual.clone()
+    for places, group in (((), individual), (absorbing, less)):
+        for i, genes in drop_dead(group, layout, channels, places).items():
+            set_bits(group, i, genes)
+    assert sum(map(kept_genes, less)) < sum(map(kept_genes, individual))
+    logits = []
+    for each in (individual, less):
+        net.load_state_dict(masked(model, layout, each).state_dict())
+        repairer({layer.name: torch.from_numpy(get_bits(each, i, layout)).view(layer.shape) for i, layer in enumerate(layout)})
+        with torch.no_grad():
+            logits.append(net(torch.randn(50, 1, 28, 28, generator=torch.Generator().manual_seed(1))))
+    assert torch.allclose(*logits, atol=1e-3 * float(logits[0].abs().max())) and logits[0].std(0).max() > 0.01
