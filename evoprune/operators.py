@@ -19,7 +19,7 @@ from .saliency import SALIENCIES
 
 LARGEST = 0.1  # share of a layer's kept genes that one move changes at most
 Genes = npt.NDArray[np.float64]  # of a tuned run: learning rate, growth, until
-LOW, HIGH, SPREAD = np.array([0.2, 1.5, 0.4]), np.array([2.0, 16.0, 0.85]), np.array([0.25, 0.35, 0.1])
+LOW, HIGH, SPREAD = np.array([0.2, 1.5, 0.4]), np.array([2.0, 16.0, 0.85]), np.array([0.15, 0.2, 0.08])
 LARGEST_REFINED = 0.3  # the same of a move that knows what matters
 Move = Callable[[Bits, int, np.random.Generator], None]
 

@@ -24,7 +24,7 @@ from .layers import Layout
 from .tuning import steps_an_epoch
 
 GENES = "genes"  # under which an individual inherits its recipe
-FIRST = np.array([0.6, 6.0, 0.6])  # learning rate (times the usual one), growth (times the target's weights), until (share)
+FIRST = np.array([1.0, 8.0, 0.6])  # learning rate (times the usual one), growth (times the target's weights), until (share)
 FIRST_SHARE = 0.4  # of the budget, for the first children, one a target, of the dense model
 SHORT = 5  # epochs a target, below which a rule's learning rate is the usual one, and from which on half of it
 OWN = 0.8  # probability that a parent stands at the target itself, once something does
