@@ -1,0 +1,77 @@
+"""The runs of a folder side by side: test accuracy of the best point at or above each sparsity, chosen on the search split.
+
+    python scripts/rules_table.py results/lenet5_mnist_rules 90 95 98
+
+FOLDER/METHOD/seed-N/ holds each run's front.csv, log.csv and config.json. Prints every seed, the medians, and, where two methods
+share seeds and training, the mean paired difference with its 95 % interval (Student's t).
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}  # by the number of pairs
+PAIRS = (("evolve-80", "gradual-fisher-80"), ("evolve-80", "evolve-80-without-selection"), ("evolve-48", "gradual-fisher-24"))
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    """Read a CSV file."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def at_or_above(front: list[dict[str, str]], sparsity: float) -> float:
+    """Return the test accuracy in percent of the point that the search split chooses; NaN if there is none."""
+    fits = [row for row in front if float(row["sparsity"]) >= sparsity - 1e-9]
+    return 100 * float(max(fits, key=lambda row: float(row["accuracy"]))["test_accuracy"]) if fits else float("nan")
+
+
+def hvlog(front: list[dict[str, str]]) -> float:
+    """Return the mean test accuracy over log density from 0.5 to 0.005; at each density the best point at or below it."""
+    grid = np.geomspace(0.5, 0.005, 2001)
+    return float(np.mean([np.nan_to_num(at_or_above(front, 1 - density)) for density in grid])) / 100
+
+
+def line(name: str, values: list[float]) -> str:
+    return f"{name:42s}" + "".join(f"{value:9.3f}" for value in values)
+
+
+def main() -> None:
+    """Print the table."""
+    folder, wished = Path(sys.argv[1]), [float(text) for text in sys.argv[2:]]
+    found: dict[str, dict[str, np.ndarray]] = {}
+    heads = [*(f"{wish:g}" for wish in wished), "hvlog", "epochs", "seconds"]
+    print(f"{'test accuracy, %, at least so sparse':42s}" + "".join(f"{head:>9s}" for head in heads))
+    for method in sorted(path for path in folder.iterdir() if path.is_dir()):
+        runs = sorted(method.glob("seed-*"))
+        found[method.name] = {}
+        for run in runs:
+            front, last = rows(run / "front.csv"), rows(run / "log.csv")[-1]
+            found[method.name][run.name] = np.array([at_or_above(front, wish / 100) for wish in wished])
+            cells = [*found[method.name][run.name], hvlog(front), float(last["epochs"]), float(last["seconds"])]
+            print(line(f"{method.name} {run.name}", cells))
+        if len(runs) > 1:
+            print(line(f"{method.name} median", list(np.median(list(found[method.name].values()), axis=0))))
+    for a, b in PAIRS:
+        seeds = sorted(set(found.get(a, {})) & set(found.get(b, {})))
+        if len(seeds) in T95:
+            difference = np.array([found[a][seed] - found[b][seed] for seed in seeds])
+            mean = difference.mean(0)
+            half = T95[len(seeds)] * difference.std(0, ddof=1) / len(seeds) ** 0.5
+            print(f"\n{a} against {b}, {len(seeds)} seeds")
+            print(line("mean paired difference", list(mean)))
+            print(line("lower end of its 95 %", list(mean - half)))
+            print(line("upper end of its 95 %", list(mean + half)))
+            print(f"{'':42s}" + "".join(f"{'win' if low > 0 else 'loss' if high < 0 else 'tie':>9s}"
+                                        for low, high in zip(mean - half, mean + half)))
+    settings = json.loads(next(folder.glob("*/seed-*/config.json")).read_text())
+    print(f"\n{settings['device']}, " + ", ".join(f"{name} {version}" for name, version in settings["versions"].items()))
+
+
+if __name__ == "__main__":
+    main()
