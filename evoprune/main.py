@@ -123,7 +123,7 @@ def files(front: Front) -> str:
     lines += ["", "a model of it, in Python:",
               f"  import evoprune; model = evoprune.load_front({str(path)!r}).best(accuracy={wish:.3f}).model()"]
     settings = front.config["settings"]
-    if not (settings["finetune_epochs"] or settings["layerwise"]):
+    if not (settings["finetune_epochs"] or settings["layerwise"] or settings["total_epochs"]):
         command = front.config["command"] or "python -m evoprune.main"
         again = " --overwrite" if "--out" in command and "--overwrite" not in command else ""
         lines += ["train what is left of each point, and sparser points keep their accuracy:",

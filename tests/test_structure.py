@@ -2,9 +2,10 @@ import ast
 
 from conftest import ROOT
 
-ORDER = ("config", "models", "splits", "sources", "layers", "saliency", "genome", "starts", "operators", "paths", "prepared",
-         "repair", "evaluation", "tuning", "worker", "team", "processes", "engines", "evolution", "checkpoint", "front",
-         "export", "settings", "run", "search", "layerwise", "jobs", "pruning", "scoop_launch", "main", "scoop_worker")
+ORDER = ["config", "models", "splits", "sources", "layers", "saliency", "genome", "starts", "operators", "paths",
+         "fast", "prepared", "repair", "evaluation", "tuning", "worker", "team", "processes", "engines", "evolution",
+         "tuned", "checkpoint", "front", "export", "settings", "run", "jobs", "search", "layerwise", "pruning",
+         "scoop_launch", "main", "scoop_worker"]
 
 
 def test_modules_import_only_earlier_ones():
