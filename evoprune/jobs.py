@@ -23,12 +23,13 @@ from .checkpoint import Folder, fingerprint, to_safetensors
 from .config import Config, EvopruneError
 from .engines import Engine, Local
 from .evaluation import Measurement, correct, dtype_of, masks
-from .genome import Individual, Inherited, Result, from_masks, sparsity
-from .layers import find_layers
+from .genome import Individual, Inherited, Result, from_masks, set_bits, sparsity
+from .layers import Layout, find_layers
+from .paths import drop_dead
 from .run import Run, get_data, get_model, identity_of, make_evaluator, training_progress
 from .splits import Data
 from .tuned import GENES, Job
-from .tuning import Shrink, grown, recipe_for, steps_an_epoch, tune
+from .tuning import Shrink, grown, hold_zeros, recipe_for, steps_an_epoch, tune
 from .worker import take_slot
 
 GROW_STEPS = 8  # of a job, whose images say by their gradients which weights grow; they count as steps
@@ -137,7 +138,7 @@ class Train:
         config, key = run.config, individual.key().hex()
         assert run.data.train is not None
         net = copy.deepcopy(run.model).to(config.device)
-        kept = {layer.name: mask.expand(layer.shape) for layer, mask in zip(run.layout, masks(individual, run.layout))}
+        kept = named_masks(individual, run.layout, torch.device("cpu"))
         seed = int(hashlib.sha256(f"{config.seed}:{key}".encode()).hexdigest()[:12], 16)
         recipe = recipe_for(net, config.finetune_epochs, seed, config.learning_rate, config.augment)
         tune(net, run.data.train, recipe, kept, training_progress(what))
@@ -152,11 +153,10 @@ class Tune:
 
     def __call__(self, job: Job) -> Result:
         run = here(self.identity)
-        train, names = run.data.train, [layer.name for layer in run.layout]
+        train = run.data.train
         assert train is not None
         net = with_values(run, job.individual).to(train.labels.device)
-        kept = {name: mask.expand(layer.shape)
-                for name, layer, mask in zip(names, run.layout, masks(job.individual, run.layout, train.labels.device))}
+        kept = named_masks(job.individual, run.layout, train.labels.device)
         recipe = recipe_for(net, 0, job.seed, run.config.learning_rate, run.config.augment)
         steps, more = job.steps, min(round(job.growth * job.kept), run.layout.weights) - sum(int(m.sum()) for m in kept.values())
         if more > 0 and steps > GROW_STEPS:
@@ -165,9 +165,18 @@ class Tune:
         recipe = replace(recipe, epochs=steps / steps_an_epoch(len(train), recipe.batch_size),
                          learning_rate=recipe.learning_rate * job.learning_rate)
         kept = tune(net, train, recipe, kept, training_progress(job.what), Shrink(job.kept, job.saliency, job.until))
-        individual = from_masks((kept[name].cpu().numpy() for name in names), job.individual.origin)
+        individual = from_masks((mask.cpu().numpy() for mask in kept.values()), job.individual.origin)
+        for i, genes in drop_dead(individual, run.layout, run.evaluator.channels).items():
+            set_bits(individual, i, genes)
+        kept = named_masks(individual, run.layout, train.labels.device)
+        hold_zeros([net.get_parameter(name) for name in kept], kept)
         right = int(correct(net.eval(), run.data.search, run.batch_size))
         return Result((right / len(run.data.search), sparsity(individual, run.layout)), list(individual), values_of(net, kept))
+
+
+def named_masks(individual: Individual, layout: Layout, device: torch.device) -> dict[str, Tensor]:
+    """Return a bool mask a layer by name, of the parameter's shape."""
+    return {layer.name: mask.expand(layer.shape) for layer, mask in zip(layout, masks(individual, layout, device))}
 
 
 def values_of(net: nn.Module, masks: Mapping[str, Tensor]) -> Inherited:
@@ -181,7 +190,7 @@ def with_values(run: Run, individual: Individual) -> nn.Module:
     """Return the run's model with the values that `values_of` took, zeros where it is pruned; the dense values where the
     individual has inherited none."""
     net = copy.deepcopy(run.model)
-    kept = {layer.name: mask.expand(layer.shape) for layer, mask in zip(run.layout, masks(individual, run.layout))}
+    kept = named_masks(individual, run.layout, torch.device("cpu"))
     with torch.no_grad():
         for name, value in {**dict(net.named_parameters()), **dict(net.named_buffers())}.items():
             if name in individual.inherited:

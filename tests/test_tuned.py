@@ -76,7 +76,8 @@ def test_jobs_share_the_steps(steps, jobs, first):
 def test_points_stand_at_their_targets_with_zeros_where_they_are_pruned(tuned_run):
     front = evoprune.load_front(tuned_run[0], copy.deepcopy(evoprune.models.LeNet()))
     points = [point for point in front if point.origin == "tune"]
-    assert points and {point.kept for point in points} <= set(kept_at_targets(Config(targets="0.8,0.9,0.95"), front.layout))
+    targets = kept_at_targets(Config(targets="0.8,0.9,0.95"), front.layout)
+    assert points and all(any(0 <= target - point.kept <= 30 for target in targets) for point in points)  # dead ones are gone
     for point in points:
         parameters, kept = dict(point.model().named_parameters()), 0
         for name, mask in point.masks().items():
