@@ -24,10 +24,11 @@ from .layers import Layout
 from .tuning import steps_an_epoch
 
 GENES = "genes"  # under which an individual inherits its recipe
-FIRST = np.array([1.0, 8.0, 0.6])  # learning rate (times the usual one), growth (times the target's weights), until (share)
+DENSEST = np.array([0.5, 4.0, 0.6])  # genes of the first child of the first target: learning rate (times the usual one),
+SPARSEST = np.array([1.0, 8.0, 0.6])  # growth (times the target's weights), until (share of the steps); and of the last one
 FIRST_SHARE = 0.4  # of the budget, for the first children, one a target, of the dense model
 SHORT = 5  # epochs a target, below which a rule's learning rate is the usual one, and from which on half of it
-OWN = 0.8  # probability that a parent stands at the target itself, once something does
+OWN = 0.9  # probability that a parent stands at the target itself, once something does
 
 
 @dataclass(frozen=True)
@@ -197,9 +198,10 @@ def breed(population: Sequence[Individual], targets: Sequence[int], aim: int, st
         near = list(population)
     parent, mate = toolbox.select(near, 2, rng=rng)
     child = toolbox.clone(parent)
+    usual = DENSEST * (SPARSEST / DENSEST) ** (aim / max(1, len(targets) - 1))
     toolbox.mate(child, mate, rng=rng)
     spread(child, parent, layout)
-    (rate, growth, until), = toolbox.mutate(child.inherited.get(GENES, FIRST), rng=rng)
+    (rate, growth, until), = toolbox.mutate(child.inherited.get(GENES, usual), rng=rng)
     child.origin = "tune"
     return Job(child, targets[aim], steps, int(rng.integers(2**32)), float(rate), float(growth), float(until))
 

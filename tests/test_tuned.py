@@ -15,7 +15,7 @@ from evoprune.fast import fast_training
 from evoprune.genome import Individual, dense_individual, from_masks, get_bits, kept_genes
 from evoprune.jobs import packed, unpacked
 from evoprune.operators import HIGH, LOW, mutate_genes, unite
-from evoprune.tuned import FIRST, GENES, Budget, aims, budget_of, kept_at_targets, spread
+from evoprune.tuned import DENSEST, GENES, Budget, aims, budget_of, kept_at_targets, spread
 from evoprune.tuning import Recipe, Shrink, grown, steps_an_epoch, tune
 
 TUNED = {"total_epochs": 6.0, "population": 8, "generations": 4, "targets": "0.8,0.9,0.95", "threads": 1}
@@ -267,7 +267,7 @@ def test_inherited_values_make_room_for_weights_that_grow(layout, rng):
 
 
 def test_genes_mutate_within_their_limits(rng):
-    genes = FIRST
+    genes = DENSEST
     drawn = []
     for _ in range(300):
         genes, = mutate_genes(genes, rng=rng)
