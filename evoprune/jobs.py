@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import monotonic
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from .evaluation import Measurement, correct, dtype_of, masks
 from .genome import Individual, Inherited, Result, from_masks, set_bits, sparsity
 from .layers import Layout, find_layers
 from .paths import drop_dead
-from .run import Run, get_data, get_model, identity_of, make_evaluator, training_progress
+from .run import Run, TimeUp, get_data, get_model, identity_of, make_evaluator, training_progress
 from .splits import Data
 from .tuned import GENES, Job
 from .tuning import Shrink, grown, hold_zeros, recipe_for, steps_an_epoch, tune
@@ -204,17 +205,26 @@ def with_values(run: Run, individual: Individual) -> nn.Module:
     return net
 
 
-def map_kept(engine: Local | Engine, folder: Folder, label: str, function: Callable[[Job], Result],
+def map_kept(engine: Local | Engine, folder: Folder, run: Run, function: Callable[[Job], Result],
              jobs: Sequence[Job]) -> list[Result | None]:
-    """Return what jobs become, in order; each is kept as soon as it has ended, so that a resumed run need not repeat it."""
+    """Return what jobs become, in order; each is kept as soon as it has ended, so that a resumed run need not repeat it.
+
+    Raises:
+        TimeUp: `max_seconds` have passed before the last of them.
+    """
     keys = [key_of(job) for job in jobs]
-    results = [None if (kept := folder.read_trained(key, label)) is None else unpacked(kept) for key in keys]
+    results = [None if (kept := folder.read_trained(key, run.identity)) is None else unpacked(kept) for key in keys]
     missing = [i for i, result in enumerate(results) if result is None]
+    left = len(missing)
 
     def arrived(i: int, result: Result | None) -> None:
+        nonlocal left
+        left -= 1
         results[missing[i]] = result
         if result is not None:
-            folder.write_trained(keys[missing[i]], label, packed(result))
+            folder.write_trained(keys[missing[i]], run.identity, packed(result))
+        if left and monotonic() > run.deadline:
+            raise TimeUp
 
     engine.map(function, [jobs[i] for i in missing], arrived)
     return results

@@ -27,7 +27,7 @@ from .jobs import Measure, Train, Tune, registered, start_of, with_values
 from .layers import Layout
 from .layerwise import search_layerwise
 from .repair import LAST_IMAGES
-from .run import Run, calibration_images, clock, prepare
+from .run import Run, TimeUp, calibration_images, clock, prepare
 from .search import search, search_tuned
 from .settings import settle
 from .splits import Split
@@ -191,10 +191,6 @@ def renumbered(points: list[Measured]) -> list[Measured]:
     for i, point in enumerate(points):
         point.id = f"{i:03d}"
     return points
-
-
-class TimeUp(Exception):
-    """`max_seconds` have passed."""
 
 
 def train_points(run: Run, points: list[Measured], folder: Folder, engine: Local | Engine) -> list[Measured]:

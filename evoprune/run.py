@@ -38,6 +38,10 @@ PLACES = ("out", "overwrite", "data_dir", "weights", "model", "data")  # not par
 log = logging.getLogger("evoprune")
 
 
+class TimeUp(Exception):
+    """`max_seconds` have passed."""
+
+
 @dataclass
 class Run:
     """What stays the same from the first generation to the last."""

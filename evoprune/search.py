@@ -11,14 +11,14 @@ import numpy as np
 from deap import base
 from torch import Tensor
 
-from .checkpoint import Folder, load, save
+from .checkpoint import Folder, load, remove, save
 from .config import Config
 from .engines import Engine, Local, local
 from .evaluation import masks
 from .evolution import State, begin, evolve
 from .genome import Individual, dense_individual
 from .jobs import map_kept
-from .run import Run, clock
+from .run import Run, TimeUp, clock
 from .saliency import gradient_squares
 from .starts import Known, at_targets, first_population
 from .tuned import Budget, begin_rules, begin_tuned, budget_of, evolve_tuned, kept_at_targets, rule_jobs
@@ -61,18 +61,20 @@ def search_tuned(run: Run, toolbox: base.Toolbox, folder: Folder, engine: Local 
     """
     config, checkpoint = run.config, folder.checkpoint
     assert run.data.train is not None
-    rule = config.method != "evolve"
     budget = budget_of(config, len(run.data.train), recipe_for(run.model, 0, 0).batch_size)
     log.info("%s: %g epochs in all, %d jobs of %d steps%s", config.method, budget.epochs, budget.first, budget.of(0),
              f", then {budget.jobs - budget.first} of {budget.of(budget.jobs - 1)}" if budget.jobs > budget.first else "")
     if toolbox.map.func in (map, local):
-        toolbox.register("map", map_kept, engine, folder, run.identity)
+        toolbox.register("map", map_kept, engine, folder, run)
     state = load(checkpoint, run.layout, run.identity)
-    if state is None and rule:
-        masks = [] if config.method.startswith("gradual") else rule_masks(run)
-        state = begin_rules(rule_jobs(masks, config, run.layout, budget), toolbox, config, run.layout, run.dense_accuracy, budget)
-    elif state is None:
+    if state is None:
         state = begin_tuned(config, run.layout, run.dense_accuracy)
+        if config.method != "evolve":
+            masks = [] if config.method.startswith("gradual") else rule_masks(run)
+            try:
+                state = begin_rules(state, rule_jobs(masks, config, run.layout, budget), toolbox, config, budget)
+            except TimeUp:
+                return state, "max_seconds"
     progress = TunedProgress(config, budget, state)
     return go_on(run, state, evolve_tuned(state, toolbox, config, run.layout, budget), checkpoint, progress)
 
@@ -94,9 +96,12 @@ def go_on(run: Run, state: State, generations: Iterator[State], checkpoint: Path
                 progress.generation(state)
                 if monotonic() - saved >= SAVE_EVERY:
                     save(checkpoint, state, run.identity)
+                    remove(checkpoint / "trained")  # jobs of this generation, which is whole now
                     saved = monotonic()
     except KeyboardInterrupt:  # the generation in hand is dropped
         stopped = "interrupted"
+    except TimeUp:
+        stopped = "max_seconds"
     save(checkpoint, state, run.identity)
     return state, stopped
 

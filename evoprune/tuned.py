@@ -144,10 +144,9 @@ def rule_jobs(masks: Sequence[Individual], config: Config, layout: Layout, budge
                 what=f"target {i + 1} of {len(targets)}") for i, (mask, kept) in enumerate(zip(masks, targets))]
 
 
-def begin_rules(jobs: Sequence[Job], toolbox: base.Toolbox, config: Config, layout: Layout, dense_accuracy: float,
-                budget: Budget) -> State:
-    """Return generation 0 of a rule: the dense model and what its jobs became."""
-    started, dense = perf_counter(), begin_tuned(config, layout, dense_accuracy).archive[0]
+def begin_rules(state: State, jobs: Sequence[Job], toolbox: base.Toolbox, config: Config, budget: Budget) -> State:
+    """Return a rule's only state: the dense model of `state` and what the rule's jobs became."""
+    started, dense = perf_counter(), state.archive[0]
     points = born_of(jobs, toolbox.map(toolbox.evaluate, jobs), 0)
     archive = non_dominated([dense, *points], config.accuracy_floor, always=dense)
     seen = {point.key(): point.fitness.values for point in points}

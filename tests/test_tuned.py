@@ -145,6 +145,18 @@ def test_jobs_that_ended_are_not_repeated_when_the_generation_is_resumed(lenet, 
     assert content(tmp_path / "run") == content(tuned_run[0])
 
 
+@pytest.mark.parametrize("method", ["evolve", "gradual:fisher"])
+def test_a_run_out_of_time_goes_on_where_it_stopped(method, lenet, digits, tmp_path):
+    whole = tuned(lenet, digits, tmp_path / "whole", method=method)
+    starts = 1
+    tuned(lenet, digits, tmp_path / "run", method=method, max_seconds=0.0)
+    while not (tmp_path / "run" / "done.json").exists() and starts < 50:
+        evoprune.prune(lenet, digits, resume=tmp_path / "run", max_seconds=0.05)
+        starts += 1
+    assert starts >= 2 and len(whole) > 1
+    assert content(tmp_path / "run") == content(tmp_path / "whole")
+
+
 def test_worker_processes_give_the_same_bytes(tuned_run, lenet, digits, tmp_path):
     tuned(lenet, digits, tmp_path / "run", engine="processes", workers=2)
     assert content(tmp_path / "run") == content(tuned_run[0])
