@@ -33,7 +33,7 @@ from .tuned import GENES, Job
 from .tuning import Shrink, grown, hold_zeros, recipe_for, steps_an_epoch, tune
 from .worker import take_slot
 
-GROW_STEPS = 8  # of a job, whose images say by their gradients which weights grow; they count as steps
+GROW_STEPS = 16  # of a job, whose images say by their gradients which weights grow; they count as steps
 RUNS: dict[str, Run] = {}  # of this process, by identity
 
 

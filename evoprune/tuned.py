@@ -102,7 +102,7 @@ def budget_of(config: Config, images: int, batch_size: int) -> Budget:
 
 def children_of(config: Config) -> int:
     """Return how many children a generation has: the fewer, the longer the lines of descent that a budget allows."""
-    return max(1, config.population // 4)
+    return max(1, config.population // 8)
 
 
 def begin_tuned(config: Config, layout: Layout, dense_accuracy: float) -> State:

@@ -18,7 +18,7 @@ from evoprune.operators import HIGH, LOW, mutate_genes, unite
 from evoprune.tuned import DENSEST, GENES, Budget, aims, budget_of, kept_at_targets, spread
 from evoprune.tuning import Recipe, Shrink, grown, steps_an_epoch, tune
 
-TUNED = {"total_epochs": 6.0, "population": 8, "generations": 4, "targets": "0.8,0.9,0.95", "threads": 1}
+TUNED = {"total_epochs": 6.0, "population": 16, "generations": 4, "targets": "0.8,0.9,0.95", "threads": 1}
 
 
 def tuned(model, data, out, **settings):
@@ -324,7 +324,7 @@ def test_fast_training_gives_the_gradients_of_the_plain_modules(size):
 
 
 def test_budget_of_counts_a_job_a_target_and_the_children():
-    config = Config(total_epochs=10.0, population=8, generations=6, targets="0.9,0.95")
+    config = Config(total_epochs=10.0, population=16, generations=6, targets="0.9,0.95")
     budget = budget_of(config, 6400, 64)
     assert (budget.steps, budget.jobs, budget.first) == (1000, 2 + 5 * 2, 2)
 
