@@ -28,6 +28,7 @@ DENSEST = np.array([0.5, 4.0, 0.6])  # genes of the first child of the first tar
 SPARSEST = np.array([1.0, 8.0, 0.6])  # growth (times the target's weights), until (share of the steps); and of the last one
 FIRST_SHARE = 0.4  # of the budget, for the first children, one a target, of the dense model
 SHORT = 5  # epochs a target, below which a rule's learning rate is the usual one, and from which on half of it
+GOLDEN = 0.5 * (5**0.5 - 1)
 OWN = 0.9  # probability that a parent stands at the target itself, once something does
 
 
@@ -119,7 +120,7 @@ def evolve_tuned(state: State, toolbox: base.Toolbox, config: Config, layout: La
         started, generation = perf_counter(), state.generation + 1
         rng = np.random.default_rng((config.seed, generation))
         first = 0 if generation == 1 else budget.first + children * (generation - 2)
-        chosen = list(range(len(targets))) if generation == 1 else aims(state, targets, children, layout, rng)
+        chosen = list(range(len(targets))) if generation == 1 else aims(state, targets, children, layout)
         jobs = [breed(state.population, targets, aim, budget.of(first + i), toolbox, layout, rng)
                 for i, aim in enumerate(chosen)]
         born = born_of(jobs, toolbox.map(toolbox.evaluate, jobs), generation)
@@ -166,12 +167,14 @@ def born_of(jobs: Sequence[Job], results: Sequence[Result | None], generation: i
     return born
 
 
-def aims(state: State, targets: Sequence[int], children: int, layout: Layout, rng: np.random.Generator) -> list[int]:
+def aims(state: State, targets: Sequence[int], children: int, layout: Layout) -> list[int]:
     """Return the targets of a generation's children: the weaker the front is at a target, against the dense model, the
-    more (stochastic universal sampling; Baker, 1987)."""
+    more. Stochastic universal sampling (Baker, 1987), its start turned by the golden ratio from generation to generation,
+    so that few children too are spread as they should be."""
     best = [best_within(state.archive, kept, layout) for kept in targets]
     weak = np.cumsum([max(state.archive[0].fitness.values[0] - accuracy, 1e-3) for accuracy in best])
-    return list(map(int, np.searchsorted(weak, (rng.random() + np.arange(children)) / children * weak[-1])))
+    start = (state.generation * GOLDEN) % 1
+    return list(map(int, np.searchsorted(weak, (start + np.arange(children)) / children * weak[-1])))
 
 
 def best_within(individuals: Sequence[Individual], kept: int, layout: Layout) -> float:
