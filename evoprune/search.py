@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import cache
 from pathlib import Path
 from time import monotonic
 
@@ -13,10 +14,10 @@ from torch import Tensor
 from .checkpoint import load, save
 from .config import Config
 from .engines import Engine, Local, local
-from .evaluation import masks
+from .evaluation import Evaluator, masks
 from .evolution import State, begin, evolve
 from .genome import Individual
-from .run import Run, clock
+from .run import Run, clock, last_evaluator
 from .saliency import gradient_squares
 from .starts import Known, first_population
 
@@ -80,10 +81,14 @@ def known(run: Run) -> Known:
 
     def settled(individual: Individual) -> list[Tensor]:
         run.evaluator.simplify(individual)
-        if config.knowledge != "data":
+        if config.knowledge != "data" or config.repair != "least-squares":
             return [w * mask for w, mask in zip(weights(), masks(individual, run.layout))]
-        run.evaluator.set_masks(individual)
-        return [parameter.detach().float().cpu().clone() for parameter, _ in run.evaluator.masked]
+        careful().set_masks(individual)
+        return [parameter.detach().float().cpu().clone() for parameter, _ in careful().masked]
+
+    @cache
+    def careful() -> Evaluator:
+        return last_evaluator(run)
 
     return Known(run.layout, weights, squares, settled)
 

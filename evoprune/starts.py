@@ -22,7 +22,7 @@ Masks = list[npt.NDArray[np.bool_]]
 Rule = Callable[[float, np.random.Generator], Masks]
 
 DENSEST, SPARSEST = 0.8, 0.004  # of the grid; hvlog looks at 0.5 to 0.005
-SHOTS = 80  # steps of the multi-shot path from dense to `SPARSEST`
+SHOTS = 160  # steps of the multi-shot path from dense to `SPARSEST`
 
 
 @dataclass(frozen=True)
