@@ -26,8 +26,7 @@ from .front import Front, load_front, thin
 from .jobs import Measure, Train, Tune, registered, start_of, with_values
 from .layers import Layout
 from .layerwise import search_layerwise
-from .repair import LAST_IMAGES
-from .run import Run, TimeUp, calibration_images, clock, prepare
+from .run import Run, TimeUp, clock, last_evaluator, prepare
 from .search import search, search_tuned
 from .settings import settle
 from .splits import Split
@@ -154,8 +153,7 @@ def measure_plainly(run: Run, points: list[Measured]) -> None:
     if repair == "none" and run.evaluator.prepared.exact and run.evaluator.batch_size == run.batch_size:
         return
     log.info("measuring %d points with the model as it is, fp32", len(points))
-    images = calibration_images(run.config, run.data, run.batch_size, LAST_IMAGES)
-    plain = Evaluator(run.model, run.layout, run.data.search, run.batch_size, plain=True, repair=repair, calibration=images)
+    plain = last_evaluator(run)
     for point in points:
         point.accuracy = point.accuracy_before = int(plain.correct(point.individual)) / len(run.data.search)
         if repair != "none":

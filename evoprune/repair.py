@@ -26,8 +26,9 @@ from .splits import Split
 
 REPAIRS = ("none", "bn", "least-squares")
 IMAGES = 768  # that a mask is repaired on in the search
-LAST_IMAGES = 2048  # and the points of the front at the end
-ROWS = 12_288  # of activations that a convolution's moments are taken over: positions drawn evenly from all images
+LAST_IMAGES = 2048  # and the points of the front at the end, and the multi-shot path of the first masks
+ROWS = 12_288  # of activations that a convolution's moments are taken over at least, drawn from all images evenly,
+POSITIONS = 16  # and positions of an image
 BATCHES = 32  # usual batches that the calibration images may fill at most: they go through the model in one pass
 DAMPING = 0.01  # of the mean variance of a layer's inputs
 LEAST = 1e-5  # of that of the dense model's: where nothing but rounding noise comes in, weights must not follow it
@@ -186,8 +187,8 @@ class Repairer:
 
 
 def draw_positions(images: int, places: int, device: torch.device) -> Tensor:
-    """Return which places of its output a convolution is looked at, (images, count), `ROWS` in all."""
-    count = min(places, -(-ROWS // images))
+    """Return which places of its output a convolution is looked at, (images, count)."""
+    count = min(places, max(POSITIONS, -(-ROWS // images)))
     scores = torch.rand(images, places, generator=torch.Generator().manual_seed(0))
     return scores.topk(count, 1).indices.sort(1).values.to(device)
 

@@ -151,6 +151,13 @@ def make_evaluator(net: nn.Module, layout: Layout, splits: Data, config: Config,
                      calibration=calibration_images(config, splits, usual, IMAGES))
 
 
+def last_evaluator(run: Run) -> Evaluator:
+    """Return an evaluator of the model as the user has it, which repairs with more images than the search takes."""
+    images = calibration_images(run.config, run.data, run.batch_size, LAST_IMAGES)
+    return Evaluator(run.model, run.layout, run.data.search, run.batch_size, plain=True, repair=str(run.config.repair),
+                     calibration=images)
+
+
 def calibration_images(config: Config, splits: Data, batch_size: int, images: int) -> Split | None:
     """Return what masks are repaired on, from the train split where there is one; no label of it is looked at."""
     if config.repair == "none":

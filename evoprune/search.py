@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from time import monotonic
 
@@ -14,11 +15,11 @@ from torch import Tensor
 from .checkpoint import Folder, load, remove, save
 from .config import Config
 from .engines import Engine, Local, local
-from .evaluation import masks
+from .evaluation import Evaluator, masks
 from .evolution import State, begin, evolve
 from .genome import Individual, dense_individual
 from .jobs import map_kept
-from .run import Run, TimeUp, clock
+from .run import Run, TimeUp, clock, last_evaluator
 from .saliency import gradient_squares
 from .starts import Known, at_targets, first_population
 from .tuned import Budget, begin_rules, begin_tuned, budget_of, evolve_tuned, kept_at_targets, rule_jobs
@@ -125,10 +126,14 @@ def known(run: Run) -> Known:
 
     def settled(individual: Individual) -> list[Tensor]:
         run.evaluator.simplify(individual)
-        if config.knowledge != "data":
+        if config.knowledge != "data" or config.repair != "least-squares":
             return [w * mask for w, mask in zip(weights(), masks(individual, run.layout))]
-        run.evaluator.set_masks(individual)
-        return [parameter.detach().float().cpu().clone() for parameter, _ in run.evaluator.masked]
+        careful().set_masks(individual)
+        return [parameter.detach().float().cpu().clone() for parameter, _ in careful().masked]
+
+    @cache
+    def careful() -> Evaluator:
+        return last_evaluator(run)
 
     return Known(run.layout, weights, squares, settled)
 

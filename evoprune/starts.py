@@ -22,7 +22,7 @@ Masks = list[npt.NDArray[np.bool_]]
 Rule = Callable[[float, np.random.Generator], Masks]
 
 DENSEST, SPARSEST = 0.8, 0.004  # of the grid; hvlog looks at 0.5 to 0.005
-SHOTS = 80  # steps of the multi-shot path from dense to `SPARSEST`
+SHOTS = 160  # steps of the multi-shot path from dense to `SPARSEST`
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,8 @@ def multishot(known: Known, saliency: str = "lamp", densities: Sequence[float] =
     same values again at each step.
     """
     layout, path, values = known.layout, [], known.weights()
+    squares = known.squares() if saliency in NEEDS_DATA else None
     for density in sorted({*np.geomspace(1, SPARSEST, SHOTS + 1)[1:], *densities}, reverse=True):
-        squares = known.squares() if saliency in NEEDS_DATA else None
         kept = [mask & (value != 0) for mask, value in zip(
             keep_top(SALIENCIES[saliency](values, squares), keep(density, layout.weights)), values)]
         individual = from_masks((mask.numpy() for mask in kept), "multishot")

@@ -132,7 +132,9 @@ def test_a_job_that_hangs_or_kills_is_repeated_and_then_given_up(engine, faults,
         def evaluate(individual):
             return (0, 0) if POISONED[0] < get_bits(individual, 0, layout).mean() < POISONED[1] else evaluator(individual)
 
-        return default_toolbox(evaluate, layout, config)
+        toolbox = default_toolbox(evaluator, layout, config)
+        toolbox.register("evaluate", evaluate)
+        return toolbox
 
     prune(out=str(tmp_path / "expected"), toolbox=given_up, **few)
     assert results(tmp_path / "run") == results(tmp_path / "expected")

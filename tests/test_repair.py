@@ -139,9 +139,10 @@ def test_batch_norm_repair_equals_a_pass_in_training_mode(mixed):
 
 
 @pytest.mark.parametrize("density", [0.03, 0.5, 1.0])
-def test_rows_solved_together_equal_rows_solved_alone(density):
+def test_rows_solved_together_equal_rows_solved_alone(density, monkeypatch):
+    monkeypatch.setattr("evoprune.repair.SLOWER", 0)  # no conjugate gradients but the ones asked for
     torch.manual_seed(0)
-    x = torch.randn(300, 40) @ (torch.eye(40) + 0.2 * torch.randn(40, 40))
+    x = torch.randn(300, 40) @ (torch.eye(40) + 0.05 * torch.randn(40, 40))
     covariance, cross, dense = x.T @ x / 300, torch.randn(40, 25) * 10, torch.randn(25, 40)
     mask = torch.rand(25, 40) < density
     mask[3] = False
@@ -153,8 +154,8 @@ def test_rows_solved_together_equal_rows_solved_alone(density):
         system = covariance[kept][:, kept].double() + damping * torch.eye(int(kept.sum()))
         expected = torch.linalg.solve(system, (cross[kept, row] + damping * dense[row, kept]).double())
         scale = float(expected.abs().max()) if len(expected) else 1
-        assert torch.allclose(weights[row, kept].double(), expected, atol=(2e-3 if density < 1 else 2e-2) * scale)
-        assert torch.allclose(other[row, kept].double(), expected, atol=2e-2 * scale)
+        assert torch.allclose(weights[row, kept].double(), expected, atol=2e-3 * scale)
+        assert torch.allclose(other[row, kept].double(), expected, atol=1e-2 * scale)
         assert not weights[row, ~kept].any() and not other[row, ~kept].any()
 
 
@@ -169,8 +170,9 @@ def test_values_stay_small_behind_a_layer_that_is_dead(mixed):
 
 
 def test_positions_are_different_places_of_the_output():
-    places = draw_positions(1000, 100, torch.device("cpu"))
-    assert places.shape == (1000, 13) and all(len(set(row.tolist())) == 13 for row in places)
+    places = draw_positions(600, 100, torch.device("cpu"))
+    assert places.shape == (600, 21) and all(len(set(row.tolist())) == 21 for row in places)
+    assert draw_positions(1000, 100, torch.device("cpu")).shape == (1000, 16)
     assert places.min() == 0 and places.max() == 99
     assert draw_positions(10, 100, torch.device("cpu")).tolist() == [list(range(100))] * 10
 
