@@ -33,7 +33,7 @@ class Team:
             if process.poll() is None:
                 continue
             self.short[k] = self.short[k] + 1 if time.monotonic() - self.started[k] < SOON else 0
-            if self.short[k] > (UNREADY if process.returncode > 0 else KILLED):
+            if self.short[k] > (UNREADY if process.returncode >= 0 else KILLED):
                 raise EvopruneError(f"engine: a worker ended {self.short[k]} times within {SOON:.0f} s of its start, the "
                                     f"last with exit status {process.returncode}: {shlex.join(self.commands[k])}")
             self.processes[k], self.started[k] = start(self.commands[k], self.environment), time.monotonic()
