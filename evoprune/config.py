@@ -120,9 +120,6 @@ class Config:
             round_caps(self)
             if self.layer_rule == "floor" and not self.accuracy_floor:
                 raise EvopruneError("layer_rule: found 'floor' without a floor; give --accuracy-floor")
-            if self.engine != "local":
-                raise EvopruneError(f"engine: found {self.engine!r} with --layerwise, whose stages change the model in this "
-                                    f"process; expected local")
 
     def settings(self) -> dict[str, Any]:
         """Return the settings as plain data for config.json."""

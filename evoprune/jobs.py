@@ -16,19 +16,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from .checkpoint import Folder, to_safetensors
 from .config import Config, EvopruneError
-from .evaluation import dtype_of, masks
+from .evaluation import Evaluator, dtype_of, masks
 from .genome import Individual
-from .layers import find_layers
+from .layers import Layout, find_layers
 from .run import Run, get_data, get_model, identity_of, make_evaluator, training_progress
+from .sources import load_weights
 from .splits import Data
 from .tuning import recipe_for, tune
 from .worker import take_slot
 
 RUNS: dict[str, Run] = {}  # of this process, by identity
+STAGES: dict[str, Evaluator] = {}  # likewise, at most one
 
 
 @dataclass(frozen=True)
@@ -94,21 +97,45 @@ def rebuild(start: Start) -> Run:
         raise EvopruneError(f"the model or data that a worker on {platform.node()} reads are not those of {path}; give every "
                             f"worker the same files and the same evoprune")
     evaluator = make_evaluator(net, layout, splits, config, about["search_batch_size"])
+    if config.finetune_epochs:
+        torch.optim.SGD([torch.zeros(1)])  # the first one imports 900 modules: seconds that are no job's (--job-timeout)
     return Run(config, net, splits, layout, batch_size, evaluator, about["dense"]["accuracy"], identity, float("inf"))
 
 
 @dataclass(frozen=True)
-class Measure:
-    """(accuracy, sparsity) of an individual, in whichever process this is called; stands for the run's `Evaluator`."""
+class OneLayer:
+    """One layer of the run's model with the values that an earlier stage of --layerwise left in a file."""
 
     identity: str
+    file: str
+    layer: int
+    gone: int  # weights of the other layers that are pruned
+
+    def evaluator(self, run: Run) -> Evaluator:
+        """Return the evaluator of this stage; a process keeps that of the newest."""
+        if self.identity not in STAGES:
+            STAGES.clear()
+            net = copy.deepcopy(run.model)
+            load_weights(net, load_file(self.file), self.file)
+            layout = Layout((run.layout[self.layer],), run.layout.total, self.gone)
+            STAGES[self.identity] = make_evaluator(net, layout, run.data, run.config, run.evaluator.batch_size)
+        return STAGES[self.identity]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """(accuracy, sparsity) of an individual, in whichever process this is called; stands for an `Evaluator`."""
+
+    identity: str
+    layer: OneLayer | None = None
 
     def __call__(self, individual: Individual) -> tuple[float, float]:
-        return here(self.identity).evaluator(individual)
+        return self.many([individual])[0]
 
     def many(self, individuals: Iterable[Individual]) -> list[tuple[float, float]]:
         """Return the objectives of each, in order."""
-        return here(self.identity).evaluator.many(individuals)
+        run = here(self.identity)
+        return (self.layer.evaluator(run) if self.layer else run.evaluator).many(individuals)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from conftest import ROOT
 
 ORDER = ("config", "models", "splits", "sources", "layers", "genome", "starts", "operators", "prepared", "evaluation", "tuning",
          "worker", "team", "processes", "engines", "evolution", "checkpoint", "front", "export", "settings", "run", "search",
-         "layerwise", "jobs", "pruning", "scoop_launch", "main", "scoop_worker")
+         "jobs", "layerwise", "pruning", "scoop_launch", "main", "scoop_worker")
 
 
 def test_modules_import_only_earlier_ones():
