@@ -17,10 +17,11 @@ from time import monotonic
 from typing import Any
 
 from .config import Config, EvopruneError, first_line, with_type
-from .team import KILLED, UNREADY
+from .team import KILLED, UNREADY, stopped
 from .worker import FAILED, LOST, Function, Outcome, Start, attempt, die_with_parent, nothing
 
 HELLO = "hello"  # a worker's first message: it reads now
+LOOK_EVERY = 1.0  # seconds without a message after which workers are looked at: one may have been stopped
 
 @dataclass
 class Worker:
@@ -91,15 +92,14 @@ class Processes:
                 for worker in self.workers:
                     if waiting and worker.ready and worker.job is None:
                         self.hand(worker, waiting.popleft(), function, items)
-                due = min(worker.deadline for worker in self.workers)
-                ended = connection.wait([worker.pipe for worker in self.workers],
-                                        None if due == float("inf") else max(0.0, due - monotonic()))
+                due = min(worker.deadline for worker in self.workers) - monotonic()
+                ended = connection.wait([worker.pipe for worker in self.workers], min(max(0.0, due), LOOK_EVERY))
                 for k, worker in enumerate(self.workers):
                     if worker.pipe in ended:
                         if outcome := self.read(worker, k):
                             missing -= 1
                             yield outcome
-                    elif worker.deadline < monotonic():
+                    elif worker.deadline < monotonic() or (not ended and stopped(worker.process.pid)):
                         worker.process.kill()  # its pipe ends, and the next look finds the job lost
                         worker.deadline = float("inf")
         finally:
