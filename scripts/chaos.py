@@ -143,15 +143,14 @@ def main() -> int:
     given = parser.parse_args()
     rows = read(given.out, given.engine) if given.go_on else []
     with tempfile.TemporaryDirectory() as folder:
-        said = Path(folder, "undisturbed.txt")
-        go([*SMALL, "--out", f"{folder}/whole", "--engine", "local"], [], random.Random(), said)
-        begun = time.monotonic()
-        go([*SMALL, "--out", f"{folder}/timed", "--engine", given.engine], [], random.Random(), said)
-        seconds = time.monotonic() - begun
+        for engine in ("local",) if given.engine == "local" else ("local", given.engine):
+            begun = time.monotonic()
+            go([*SMALL, "--out", f"{folder}/{engine}", "--engine", engine], [], random.Random(), Path(folder, f"{engine}.txt"))
+            seconds = time.monotonic() - begun
         for i in range(len(rows), given.runs):
             run = Path(folder, f"run{i}")
             row = disturbed(given.engine, run, seconds, random.Random(f"{given.seed} {given.engine} {i}"))
-            same = (run / "done.json").exists() and result(run) == result(Path(folder, "whole"))
+            same = (run / "done.json").exists() and result(run) == result(Path(folder, "local"))
             rows.append({"run": i, **row, "same_bytes": int(same)})
             print(json.dumps(rows[-1]), flush=True)
             write(given.out, given.engine, rows)
