@@ -137,9 +137,6 @@ class Config:
                 raise EvopruneError(f"repair: found {self.repair!r} with --layerwise, whose stages train instead; expected none")
             if self.layer_rule == "floor" and not self.accuracy_floor:
                 raise EvopruneError("layer_rule: found 'floor' without a floor; give --accuracy-floor")
-            if self.engine != "local":
-                raise EvopruneError(f"engine: found {self.engine!r} with --layerwise, whose stages change the model in this "
-                                    f"process; expected local")
 
     def check_method(self) -> None:
         """Raise `EvopruneError` for a method that does not exist or whose settings do not go together."""

@@ -11,7 +11,8 @@ import logging
 import os
 import pickle
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
 from importlib import import_module
 from importlib.util import find_spec
 from queue import Empty, SimpleQueue
@@ -27,6 +28,7 @@ OURS = "evoprune"  # in scoop.CONFIGURATION: started by our own launcher
 LOOPBACK = "127.0.0.1"
 CONNECT = "10s"  # how long a Dask scheduler may take to answer
 LOOK_EVERY = 0.2  # seconds between looks for workers that have ended
+QUIET = {"distributed.worker.profile.enabled": False, "distributed.admin.tick.interval": "1s"}  # costs 1 % of each core
 WINDOW = 256  # jobs in SCOOP at once: it looks each result up in the list of all
 log = logging.getLogger("evoprune")
 
@@ -58,7 +60,7 @@ class Local:
 class Pool(Protocol):
     """What an engine of worker processes provides."""
 
-    def run(self, function: Function, items: Sequence[Any]) -> Iterator[tuple[int, Outcome]]:
+    def run(self, function: Function, items: Sequence[Any]) -> Generator[tuple[int, Outcome], None, None]:
         """Yield (index, outcome) of every item once, as they come."""
 
     def close(self) -> None:
@@ -91,11 +93,12 @@ class Engine:
             arrived(i, results[i])
             progress(next(done), len(items))
 
-        for i, outcome in self.pool.run(function, items):
-            if outcome[0] == LOST:
-                lost.append(i)
-            else:
-                keep(i, outcome)
+        with closing(self.pool.run(function, items)) as outcomes:  # now, not when an exception lets go of it
+            for i, outcome in outcomes:
+                if outcome[0] == LOST:
+                    lost.append(i)
+                else:
+                    keep(i, outcome)
         for i in lost:
             keep(i, self.alone(function, items[i]))
         return results
@@ -131,15 +134,13 @@ class Scoop:
     def __init__(self, config: Config, start: Start):
         import scoop
 
-        if not scoop.IS_RUNNING:
-            raise EvopruneError("engine: scoop runs programs that were started under it, and this one was not; use "
-                                "python -m evoprune.main --engine scoop, or engine processes from Python")
+        check_runs(config)
         if not scoop.CONFIGURATION.get(OURS):
             log.warning("warning: python -m scoop cannot promise an end when a worker dies, a true exit status, that a job "
                         "runs once, or closed ports: prefer python -m evoprune.main --engine scoop --workers N")
         self.start, self.timeout = start, config.job_timeout
 
-    def run(self, function: Function, items: Sequence[Any]) -> Iterator[tuple[int, Outcome]]:
+    def run(self, function: Function, items: Sequence[Any]) -> Generator[tuple[int, Outcome], None, None]:
         """Yield (index, outcome) of every item once, as they come."""
         from scoop import futures
 
@@ -163,30 +164,33 @@ class Dask:
     """
 
     def __init__(self, config: Config, start: Start):
-        check_installed(config)
+        check_runs(config)
         dask, distributed = import_module("dask"), import_module("distributed")
         self.start, self.timeout = start, config.job_timeout
         self.cluster, self.team = None, Team([])
         self.dead = distributed.scheduler.KilledWorker
         address = config.scheduler
         if address is None:
+            listen = {"protocol": ["tcp", "inproc"], "host": [LOOPBACK, ""], "port": [0, None]}  # this process needs no socket
             with dask.config.set({"distributed.scheduler.allowed-failures": 0,  # whose worker dies is told, not repeated
-                                  "distributed.scheduler.worker-ttl": "30s"}):
-                self.cluster = distributed.LocalCluster(n_workers=0, host=LOOPBACK, dashboard_address=f"{LOOPBACK}:0",
-                                                        silence_logs=logging.CRITICAL)
-            address = self.cluster.scheduler_address
-            command = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-nanny", "--host",
+                                  "distributed.scheduler.worker-ttl": "30s", **QUIET}):
+                self.cluster = distributed.LocalCluster(n_workers=0, scheduler_kwargs=listen, silence_logs=logging.CRITICAL,
+                                                        dashboard_address=f"{LOOPBACK}:0")
+            workers_at, address = (listener.contact_address for listener in self.cluster.scheduler.listeners)
+            command = [sys.executable, "-m", "distributed.cli.dask_worker", workers_at, "--nthreads", "1", "--no-nanny", "--host",
                        LOOPBACK, "--dashboard-address", f"{LOOPBACK}:0", "--memory-limit", "0", "--preload", "evoprune.worker",
                        "--death-timeout", "60"]
+            quiet = {f"DASK_{name.upper().replace('.', '__')}": str(value) for name, value in QUIET.items()}
             self.team = Team([command] * workers_of(config.workers),
-                             {"DASK_LOGGING__DISTRIBUTED": "critical", PARENT: str(os.getpid())})
+                             {**quiet, "DASK_LOGGING__DISTRIBUTED": "critical", PARENT: str(os.getpid()),
+                              "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
         try:
             self.client = distributed.Client(address, timeout=CONNECT)
         except (OSError, ValueError) as error:
             raise EvopruneError(f"scheduler: {address}: {first_line(error)}; expected the address of a Dask scheduler, like "
                                 f"tcp://127.0.0.1:8786") from None
 
-    def run(self, function: Function, items: Sequence[Any]) -> Iterator[tuple[int, Outcome]]:
+    def run(self, function: Function, items: Sequence[Any]) -> Generator[tuple[int, Outcome], None, None]:
         """Yield (index, outcome) of every item once, as they come."""
         jobs = {self.client.submit(attempt, self.start, function, item, self.timeout, pure=False): i  # pure: equal jobs once
                 for i, item in enumerate(items)}
@@ -215,8 +219,16 @@ class Dask:
             self.cluster.close()
 
 
-def check_installed(config: Config) -> None:
-    """Raise `EvopruneError` if the engine needs a package that is not there."""
+def under_scoop() -> bool:
+    """Return whether SCOOP runs this program; without importing it, since SCOOP itself would have."""
+    return "scoop" in sys.modules and bool(sys.modules["scoop"].IS_RUNNING)
+
+
+def check_runs(config: Config) -> None:
+    """Raise `EvopruneError` if the engine needs a package that is not there, or a launcher that did not start this program."""
+    if config.engine == "scoop" and not under_scoop():
+        raise EvopruneError("engine: scoop runs programs that were started under it, and this one was not; use "
+                            "python -m evoprune.main --engine scoop, or engine processes from Python")
     if config.engine == "dask" and find_spec("distributed") is None:
         raise EvopruneError("engine: dask is not installed; pip install 'evoprune[dask]'")
 

@@ -18,16 +18,18 @@ from time import monotonic
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .checkpoint import Folder, fingerprint, to_safetensors
 from .config import Config, EvopruneError
 from .engines import Engine, Local
-from .evaluation import Measurement, correct, dtype_of, masks
+from .evaluation import Evaluator, Measurement, correct, dtype_of, masks
 from .genome import Individual, Inherited, Result, from_masks, set_bits, sparsity
 from .layers import Layout, find_layers
 from .paths import drop_dead
 from .run import Run, TimeUp, get_data, get_model, identity_of, make_evaluator, training_progress
+from .sources import load_weights
 from .splits import Data
 from .tuned import GENES, Job
 from .tuning import Shrink, grown, hold_zeros, recipe_for, steps_an_epoch, tune
@@ -35,6 +37,7 @@ from .worker import take_slot
 
 GROW_STEPS = 16  # of a job, whose images say by their gradients which weights grow; they count as steps
 RUNS: dict[str, Run] = {}  # of this process, by identity
+STAGES: dict[str, Evaluator] = {}  # likewise, at most one
 
 
 @dataclass(frozen=True)
@@ -100,31 +103,60 @@ def rebuild(start: Start) -> Run:
         raise EvopruneError(f"the model or data that a worker on {platform.node()} reads are not those of {path}; give every "
                             f"worker the same files and the same evoprune")
     evaluator = make_evaluator(net, layout, splits, config, about["search_batch_size"], batch_size)
+    if config.finetune_epochs or config.total_epochs:
+        torch.optim.SGD([torch.zeros(1)])  # the first one imports 900 modules: seconds that are no job's (--job-timeout)
     return Run(config, net, splits, layout, batch_size, evaluator, about["dense"]["accuracy"], identity, float("inf"))
 
 
 @dataclass(frozen=True)
-class Measure:
-    """(accuracy, sparsity) of an individual, in whichever process this is called; stands for the run's `Evaluator`."""
+class OneLayer:
+    """One layer of the run's model with the values that an earlier stage of --layerwise left in a file."""
 
     identity: str
+    file: str
+    layer: int
+    gone: int  # weights of the other layers that are pruned
+
+    def evaluator(self, run: Run) -> Evaluator:
+        """Return the evaluator of this stage; a process keeps that of the newest."""
+        if self.identity not in STAGES:
+            STAGES.clear()
+            net = copy.deepcopy(run.model)
+            load_weights(net, load_file(self.file), self.file)
+            layout = Layout((run.layout[self.layer],), run.layout.total, self.gone)
+            STAGES[self.identity] = make_evaluator(net, layout, run.data, run.config, run.evaluator.batch_size,
+                                                   run.batch_size)
+        return STAGES[self.identity]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """(accuracy, sparsity) of an individual, in whichever process this is called; stands for an `Evaluator`."""
+
+    identity: str
+    layer: OneLayer | None = None
 
     def __call__(self, individual: Individual) -> Measurement:
-        return here(self.identity).evaluator(individual)
+        return self.many([individual])[0]
 
     def many(self, individuals: Iterable[Individual]) -> list[Measurement]:
         """Return the objectives of each, in order."""
-        return here(self.identity).evaluator.many(individuals)
-
+        return self.evaluator.many(individuals)
 
     def simplify(self, individual: Individual) -> None:
         """Drop the dead paths of a mask."""
-        here(self.identity).evaluator.simplify(individual)
+        self.evaluator.simplify(individual)
 
     @property
     def weights(self) -> list[Tensor]:
         """The dense weights, flat."""
-        return here(self.identity).evaluator.weights
+        return self.evaluator.weights
+
+    @property
+    def evaluator(self) -> Evaluator:
+        """What measures in this process."""
+        run = here(self.identity)
+        return self.layer.evaluator(run) if self.layer else run.evaluator
 
 
 @dataclass(frozen=True)

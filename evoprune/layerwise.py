@@ -19,13 +19,14 @@ import torch
 from deap import base
 from torch import Tensor, nn
 
-from .checkpoint import Folder, fingerprint
+from .checkpoint import Folder, fingerprint, to_safetensors, write_atomic
 from .config import Config, round_caps
 from .engines import Engine, Local
 from .evaluation import Evaluator, correct
 from .evolution import State, non_dominated
 from .export import Measured
 from .genome import Individual, dense_individual, kept_genes, sparsity
+from .jobs import Measure, OneLayer
 from .layers import Layout
 from .run import Run, make_evaluator, training_progress
 from .search import search
@@ -47,7 +48,7 @@ class Stage:
     log: tuple[dict[str, float], ...]
 
 
-def search_layerwise(run: Run, toolbox: Callable[[Evaluator, Layout, Config], base.Toolbox],
+def search_layerwise(run: Run, toolbox: Callable[[Any, Layout, Config], base.Toolbox],
                      folder: Folder, engine: Local | Engine) -> tuple[list[Measured], list[dict[str, float]], str]:
     """Return the models after each layer, the rows of the log, and why it stopped early, "" if it did not."""
     whole = dense_individual(run.layout)
@@ -94,8 +95,13 @@ def one_stage(run: Run, stage: Stage, i: int, number: int, cap: float, toolbox: 
     evaluator = make_evaluator(net, layout, run.data, config, run.evaluator.batch_size, run.batch_size)
     checkpoint = folder.checkpoint / f"stage-{number:03d}"
     checkpoint.mkdir(exist_ok=True)
+    evaluate: Evaluator | Measure = evaluator
+    if config.engine != "local":
+        values = checkpoint.resolve() / "values.safetensors"
+        write_atomic(values, to_safetensors(stage.state))
+        evaluate = Measure(run.identity, OneLayer(identity, str(values), i, others))
     state, stopped = search(replace(run, model=net, layout=layout, evaluator=evaluator, identity=identity),
-                            toolbox(evaluator, layout, config), checkpoint, engine)
+                            toolbox(evaluate, layout, config), checkpoint, engine)
     if stopped:
         return None, stopped
     chosen = choose(state, layout, config, cap)

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from evoprune import EvopruneError, Front, prune
 from evoprune.config import Option, options
+from evoprune.engines import under_scoop
 from evoprune.processes import workers_of
 
 
@@ -84,11 +85,6 @@ def flush_quietly() -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def under_scoop() -> bool:
-    """Return whether SCOOP runs this program; without importing it, since SCOOP itself would have."""
-    return "scoop" in sys.modules and bool(sys.modules["scoop"].IS_RUNNING)
 
 
 def engine_of(given: dict[str, Any]) -> str:

@@ -6,19 +6,22 @@ import contextlib
 import os
 import pickle
 import signal
+import socket
+import struct
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from multiprocessing import connection, get_context
+from multiprocessing import connection, get_context, resource_tracker
 from multiprocessing.connection import Connection
 from time import monotonic
 from typing import Any
 
 from .config import Config, EvopruneError, first_line, with_type
+from .team import KILLED, UNREADY, stopped
 from .worker import FAILED, LOST, Function, Outcome, Start, attempt, die_with_parent, nothing
 
 HELLO = "hello"  # a worker's first message: it reads now
-UNREADY = 5  # workers that may end before they are ready, one after another: more is not bad luck
+LOOK_EVERY = 1.0  # seconds without a message after which workers are looked at: one may have been stopped
 
 @dataclass
 class Worker:
@@ -35,7 +38,7 @@ def serve(pipe: Connection, parent: int) -> None:
     """Be a worker of `Processes`: say hello, build what `start` builds, then run one job after another."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the search decides
     die_with_parent(parent)
-    with contextlib.suppress(EOFError, BrokenPipeError):  # the search has ended
+    with contextlib.suppress(EOFError, ConnectionError):  # the search has ended
         pipe.send((HELLO, None))
         start: Start = pipe.recv()
         pipe.send(attempt(start, nothing, None))
@@ -43,7 +46,7 @@ def serve(pipe: Connection, parent: int) -> None:
             try:
                 function, item = pipe.recv()
                 outcome = attempt(start, function, item)
-            except (EOFError, BrokenPipeError):
+            except (EOFError, ConnectionError):
                 raise
             except Exception as error:  # noqa: BLE001  # reading a job imports what it names, and that may raise anything
                 outcome = FAILED, f"a worker cannot read its job: {with_type(error)}"
@@ -66,12 +69,19 @@ class Processes:
     def hire(self) -> Worker:
         """Start a worker; it says hello some seconds later."""
         ours, theirs = self.context.Pipe()
+        if self.timeout < float("inf"):
+            patience(ours, self.timeout)
         process = self.context.Process(target=serve, args=(theirs, os.getpid()), daemon=True)
-        process.start()
+        resource_tracker.ensure_running()  # else `start` does, and lets signals through again
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # the worker inherits it: no Ctrl-C before `serve`
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()  # so that the pipe ends with the worker
         return Worker(process, ours)
 
-    def run(self, function: Function, items: Sequence[Any]) -> Iterator[tuple[int, Outcome]]:
+    def run(self, function: Function, items: Sequence[Any]) -> Generator[tuple[int, Outcome], None, None]:
         """Yield (index, outcome) of every item once, as they come."""
         waiting, missing = deque(range(len(items))), len(items)
         for k, worker in enumerate(self.workers):
@@ -82,15 +92,14 @@ class Processes:
                 for worker in self.workers:
                     if waiting and worker.ready and worker.job is None:
                         self.hand(worker, waiting.popleft(), function, items)
-                due = min(worker.deadline for worker in self.workers)
-                ended = connection.wait([worker.pipe for worker in self.workers],
-                                        None if due == float("inf") else max(0.0, due - monotonic()))
+                due = min(worker.deadline for worker in self.workers) - monotonic()
+                ended = connection.wait([worker.pipe for worker in self.workers], min(max(0.0, due), LOOK_EVERY))
                 for k, worker in enumerate(self.workers):
                     if worker.pipe in ended:
                         if outcome := self.read(worker, k):
                             missing -= 1
                             yield outcome
-                    elif worker.deadline < monotonic():
+                    elif worker.deadline < monotonic() or (not ended and stopped(worker.process.pid)):
                         worker.process.kill()  # its pipe ends, and the next look finds the job lost
                         worker.deadline = float("inf")
         finally:
@@ -101,8 +110,10 @@ class Processes:
 
     def hand(self, worker: Worker, i: int, function: Function, items: Sequence[Any]) -> None:
         worker.job, worker.deadline = i, monotonic() + self.timeout
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # dead: the pipe's end says so, and the job is lost
+        try:
             worker.pipe.send((function, items[i]))
+        except OSError:  # dead, or it does not read: the pipe's end says so, and the job is lost
+            worker.process.kill()
 
     def read(self, worker: Worker, k: int) -> tuple[int, Outcome] | None:
         """Take one message of worker `k`; return what became of its job, if it had one."""
@@ -113,8 +124,10 @@ class Processes:
             self.replace(worker, k)
             return None if job is None else (job, (LOST, None))
         if kind == HELLO:
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            try:
                 worker.pipe.send_bytes(self.start)
+            except OSError:
+                worker.process.kill()
             return None
         if not worker.ready:
             if kind == FAILED:
@@ -130,8 +143,8 @@ class Processes:
         worker.process.kill()  # it may have closed its pipe and live on
         worker.process.join()
         self.unready += not worker.ready
-        if self.unready > UNREADY:
-            raise EvopruneError(f"engine processes: {UNREADY} workers ended before they were ready (the last with exit "
+        if self.unready > (UNREADY if worker.process.exitcode >= 0 else KILLED):
+            raise EvopruneError(f"engine processes: {self.unready} workers ended before they were ready (the last with exit "
                                 f"status {worker.process.exitcode}); a script that calls prune needs its calls under "
                                 f"if __name__ == '__main__'")
         self.workers[k] = self.hire()
@@ -143,6 +156,13 @@ class Processes:
         for worker in self.workers:
             worker.process.join()
             worker.pipe.close()
+
+
+def patience(pipe: Connection, seconds: float) -> None:
+    """Have whatever waits on this pipe fail after so long: a stopped process neither takes a job nor ends its answer."""
+    with socket.socket(fileno=os.dup(pipe.fileno())) as end:
+        for way in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+            end.setsockopt(socket.SOL_SOCKET, way, struct.pack("ll", int(seconds), int(seconds % 1 * 1e6)))
 
 
 def workers_of(asked: int | None) -> int:

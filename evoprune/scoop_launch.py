@@ -128,7 +128,7 @@ def launch(arguments: Sequence[str], workers: int, listen: str | None, hostfile:
         wait(origin, team, thread)
     finally:
         origin.kill()
-        origin.wait()
+        origin.communicate()
         team.end()
     if origin.returncode < 0:
         print(f"evoprune: the search was killed by signal {-origin.returncode}; go on with --resume and its folder",

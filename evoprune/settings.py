@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from .config import RESUMABLE, Config, EvopruneError, first_line, options
-from .engines import check_installed
+from .engines import check_runs
 from .models import MODELS
 from .processes import workers_of
 from .splits import Data
@@ -41,7 +41,7 @@ def settle(model: nn.Module | str, data: Any, resume: str | Path | None, given: 
         return with_a_device(settle_resumed(Path(resume), {"model": model, "data": data}, {**given, **names}))
     config = Config(**names, **given)
     check_rules(config)
-    check_installed(config)
+    check_runs(config)
     if config.train_epochs is None:
         own = isinstance(model, str) and config.model in MODELS and config.data == "digits" and config.weights is None
         config = replace(config, train_epochs=30 if own else 0)
@@ -104,6 +104,7 @@ def settle_resumed(path: Path, handed: dict[str, Any], asked: dict[str, Any]) ->
             raise EvopruneError(f"{name}: found {value!r}, but the run in {path} has {getattr(config, name)!r}; --resume "
                                 f"may change {', '.join(RESUMABLE)} (generations only without finetune_epochs, layerwise)")
         config = replace(config, **{name: value})
+    check_runs(config)
     return replace(config, max_seconds=asked.get("max_seconds"))
 
 

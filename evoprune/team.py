@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from .config import EvopruneError
 
@@ -24,18 +25,21 @@ class Team:
         self.processes = [start(command, environment) for command in commands]
 
     def look(self) -> None:
-        """Replace those that have ended.
+        """Replace those that have ended or were stopped.
 
         Raises:
             EvopruneError: one that ends again and again before it can have started.
         """
         for k, process in enumerate(self.processes):
             if process.poll() is None:
+                if stopped(process.pid):  # it does nothing more, and may not have got as far as anybody's noticing
+                    process.kill()
                 continue
             self.short[k] = self.short[k] + 1 if time.monotonic() - self.started[k] < SOON else 0
-            if self.short[k] > (UNREADY if process.returncode > 0 else KILLED):
+            if self.short[k] > (UNREADY if process.returncode >= 0 else KILLED):
                 raise EvopruneError(f"engine: a worker ended {self.short[k]} times within {SOON:.0f} s of its start, the "
                                     f"last with exit status {process.returncode}: {shlex.join(self.commands[k])}")
+            process.communicate()
             self.processes[k], self.started[k] = start(self.commands[k], self.environment), time.monotonic()
 
     def end(self) -> None:
@@ -43,7 +47,15 @@ class Team:
         for process in self.processes:
             process.kill()
         for process in self.processes:
-            process.wait()
+            process.communicate()  # which closes its input too
+
+
+def stopped(pid: int | None) -> bool:
+    """Return whether a process was stopped (SIGSTOP), as far as the system tells; Linux only."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except (OSError, IndexError):
+        return False
 
 
 def start(command: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:

@@ -71,10 +71,10 @@ def result(run: Path) -> tuple[bytes, ...]:
     return tuple((run / name).read_bytes() for name in ("front.csv", "masks.npz", "done.json"))
 
 
-def go(arguments: list[str], faults: list[tuple[float, str]], chance: random.Random) -> tuple[list[str], str]:
-    """Run a search once; return the faults that struck and what went wrong."""
-    process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                               start_new_session=True)
+def go(arguments: list[str], faults: list[tuple[float, str]], chance: random.Random, said: Path) -> tuple[list[str], str]:
+    """Run a search once, what it says appended to a file; return the faults that struck and what went wrong."""
+    with open(said, "a") as file:
+        process = subprocess.Popen([*COMMAND, *arguments], stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
     begun, struck, seen = time.monotonic(), [], set()
     while process.poll() is None and time.monotonic() - begun < HANG:
         seen |= set(tree(process.pid))
@@ -102,7 +102,7 @@ def disturbed(engine: str, run: Path, seconds: float, chance: random.Random) -> 
         count = [] if engine == "local" else ["--workers", str(chance.randint(1, 3))]
         resume = (run / "config.json").exists()
         where = ["--resume", str(run)] if resume else [*SMALL, "--out", str(run)]
-        hit, problem = go([*where, "--engine", engine, *count], faults if starts < 3 else [], chance)
+        hit, problem = go([*where, "--engine", engine, *count], faults if starts < 3 else [], chance, run.with_suffix(".txt"))
         struck += hit
         problems += [problem] * bool(problem)
         starts += 1
@@ -127,6 +127,11 @@ def read(out: Path, engine: str) -> list[dict[str, object]]:
         return list(csv.DictReader(file))
 
 
+def wrong(row: dict[str, object]) -> bool:
+    """Return whether a run lost anything, hung or left a process."""
+    return (str(row["same_bytes"]), str(row["hangs"]), str(row["orphans"])) != ("1", "0", "0")
+
+
 def main() -> int:
     """Run them all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -138,20 +143,22 @@ def main() -> int:
     given = parser.parse_args()
     rows = read(given.out, given.engine) if given.go_on else []
     with tempfile.TemporaryDirectory() as folder:
-        go([*SMALL, "--out", f"{folder}/whole", "--engine", "local"], [], random.Random())
-        begun = time.monotonic()
-        go([*SMALL, "--out", f"{folder}/timed", "--engine", given.engine], [], random.Random())
-        seconds = time.monotonic() - begun
+        for engine in ("local",) if given.engine == "local" else ("local", given.engine):
+            begun = time.monotonic()
+            go([*SMALL, "--out", f"{folder}/{engine}", "--engine", engine], [], random.Random(), Path(folder, f"{engine}.txt"))
+            seconds = time.monotonic() - begun
         for i in range(len(rows), given.runs):
             run = Path(folder, f"run{i}")
             row = disturbed(given.engine, run, seconds, random.Random(f"{given.seed} {given.engine} {i}"))
-            same = (run / "done.json").exists() and result(run) == result(Path(folder, "whole"))
+            same = (run / "done.json").exists() and result(run) == result(Path(folder, "local"))
             rows.append({"run": i, **row, "same_bytes": int(same)})
             print(json.dumps(rows[-1]), flush=True)
             write(given.out, given.engine, rows)
-    wrong = sum((str(row["same_bytes"]), str(row["hangs"]), str(row["orphans"])) != ("1", "0", "0") for row in rows)
-    print(f"{given.engine}: {len(rows)} runs, {sum(bool(row['faults']) for row in rows)} of them hit, {wrong} wrong")
-    return int(wrong > 0)
+            if wrong(rows[-1]):
+                print(run.with_suffix(".txt").read_text(), flush=True)
+    count = sum(wrong(row) for row in rows)
+    print(f"{given.engine}: {len(rows)} runs, {sum(bool(row['faults']) for row in rows)} of them hit, {count} wrong")
+    return int(count > 0)
 
 
 if __name__ == "__main__":

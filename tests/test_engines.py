@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -21,9 +22,11 @@ from evoprune.main import main
 from evoprune.processes import Processes
 from evoprune.pruning import prune
 from evoprune.sources import read_digits
+from evoprune.team import Team
 from evoprune.worker import nothing, take_slot
 
 POOLS = [name for name, pool in ENGINES.items() if pool is not None]
+SLOW = [name if name == "processes" else pytest.param(name, marks=pytest.mark.slow) for name in POOLS]
 LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
 SETTINGS = {"model": f"{Path(__file__).with_name('faulty.py')}:make", "data": "npz:digits.npz", "search_images": 100,
             "population": 8, "generations": 4, "threads": 1, "finetune_epochs": 1, "front": 2}
@@ -87,8 +90,28 @@ def finish(process, status=0):
     return output
 
 
-@pytest.mark.slow
+def test_sockets_are_found():
+    with socket.socket() as everywhere, socket.socket() as here:
+        everywhere.listen()
+        assert listening([os.getpid()]) - LOOPBACK == {"00000000"}
+        here.bind(("127.0.0.1", 0))
+        here.listen()
+        assert "0100007F" in listening([os.getpid()])
+
+
 @pytest.mark.parametrize("engine", POOLS)
+def test_an_engine_gives_the_bytes_of_local_and_is_open_to_nobody_else(engine, faults, started, undisturbed, tmp_path):
+    (faults / "hold").touch()
+    process = started(*FLAGS, "--engine", engine, "--workers", 2, "--out", tmp_path / "run")
+    wait_for(lambda: list(faults.glob("held.*")))
+    found = listening(tree(process.pid))
+    assert found <= LOOPBACK and bool(found) == (engine != "processes")  # which opens no port at all
+    (faults / "hold").unlink()
+    finish(process)
+    assert results(tmp_path / "run") == undisturbed
+
+
+@pytest.mark.parametrize("engine", SLOW)
 def test_workers_killed_idle_or_busy_or_all_at_once_change_nothing(engine, faults, started, undisturbed, tmp_path):
     hold = faults / "hold"
     hold.touch()
@@ -99,7 +122,6 @@ def test_workers_killed_idle_or_busy_or_all_at_once_change_nothing(engine, fault
         return [p for p in workers(process.pid) if (faults / f"held.{p}").exists()]
 
     wait_for(held)
-    assert listening(tree(process.pid)) <= LOOPBACK
     kill(set(workers(process.pid)) - set(held()))
     busy = wait_for(held)
     kill(busy)
@@ -111,13 +133,12 @@ def test_workers_killed_idle_or_busy_or_all_at_once_change_nothing(engine, fault
     assert results(tmp_path / "run") == undisturbed
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("engine", POOLS)
+@pytest.mark.parametrize("engine", SLOW)
 def test_a_job_that_hangs_or_kills_is_repeated_and_then_given_up(engine, faults, started, tmp_path):
     (faults / "hang").touch()
     (faults / "poison").touch()
     few = {**SETTINGS, "generations": 0, "finetune_epochs": 0}  # no job that a loaded machine takes seconds for
-    process = started(*FLAGS, "--engine", engine, "--workers", 2, "--job-timeout", 3, "--out", tmp_path / "run",
+    process = started(*FLAGS, "--engine", engine, "--workers", 2, "--job-timeout", 8, "--out", tmp_path / "run",
                       "--generations", 0, "--finetune-epochs", 0)
     output = finish(process)
     assert not (faults / "hang").exists()
@@ -140,10 +161,10 @@ def test_a_job_that_hangs_or_kills_is_repeated_and_then_given_up(engine, faults,
     assert results(tmp_path / "run") == results(tmp_path / "expected")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("engine", "target", "other"), [
-    ("processes", origin, "scoop"), ("scoop", origin, "dask"), ("scoop", lambda pid: pid, "local"),
-    ("dask", origin, "processes")])
+    ("processes", origin, "local"), pytest.param("processes", origin, "scoop", marks=pytest.mark.slow),
+    pytest.param("scoop", origin, "dask", marks=pytest.mark.slow), ("scoop", lambda pid: pid, "processes"),
+    pytest.param("dask", origin, "processes", marks=pytest.mark.slow)])
 def test_a_killed_search_or_launcher_leaves_nothing_running_and_resumes_anywhere(engine, target, other, faults, started,
                                                                                  undisturbed, tmp_path):
     (faults / "hold").touch()
@@ -162,10 +183,10 @@ def test_a_killed_search_or_launcher_leaves_nothing_running_and_resumes_anywhere
     assert "generation 4 of 4" in output and results(tmp_path / "run") == undisturbed
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("engine", "sent", "status"), [
-    ("processes", signal.SIGINT, 130), ("scoop", signal.SIGTERM, 143), ("scoop", signal.SIGINT, 130),
-    ("dask", signal.SIGINT, 130)])
+    ("processes", signal.SIGINT, 130), ("scoop", signal.SIGTERM, 143),
+    pytest.param("scoop", signal.SIGINT, 130, marks=pytest.mark.slow),
+    pytest.param("dask", signal.SIGINT, 130, marks=pytest.mark.slow)])
 def test_a_signal_saves_says_how_to_go_on_and_has_its_status(engine, sent, status, faults, started, tmp_path):
     (faults / "slow").touch()
     run = tmp_path / "run"
@@ -240,6 +261,7 @@ def test_models_handed_in_need_an_engine_of_this_machine(digits, tmp_path):
 def test_scoop_from_python_says_how_to_start_it(tmp_path):
     with pytest.raises(EvopruneError, match="engine: scoop runs programs that were started under it"):
         prune(engine="scoop", out=str(tmp_path / "run"), **SETTINGS)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("flags", "said"), [
@@ -292,6 +314,34 @@ def test_order_is_kept_and_an_exception_is_one_line(pair):
         pair.map(lambda x: x, [1])
 
 
+def total(payload):
+    return int(payload.sum())
+
+
+def test_a_stopped_worker_that_takes_no_job_is_replaced():
+    engine = open_engine(Config(engine="processes", workers=2, job_timeout=3.0), nothing)
+    try:
+        while not all(worker.ready for worker in engine.pool.workers):
+            engine.map(total, [np.ones(5)])
+        os.kill(engine.pool.workers[0].process.pid, signal.SIGSTOP)
+        assert engine.map(total, [np.ones(1_400_000, np.uint8)] * 4) == [1_400_000] * 4  # more than a pipe holds
+    finally:
+        engine.close()
+
+
+def test_a_worker_stopped_while_it_starts_is_replaced():
+    engine = open_engine(Config(engine="processes", workers=1), nothing)
+    team = Team([[sys.executable, "-c", "import time; time.sleep(600)"]])
+    try:
+        for pid in (engine.pool.workers[0].process.pid, before := team.processes[0].pid):
+            os.kill(pid, signal.SIGSTOP)
+        assert engine.map(square, [3]) == [9]
+        wait_for(lambda: team.look() or team.processes[0].pid != before)
+    finally:
+        engine.close()
+        team.end()
+
+
 def test_each_process_of_a_host_has_a_slot_of_its_own(tmp_path):
     assert take_slot(tmp_path) == 0 and take_slot(tmp_path) == 1
     code = "import sys, pathlib; from evoprune.worker import take_slot; print(take_slot(pathlib.Path(sys.argv[1])))"
@@ -309,7 +359,7 @@ def ends():
 
 def test_workers_that_cannot_start_stop_the_run(monkeypatch):
     monkeypatch.setattr("evoprune.processes.UNREADY", 2)
-    for start, said in ((refuses, "a worker could not start: no data here"), (ends, r"2 workers ended before they were ready "
+    for start, said in ((refuses, "a worker could not start: no data here"), (ends, r"3 workers ended before they were ready "
                         r"\(the last with exit status 3\)")):
         engine = Engine("processes", Processes(Config(workers=2), start))
         with pytest.raises(EvopruneError, match=said):

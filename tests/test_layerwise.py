@@ -55,6 +55,14 @@ def test_interrupted_and_resumed_is_never_interrupted(after, whole, lenet, digit
     assert not list((tmp_path / "run" / "checkpoint").glob("stage*"))
 
 
+def test_stages_go_on_in_other_processes_with_the_same_bytes(whole, lenet, digits, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        evoprune.prune(lenet, digits, out=str(tmp_path / "run"), toolbox=Stops(100), **SETTINGS)
+    evoprune.prune(lenet, digits, resume=tmp_path / "run", engine="processes", workers=2)
+    assert results(tmp_path / "run") == results(whole.path)
+    assert not list((tmp_path / "run" / "checkpoint").glob("stage*"))
+
+
 def state_of(values, layout):
     group = group_of(values)
     for individual, (_, sparsity) in zip(group, values):
