@@ -49,20 +49,21 @@ class State:
 def default_toolbox(evaluate: Any, layout: Layout, config: Config) -> base.Toolbox:
     """Return DEAP's toolbox with evoprune's operators; register others to change the search."""
     toolbox = base.Toolbox()
+    repaired = config.total_epochs is None and config.repair == "least-squares"
     toolbox.register("clone", Individual.clone)
     if config.total_epochs is not None:  # training decides which weights a child loses, its genes how it trains
         toolbox.register("mate", unite)
         toolbox.register("mutate", mutate_genes)
-    elif config.knowledge == "none" or not hasattr(evaluate, "weights"):
+    elif repaired and config.knowledge != "none" and hasattr(evaluate, "weights"):  # elsewhere worse than blind ones: LOG.md
+        dense = evaluate.weights
+        toolbox.register("mate", mate, p=0.2, uniform=0.0, layout=layout)
+        toolbox.register("mutate", refine, layout=layout, dense=dense, growth=SALIENCIES["lamp"](dense, None))
+    else:
         toolbox.register("mate", mate)
         toolbox.register("mutate", mutate, layout=layout)
-    else:
-        dense = evaluate.weights
-        toolbox.register("mate", mate, p=0.3 / len(layout), uniform=0.0, layout=layout)  # who stays as it was mutates
-        toolbox.register("mutate", refine, layout=layout, dense=dense, growth=SALIENCIES["lamp"](dense, None))
     toolbox.register("simplify", getattr(evaluate, "simplify", leave))  # before an individual is measured
-    toolbox.register("select", tournament, niches=config.total_epochs is None)
-    toolbox.register("survive", nsga2, floor=config.accuracy_floor, niches=True)
+    toolbox.register("select", tournament, niches=repaired)
+    toolbox.register("survive", nsga2, floor=config.accuracy_floor, niches=repaired)
     toolbox.register("evaluate", evaluate)
     toolbox.register("map", local)  # `prune` puts the engine's map here
     return toolbox
