@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ MAGIC = b"evoprune checkpoint 1\n"
 KEPT = 2  # generations
 FILES = ("done.json", "dense.safetensors", "log.csv", "front.csv", "dominated.csv", "layers.csv", "masks.npz", "front.png",
          "layers.png", "progress.png", "models", "config.json")  # of a run, beside checkpoint/; cleared in this order
+Pool = dict[int, tuple[int, npt.NDArray[Any]]]  # by id: place, array
 log = logging.getLogger("evoprune")
 
 
@@ -53,9 +55,13 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 def save(folder: Path, state: State, run: str) -> Path:
     """Write `folder`/GENERATION.npz; keep the newest two. `run` says what the state belongs to: see `fingerprint`."""
     buffer = io.BytesIO()
-    text = {"run": run, "generation": state.generation, "log": state.log}
-    content: dict[str, Any] = {"text": as_bytes(text), **arrays("population", state.population),
-                               **arrays("archive", state.archive),
+    pool: Pool = {}
+    groups = {**arrays("population", state.population, pool), **arrays("archive", state.archive, pool)}
+    inherited = [array for _, array in pool.values()]
+    text = {"run": run, "generation": state.generation, "log": state.log,
+            "inherited": [[array.dtype.str, array.shape] for array in inherited]}
+    content: dict[str, Any] = {"text": as_bytes(text), **groups,
+                               "inherited": np.frombuffer(b"".join(array.tobytes() for array in inherited), np.uint8),
                                "seen_keys": np.frombuffer(b"".join(state.seen), np.uint8),
                                "seen_values": np.array(list(state.seen.values()))}
     np.savez(buffer, **content)
@@ -84,8 +90,9 @@ def load(folder: Path, layout: Layout, run: str) -> State | None:
             if text["run"] != run:
                 raise EvopruneError(f"{path}: belongs to another run (its model, data or settings differ), expected a "
                                     f"checkpoint of this one; resume the run that wrote it, or choose a new --out")
-            return State(text["generation"], individuals(file, "population", layout), individuals(file, "archive", layout),
-                         read_seen(file), tuple(text["log"]))
+            inherited = read_inherited(file["inherited"].tobytes(), text["inherited"])
+            return State(text["generation"], individuals(file, "population", layout, inherited),
+                         individuals(file, "archive", layout, inherited), read_seen(file), tuple(text["log"]))
     if paths:
         raise EvopruneError(f"{folder}: {len(paths)} checkpoint{'s' * (len(paths) > 1)} and none whole, expected one; "
                             f"start the run again with --overwrite")
@@ -104,23 +111,40 @@ def fingerprint(*parts: Any) -> str:
     return digest.hexdigest()
 
 
-def arrays(name: str, group: Sequence[Individual]) -> dict[str, npt.NDArray[Any]]:
-    """Return individuals as arrays: all bits (individuals, bytes), objectives (individuals, 2), the rest as JSON."""
-    about = [[individual.origin, individual.generation] for individual in group]
+def arrays(name: str, group: Sequence[Individual], pool: Pool) -> dict[str, npt.NDArray[Any]]:
+    """Return individuals as arrays: all bits (individuals, bytes), objectives (individuals, 2), the rest as JSON.
+
+    What they inherited goes to `pool`, each array once.
+    """
+    def place(array: npt.NDArray[Any]) -> int:
+        return pool.setdefault(id(array), (len(pool), array))[0]
+
+    about = [[individual.origin, individual.generation, {key: place(array) for key, array in individual.inherited.items()}]
+             for individual in group]
     return {f"{name}_bits": np.stack([np.concatenate(individual) for individual in group]),
             f"{name}_values": np.array([individual.fitness.values for individual in group]),
             f"{name}_about": as_bytes(about)}
 
 
-def individuals(file: Any, name: str, layout: Layout) -> list[Individual]:
+def individuals(file: Any, name: str, layout: Layout, inherited: Sequence[npt.NDArray[Any]]) -> list[Individual]:
     """Return the individuals that `arrays` took apart."""
     ends = np.cumsum([(layer.genes + 7) // 8 for layer in layout])[:-1]
     bits, values = file[f"{name}_bits"], file[f"{name}_values"].tolist()
     group = []
-    for row, value, (origin, generation) in zip(bits, values, json.loads(file[f"{name}_about"].tobytes())):
+    for row, value, (origin, generation, places) in zip(bits, values, json.loads(file[f"{name}_about"].tobytes())):
         group.append(Individual((part.copy() for part in np.split(row, ends)), origin, generation))
+        group[-1].inherited = {key: inherited[place] for key, place in places.items()}
         group[-1].fitness.values = tuple(value)
     return group
+
+
+def read_inherited(content: bytes, kinds: Sequence[tuple[str, list[int]]]) -> list[npt.NDArray[Any]]:
+    """Return the arrays that stand one after another in `content`."""
+    found, start = [], 0
+    for dtype, shape in kinds:
+        found.append(np.frombuffer(content, dtype, math.prod(shape), start).reshape(shape))
+        start += found[-1].nbytes
+    return found
 
 
 def read_seen(file: Any) -> dict[bytes, tuple[float, float]]:

@@ -17,26 +17,13 @@ from torch import Tensor, nn
 from .config import EvopruneError, first_line
 from .genome import Individual, sparsity
 from .layers import Layout
+from .models import logits_of
 from .prepared import Prepared
 from .splits import Split, as_split
 
 ACTIVATION_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}  # largest activation of a batch; page faults slow a CPU far beyond
 log = logging.getLogger("evoprune")
 LARGEST_BATCH = {"cpu": 256, "cuda": 8192}
-
-
-def logits_of(output: Any) -> Tensor:
-    """Return the logits (batch, classes) from what a model returned: a tensor, or one in a tuple, a dict or `.logits`."""
-    if isinstance(output, Tensor):
-        return output
-    if hasattr(output, "logits"):
-        return logits_of(output.logits)
-    if isinstance(output, dict) and output:
-        return logits_of(output.get("logits", next(iter(output.values()))))
-    if isinstance(output, (tuple, list)) and output:
-        return logits_of(output[0])
-    raise EvopruneError(f"model: returned {type(output).__name__}, expected logits: a tensor, or one in a tuple, "
-                        f"a dict or an object with .logits")
 
 
 def correct(model: nn.Module, split: Split, batch_size: int) -> Tensor:

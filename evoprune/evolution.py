@@ -19,7 +19,7 @@ from deap import base
 
 from .config import Config
 from .engines import local
-from .genome import Individual
+from .genome import Individual, Result
 from .layers import Layout
 from .operators import mate, mutate
 
@@ -111,14 +111,29 @@ def vary(parents: Sequence[Individual], toolbox: base.Toolbox, rng: np.random.Ge
 
 
 def assign(individuals: Iterable[Individual], seen: dict[bytes, Values], toolbox: base.Toolbox) -> None:
-    """Give each individual its objectives, measuring only masks that are not in `seen`, and each of those once."""
+    """Give each individual its objectives, measuring only masks that are not in `seen`, and each of those once.
+
+    Where `toolbox.evaluate` returns a `Result`, also the mask that was measured and what its children inherit.
+    """
     keys = [(individual.key(), individual) for individual in individuals]
     new = {key: individual for key, individual in reversed(keys) if key not in seen}
-    for key, values in zip(new, toolbox.map(toolbox.evaluate, list(new.values()))):
-        accuracy, sparsity = WORST if values is None else values
-        seen[key] = float(accuracy), float(sparsity)
+    results = dict(zip(new, map(as_result, toolbox.map(toolbox.evaluate, list(new.values())))))
     for key, individual in keys:
-        individual.fitness.values = seen[key]
+        result = results.get(key) or Result(seen[key])
+        if result.bits is not None:
+            individual[:] = [bits.copy() for bits in result.bits]
+        if result.inherited is not None:
+            individual.inherited = dict(result.inherited)
+        individual.fitness.values = result.objectives
+    for key, result in results.items():
+        seen[new[key].key()] = result.objectives
+
+
+def as_result(found: Result | Values | None) -> Result:
+    """Return what an evaluation returned as a `Result` of plain floats; None if no worker survived it."""
+    result = found if isinstance(found, Result) else Result(WORST if found is None else found)
+    accuracy, sparsity = result.objectives
+    return replace(result, objectives=(float(accuracy), float(sparsity)))
 
 
 def objectives(individuals: Sequence[Individual]) -> Floats:

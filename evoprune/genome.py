@@ -7,7 +7,9 @@ Ordinary classes, not DEAP's `creator`: those overwrite themselves when unpickle
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +19,7 @@ from .layers import Layout
 
 Bits = npt.NDArray[np.uint8]  # packed, 8 genes a byte
 Genes = npt.NDArray[np.bool_]  # unpacked, one gene an item
+Inherited = dict[str, npt.NDArray[Any]]  # by name; arrays are shared between individuals and never changed in place
 
 
 class Fitness(base.Fitness):  # type: ignore[misc]  # deap is untyped
@@ -33,6 +36,7 @@ class Individual(list[Bits]):
         self.fitness = Fitness()
         self.origin = origin  # how it came to be: "lamp@0.95", "mate", ...
         self.generation = generation  # when it came to be
+        self.inherited: Inherited = {}  # what its children get beside the mask, such as values that its layers have now
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Individual) and self.key() == other.key()
@@ -53,9 +57,19 @@ class Individual(list[Bits]):
     def clone(self) -> Individual:
         """Return an independent copy, fitness included; registered as `toolbox.clone`."""
         copy = Individual((bits.copy() for bits in self), self.origin, self.generation)
+        copy.inherited = dict(self.inherited)
         if self.fitness.valid:
             copy.fitness.values = self.fitness.values
         return copy
+
+
+@dataclass(frozen=True)
+class Result:
+    """What measuring an individual gives, where that is more than its objectives; `toolbox.evaluate` may return either."""
+
+    objectives: tuple[float, float]  # (accuracy, sparsity)
+    bits: Sequence[Bits] | None = None  # the mask that was measured, where it is another than was asked for
+    inherited: Inherited | None = None
 
 
 def get_bits(individual: Individual, i: int, layout: Layout) -> Genes:

@@ -1,10 +1,13 @@
-"""The built-in architectures, by name: each takes the number of outputs and of input channels."""
+"""The built-in architectures, by name: each takes the number of outputs and of input channels; and the logits of any model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+
+from .config import EvopruneError
 
 
 class LeNet(nn.Module):
@@ -50,3 +53,17 @@ def resnet18(outputs: int = 10, channels: int = 3) -> nn.Module:
 
 
 MODELS: dict[str, Callable[[int, int], nn.Module]] = {"lenet": LeNet, "lenet5": LeNet5, "resnet18": resnet18}
+
+
+def logits_of(output: Any) -> Tensor:
+    """Return the logits (batch, classes) from what a model returned: a tensor, or one in a tuple, a dict or `.logits`."""
+    if isinstance(output, Tensor):
+        return output
+    if hasattr(output, "logits"):
+        return logits_of(output.logits)
+    if isinstance(output, dict) and output:
+        return logits_of(output.get("logits", next(iter(output.values()))))
+    if isinstance(output, (tuple, list)) and output:
+        return logits_of(output[0])
+    raise EvopruneError(f"model: returned {type(output).__name__}, expected logits: a tensor, or one in a tuple, "
+                        f"a dict or an object with .logits")

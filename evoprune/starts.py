@@ -10,10 +10,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from .config import EvopruneError
 from .genome import Individual, from_masks
 from .layers import Layout
+from .saliency import SALIENCIES, keep_top
 
 Weights = npt.NDArray[np.float32]
 Masks = list[npt.NDArray[np.bool_]]
@@ -61,7 +63,7 @@ def erk_densities(layout: Layout, density: float) -> list[float]:
 def random(weights: Sequence[Weights], layout: Layout) -> Rule:
     """Keep weights at random with ERK layer densities: looks at shapes, never at a weight."""
     def mask(density: float, rng: np.random.Generator) -> Masks:
-        return [keep_top(rng.permutation(layer.genes), keep(d, layer.genes)).reshape(layer.gene_shape)
+        return [(rng.permutation(layer.genes) < keep(d, layer.genes)).reshape(layer.gene_shape)
                 for layer, d in zip(layout, erk_densities(layout, density))]
 
     return mask
@@ -69,55 +71,26 @@ def random(weights: Sequence[Weights], layout: Layout) -> Rule:
 
 def erk(weights: Sequence[Weights], layout: Layout) -> Rule:
     """Keep the largest weights of each layer, with ERK layer densities."""
-    ranks = [rank(np.abs(w).ravel()) for w in weights]
+    scores = SALIENCIES["magnitude"]([torch.from_numpy(w) for w in weights], None)
 
     def mask(density: float, rng: np.random.Generator) -> Masks:
-        return [keep_top(r, keep(d, len(r))).reshape(layer.gene_shape)
-                for r, layer, d in zip(ranks, layout, erk_densities(layout, density))]
+        return [keep_top([score], keep(d, layer.genes))[0].numpy()
+                for score, layer, d in zip(scores, layout, erk_densities(layout, density))]
 
     return mask
 
 
-def magnitude(weights: Sequence[Weights], layout: Layout) -> Rule:
-    """Keep the largest weights of all layers together (Han et al., 2015, arXiv:1506.02626)."""
-    return by_score([np.abs(w) for w in weights], layout)
+def by_saliency(name: str) -> Callable[[Sequence[Weights], Layout], Rule]:
+    """Return the rule that keeps the weights of the highest scores of all layers together."""
+    def rule(weights: Sequence[Weights], layout: Layout) -> Rule:
+        scores = SALIENCIES[name]([torch.from_numpy(w) for w in weights], None)
 
+        def mask(density: float, rng: np.random.Generator) -> Masks:
+            return [kept.numpy() for kept in keep_top(scores, keep(density, layout.weights))]
 
-def lamp(weights: Sequence[Weights], layout: Layout) -> Rule:
-    """Keep the weights of the largest LAMP score: w^2 over the sum of the layer's w^2 that are not smaller
-    (Lee et al., 2021, arXiv:2010.07611, equation 4)."""
-    scores = []
-    for w in weights:
-        square = w.ravel().astype(np.float64) ** 2
-        order = np.argsort(square, kind="stable")
-        rest = np.cumsum(square[order][::-1])[::-1]  # sum of this and all larger ones
-        score = np.empty_like(square)
-        score[order] = square[order] / np.maximum(rest, np.finfo(float).tiny)
-        scores.append(score)
-    return by_score(scores, layout)
+        return mask
 
-
-def by_score(scores: Sequence[npt.NDArray[np.floating]], layout: Layout) -> Rule:
-    """Keep the genes with the highest scores of all layers together."""
-    ranks = rank(np.concatenate([s.ravel() for s in scores]))
-    ends = np.cumsum([layer.genes for layer in layout])
-
-    def mask(density: float, rng: np.random.Generator) -> Masks:
-        kept = np.split(keep_top(ranks, keep(density, len(ranks))), ends[:-1])
-        return [k.reshape(layer.gene_shape) for k, layer in zip(kept, layout)]
-
-    return mask
-
-
-def rank(scores: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
-    """Return each item's place, 0 for the highest score; equal scores in order."""
-    ranks = np.empty(len(scores), np.int64)
-    ranks[np.argsort(-scores, kind="stable")] = np.arange(len(scores))
-    return ranks
-
-
-def keep_top(ranks: npt.NDArray[np.integer], count: int) -> npt.NDArray[np.bool_]:
-    return ranks < count
+    return rule
 
 
 def keep(density: float, genes: int) -> int:
@@ -126,4 +99,4 @@ def keep(density: float, genes: int) -> int:
 
 
 STARTS: dict[str, Callable[[Sequence[Weights], Layout], Rule]] = {
-    "random": random, "magnitude": magnitude, "erk": erk, "lamp": lamp}
+    "random": random, "magnitude": by_saliency("magnitude"), "erk": erk, "lamp": by_saliency("lamp")}

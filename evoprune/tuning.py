@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .evaluation import logits_of
+from .models import logits_of
 from .splits import Split
 
 SMALL = 1_000_000  # parameters; below, Adam learns faster, above, SGD with momentum generalises better

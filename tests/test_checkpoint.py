@@ -25,6 +25,23 @@ def test_a_state_comes_back_exactly_and_goes_on_the_same_way(states, tmp_path):
     assert digest(last) == digest(states[-1])
 
 
+def test_what_individuals_inherited_comes_back_and_shared_arrays_are_stored_once(states, tmp_path, rng):
+    state = states[2]
+    for individual in state.population + state.archive:
+        individual.inherited = {}
+    empty = save(tmp_path, state, "run").stat().st_size
+    big = rng.random(100_000)
+    for i, individual in enumerate(state.population + state.archive):
+        individual.inherited = {"big": big, "own": np.full((2, i), i, np.float16)}
+    size = save(tmp_path, state, "run").stat().st_size
+    assert size < empty + big.nbytes + 10_000
+    again = load(tmp_path, LAYOUT, "run")
+    for old, new in zip(state.population + state.archive, again.population + again.archive):
+        assert {k: (v.dtype, v.tolist()) for k, v in old.inherited.items()} == \
+            {k: (v.dtype, v.tolist()) for k, v in new.inherited.items()}
+    assert again.population[0].inherited["big"] is again.archive[0].inherited["big"]
+
+
 def test_two_generations_are_kept(states, tmp_path):
     for state in states[:5]:
         save(tmp_path, state, "run")

@@ -8,9 +8,10 @@ from torch import nn
 
 from evoprune import accuracy
 from evoprune.config import EvopruneError
-from evoprune.evaluation import Evaluator, batch_size_for, correct, logits_of, masks, probe, unpack
+from evoprune.evaluation import Evaluator, batch_size_for, correct, masks, probe, unpack
 from evoprune.genome import from_masks, get_bits, sparsity
 from evoprune.layers import find_layers
+from evoprune.models import logits_of
 from evoprune.splits import as_split
 from evoprune.starts import first_population
 

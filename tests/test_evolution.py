@@ -16,7 +16,7 @@ from evoprune.evolution import (
     rank_and_crowding,
     tournament,
 )
-from evoprune.genome import Individual, from_masks, sparsity
+from evoprune.genome import Individual, Result, from_masks, sparsity
 from evoprune.layers import Layer, Layout
 from evoprune.starts import first_population
 
@@ -133,6 +133,23 @@ def test_no_mask_is_measured_twice():
     del copy.fitness.values
     assign([copy, copy.clone()], state.seen, toolbox)
     assert len(evaluate.calls) == state.evaluations and copy.fitness.values == state.population[0].fitness.values
+
+
+def test_an_evaluation_may_change_the_mask_and_leave_something_to_inherit():
+    def evaluate(individual):
+        bits = [individual[0], np.zeros_like(individual[1])]
+        return Result((0.5, 0.75), bits, {"x": individual[0]})
+
+    toolbox, state = start(Counting())
+    toolbox.register("evaluate", evaluate)
+    children = [state.population[3].clone(), state.population[3].clone()]
+    before = children[0].clone()
+    seen = {}
+    assign(children, seen, toolbox)
+    for child in children:
+        assert np.array_equal(child[0], before[0]) and not child[1].any() and child.fitness.values == (0.5, 0.75)
+        assert np.array_equal(child.inherited["x"], before[0])
+    assert children[0][1] is not children[1][1] and seen == {children[0].key(): (0.5, 0.75)}
 
 
 def test_continuing_from_any_state_is_never_having_stopped():

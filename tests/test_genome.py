@@ -52,5 +52,14 @@ def test_a_clone_shares_nothing_and_keeps_its_fitness(rng):
         assert a[0].any() and a.fitness.valid
 
 
+def test_a_clone_shares_what_was_inherited_until_it_gets_its_own(rng):
+    a = random_individual(rng)
+    a.inherited["x"] = rng.random(5)
+    b = a.clone()
+    assert b.inherited["x"] is a.inherited["x"]
+    b.inherited["x"] = rng.random(3)
+    assert len(a.inherited["x"]) == 5
+
+
 def test_masks_of_a_tensor_are_taken_too():
     assert from_masks([torch.ones(3, 3, dtype=torch.bool).numpy()], "x")[0].tolist() == [255, 128]

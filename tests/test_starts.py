@@ -3,7 +3,7 @@ import pytest
 
 from evoprune.genome import get_bits, sparsity
 from evoprune.layers import Layer, Layout
-from evoprune.starts import STARTS, erk_densities, first_population, lamp
+from evoprune.starts import STARTS, erk_densities, first_population
 
 LAYOUT = Layout((Layer("a", (10, 20)), Layer("b", (40, 10, 3, 3)), Layer("c", (5, 40))), 4000)
 
@@ -34,7 +34,7 @@ def test_lamp_scores_equal_the_definition(rng):
     scores = [[w[i] ** 2 / sum(v ** 2 for v in w if v ** 2 >= w[i] ** 2) for i in range(len(w))] for w in weights]
     best = np.sort(np.concatenate(scores))[::-1]
     for kept in range(2, 10):  # the largest weight of each layer scores 1
-        masks = np.concatenate(lamp(weights, layout)(kept / 10, rng))
+        masks = np.concatenate(STARTS["lamp"](weights, layout)(kept / 10, rng))
         assert np.array_equal(masks, np.concatenate(scores) >= best[kept - 1])
 
 

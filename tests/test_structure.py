@@ -2,9 +2,9 @@ import ast
 
 from conftest import ROOT
 
-ORDER = ("config", "models", "splits", "sources", "layers", "genome", "starts", "operators", "prepared", "evaluation", "tuning",
-         "worker", "team", "processes", "engines", "evolution", "checkpoint", "front", "export", "settings", "run", "search",
-         "jobs", "layerwise", "pruning", "scoop_launch", "main", "scoop_worker")
+ORDER = ("config", "models", "splits", "sources", "layers", "saliency", "genome", "starts", "operators", "prepared",
+         "evaluation", "tuning", "worker", "team", "processes", "engines", "evolution", "checkpoint", "front", "export",
+         "settings", "run", "search", "jobs", "layerwise", "pruning", "scoop_launch", "main", "scoop_worker")
 
 
 def test_modules_import_only_earlier_ones():
