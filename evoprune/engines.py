@@ -224,13 +224,16 @@ def under_scoop() -> bool:
     return "scoop" in sys.modules and bool(sys.modules["scoop"].IS_RUNNING)
 
 
-def check_runs(config: Config) -> None:
-    """Raise `EvopruneError` if the engine needs a package that is not there, or a launcher that did not start this program."""
+def check_runs(config: Config, named: bool = True) -> None:
+    """Raise `EvopruneError` if the engine cannot run here, or not with a model or data that were handed in, not named."""
     if config.engine == "scoop" and not under_scoop():
         raise EvopruneError("engine: scoop runs programs that were started under it, and this one was not; use "
                             "python -m evoprune.main --engine scoop, or engine processes from Python")
     if config.engine == "dask" and find_spec("distributed") is None:
         raise EvopruneError("engine: dask is not installed; pip install 'evoprune[dask]'")
+    if config.engine in ("scoop", "dask") and not named:
+        raise EvopruneError(f"engine: {config.engine} needs a model and data that its workers can import or read, found some "
+                            f"handed in; name them (package.module:function, files), or use engine processes")
 
 
 def open_engine(config: Config, start: Start) -> Local | Engine:

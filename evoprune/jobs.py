@@ -72,15 +72,7 @@ def registered(run: Run) -> Iterator[None]:
 
 
 def start_of(run: Run, folder: Folder, named_model: bool, named_data: bool) -> Start:
-    """Return what workers build the run from.
-
-    Raises:
-        EvopruneError: workers elsewhere could not, since the model or the data were handed in.
-    """
-    engine = run.config.engine
-    if engine not in ("local", "processes") and not (named_model and named_data):
-        raise EvopruneError(f"engine: {engine} needs a model and data that its workers can import or read, found some handed "
-                            f"in; name them (package.module:function, files), or use engine processes")
+    """Return what workers build the run from."""
     return Start(str(folder.path.resolve()), os.getcwd(), run.identity, None if named_model else run.model,
                  None if named_data else run.data.to(torch.device("cpu")))
 

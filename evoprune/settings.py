@@ -37,11 +37,14 @@ def settle(model: nn.Module | str, data: Any, resume: str | Path | None, given: 
     given = {name: plain(value) for name, value in given.items()}
     names: dict[str, Any] = {"model": model if isinstance(model, str) else type(model).__name__,
              "data": data if isinstance(data, str) else type(data).__name__}
+    named = isinstance(model, str) and isinstance(data, str)
     if resume is not None:
-        return with_a_device(settle_resumed(Path(resume), {"model": model, "data": data}, {**given, **names}))
+        config = settle_resumed(Path(resume), {"model": model, "data": data}, {**given, **names})
+        check_runs(config, named)
+        return with_a_device(config)
     config = Config(**names, **given)
     check_rules(config)
-    check_runs(config)
+    check_runs(config, named)
     if config.train_epochs is None:
         own = isinstance(model, str) and config.model in MODELS and config.data == "digits" and config.weights is None
         config = replace(config, train_epochs=30 if own else 0)
@@ -104,7 +107,6 @@ def settle_resumed(path: Path, handed: dict[str, Any], asked: dict[str, Any]) ->
             raise EvopruneError(f"{name}: found {value!r}, but the run in {path} has {getattr(config, name)!r}; --resume "
                                 f"may change {', '.join(RESUMABLE)} (generations only without finetune_epochs, layerwise)")
         config = replace(config, **{name: value})
-    check_runs(config)
     return replace(config, max_seconds=asked.get("max_seconds"))
 
 

@@ -53,7 +53,7 @@ def kill(pids):
             continue
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=120):
     """Return what the condition returns as soon as that is true; fail after so many seconds."""
     end = time.monotonic() + seconds
     while not (value := condition()):
