@@ -150,6 +150,8 @@ def main() -> int:
         for i in range(len(rows), given.runs):
             run = Path(folder, f"run{i}")
             row = disturbed(given.engine, run, seconds, random.Random(f"{given.seed} {given.engine} {i}"))
+            if not row["faults"]:
+                seconds = float(str(row["seconds"]))  # the machine is faster now than when that was measured
             same = (run / "done.json").exists() and result(run) == result(Path(folder, "local"))
             rows.append({"run": i, **row, "same_bytes": int(same)})
             print(json.dumps(rows[-1]), flush=True)
