@@ -54,7 +54,7 @@ def default_toolbox(evaluate: Any, layout: Layout, config: Config) -> base.Toolb
     if config.total_epochs is not None:  # training decides which weights a child loses, its genes how it trains
         toolbox.register("mate", unite)
         toolbox.register("mutate", mutate_genes)
-    elif repaired and config.knowledge != "none" and hasattr(evaluate, "weights"):  # elsewhere worse than blind ones: LOG.md
+    elif repaired and config.knowledge != "none" and hasattr(evaluate, "weights"):  # blind ones win elsewhere: LOG.md
         dense = evaluate.weights
         toolbox.register("mate", mate, p=0.2, uniform=0.0, layout=layout)
         toolbox.register("mutate", refine, layout=layout, dense=dense, growth=SALIENCIES["lamp"](dense, None))

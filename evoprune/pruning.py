@@ -202,7 +202,7 @@ def train_points(run: Run, points: list[Measured], folder: Folder, engine: Local
     names = {id(point): f"point {i + 1} of {len(points)}" for i, point in enumerate(points)}
     labels = {id(point): f"{run.identity}:{point.individual.key().hex()}" for point in points}
     for point in points:
-        point.repair = "none"  # training starts from the dense values: better than from repaired ones (results/LOG.md)
+        point.repair = "none"  # training starts from the dense values
         point.state = folder.read_trained(point.individual.key().hex(), labels[id(point)])
     untrained = [point for point in points if point.state is None]
 

@@ -6,8 +6,8 @@ repaired, give the layer new values, and its own forward goes on with them. For 
     w_S = (C_SS + d I)^-1 (K_S + d w0_S),   bias = mean(Z) - w mean(X)
 
 with X what enters the layer, Z the *dense* model's output of it (so that errors of the prefix are made good), C = cov(X),
-K = cov(X, Z), w0 the dense weights and d = 0.01 tr(C) / p. Batch norms take the statistics of the same pass. Beyond 95 %
-sparsity that is worth tens of points; against the dense inputs, or with biases alone, it hurts (results/LOG.md).
+K = cov(X, Z), w0 the dense weights and d = 0.01 tr(C) / p. Batch norms take the statistics of the same pass. LeNet-5/MNIST, LAMP
+masks at 95, 98 and 99 %: 89.4, 52.6 and 28.4 % of the test images; pruned in steps with repair: 97.1, 93.0 and 85.7 %.
 """
 
 from __future__ import annotations

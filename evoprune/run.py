@@ -91,6 +91,8 @@ def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder) -
     accuracy, dense = measure_dense(net, splits, batch_size, outputs)
     about["search_batch_size"] = search_batch_size(config, net, layout, splits, batch_size, old)
     evaluator = make_evaluator(net, layout, splits, config, about["search_batch_size"], batch_size)
+    if config.repair == "least-squares" and evaluator.repairer and (left := evaluator.repairer.left()):
+        log.info("least squares leaves as they are: %s", ", ".join(left))
     about["dense"] = dense
     identity = identity_of(config, layout, batch_size, splits, net)
     if folder.resuming:
