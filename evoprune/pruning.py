@@ -93,7 +93,7 @@ def all_at_once(run: Run, toolbox: Toolbox, folder: Folder, engine: Local | Engi
     if not stopped:
         if run.evaluator.saved:
             log.info("the accuracy floor saved %s image evaluations", f"{run.evaluator.saved:,}")
-        if not trains:
+        if not trains and run.config.method == "evolve":
             say_full_size(run, state)
         stopped = finish(run, state, folder, engine)
     if stopped:
