@@ -61,7 +61,7 @@ def is_average_2x2(module: nn.Module) -> bool:
 
 @contextmanager
 def fast_training(model: nn.Module) -> Iterator[None]:
-    """Let the model's slow modules run in their faster form for a while: for LeNet-5, training takes 0.6 of the time."""
+    """Let the model's slow modules run in their faster form for a while."""
     changed = []
     if all(not p.is_cuda for p in model.parameters()):
         for module in model.modules():

@@ -13,12 +13,13 @@ masks at 95, 98 and 99 %: 89.4, 52.6 and 28.4 % of the test images; pruned in st
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 
 from .config import Config
 from .layers import Layout
@@ -128,12 +129,7 @@ class Repairer:
         watched = {*self.norms, *self.layers, *masked}
         hooks = [module.register_forward_pre_hook(before) for module in watched]
         hooks += [module.register_forward_hook(after) for module in self.layers]
-        try:
-            with torch.no_grad():
-                self.model(self.inputs)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        self.forward(hooks)
         self.first = next((module for module in called if module in masked), None)
         order = list(called)
         self.norms = [m for m in self.norms if called.get(m) == 1 and order.index(m) > order.index(self.first)] \
@@ -157,6 +153,10 @@ class Repairer:
 
         hooks = [module.register_forward_pre_hook(solve) for module in self.layers]
         hooks += [module.register_forward_pre_hook(take_statistics) for module in self.norms]
+        self.forward(hooks)
+
+    def forward(self, hooks: Sequence[RemovableHandle]) -> None:
+        """Run all calibration images through the model once, then take the hooks away."""
         try:
             with torch.no_grad():
                 self.model(self.inputs)

@@ -19,7 +19,7 @@ from deap import base
 
 from .config import Config, EvopruneError, target_sparsities
 from .evolution import State, log_row, non_dominated
-from .genome import Individual, Result, dense_individual, from_masks, get_bits, pruned_weights
+from .genome import Individual, Result, dense_individual, get_bits, pruned_weights
 from .layers import Layout
 from .tuning import steps_an_epoch
 
@@ -140,7 +140,9 @@ def rule_jobs(masks: Sequence[Individual], config: Config, layout: Layout, budge
     targets = kept_at_targets(config, layout)
     rate = 1.0 if budget.epochs / len(targets) < SHORT else 0.5
     if kind == "gradual":
-        masks = [from_masks((np.ones(layer.genes, bool) for layer in layout), config.method)] * len(targets)
+        dense = dense_individual(layout)
+        dense.origin = config.method
+        masks = [dense] * len(targets)
     return [Job(mask, kept, budget.of(i), config.seed + i, rate, saliency=rule if kind == "gradual" else "magnitude",
                 what=f"target {i + 1} of {len(targets)}") for i, (mask, kept) in enumerate(zip(masks, targets))]
 
@@ -183,7 +185,7 @@ def best_within(individuals: Sequence[Individual], kept: int, layout: Layout) ->
 
 
 def kept_in(individual: Individual, layout: Layout) -> int:
-    return layout.total - pruned_weights(individual, layout) - (layout.total - layout.weights)
+    return layout.weights - pruned_weights(individual, layout)
 
 
 def breed(population: Sequence[Individual], targets: Sequence[int], aim: int, steps: int, toolbox: base.Toolbox,

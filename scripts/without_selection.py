@@ -1,4 +1,4 @@
-"""A run like any other, but every parent is drawn at random and every survivor too: what selection is worth.
+"""A run like any other, but parents are drawn at random from all that were ever born: what selection is worth.
 
     python scripts/without_selection.py --total-epochs 80 --out results/NAME ...
 """
@@ -20,7 +20,7 @@ from evoprune.layers import Layout
 
 
 def by_chance(individuals: list[Individual], k: int, rng: Any, **_: Any) -> list[Individual]:
-    """Return k of them drawn at random, the unpruned model always among the survivors."""
+    """Return k of them, each drawn at random."""
     return [individuals[i] for i in rng.integers(len(individuals), size=k)]
 
 
