@@ -18,8 +18,8 @@ from .layers import Layout
 from .saliency import SALIENCIES
 
 LARGEST = 0.1  # share of a layer's kept genes that one move changes at most
-Genes = npt.NDArray[np.float64]  # of a tuned run: learning rate, growth, until
-LOW, HIGH, SPREAD = np.array([0.2, 1.5, 0.4]), np.array([2.0, 16.0, 0.85]), np.array([0.15, 0.2, 0.08])
+Genes = npt.NDArray[np.float64]  # of a tuned run: learning rate, growth, until, pace
+LOW, HIGH, SPREAD = np.array([0.2, 1.5, 0.4, 1.0]), np.array([2.0, 16.0, 0.85, 8.0]), np.array([0.15, 0.2, 0.08, 0.2])
 LARGEST_REFINED = 0.3  # the same of a move that knows what matters
 Move = Callable[[Bits, int, np.random.Generator], None]
 
@@ -145,8 +145,8 @@ def unite(a: Individual, b: Individual, rng: np.random.Generator, p: float = 0.3
 
 
 def mutate_genes(genes: Genes, rng: np.random.Generator) -> tuple[Genes]:
-    """Return a recipe's genes, float of shape (3,), each multiplied by a log-normal number and kept within its limits."""
-    return (np.clip(genes * np.exp(SPREAD * rng.normal(size=3)), LOW, HIGH),)
+    """Return a recipe's genes, float of shape (4,), each multiplied by a log-normal number and kept within its limits."""
+    return (np.clip(genes * np.exp(SPREAD * rng.normal(size=len(genes))), LOW, HIGH),)
 
 
 def size(kept: int, rng: np.random.Generator, largest: float = LARGEST) -> int:

@@ -21,6 +21,7 @@ from .team import KILLED, UNREADY, stopped
 from .worker import FAILED, LOST, Function, Outcome, Start, attempt, die_with_parent, nothing
 
 HELLO = "hello"  # a worker's first message: it reads now
+LEAVE = 2.0  # seconds for idle workers to end by themselves
 LOOK_EVERY = 1.0  # seconds without a message after which workers are looked at: one may have been stopped
 
 @dataclass
@@ -150,12 +151,15 @@ class Processes:
         self.workers[k] = self.hire()
 
     def close(self) -> None:
-        """Kill the workers; they hold nothing that is still needed."""
+        """End the workers: idle ones by themselves, so that they give back what their libraries took, or be killed."""
         for worker in self.workers:
-            worker.process.kill()
-        for worker in self.workers:
-            worker.process.join()
             worker.pipe.close()
+        late = monotonic() + LEAVE
+        for worker in self.workers:
+            if worker.ready and worker.job is None:
+                worker.process.join(max(0.0, late - monotonic()))
+            worker.process.kill()
+            worker.process.join()
 
 
 def patience(pipe: Connection, seconds: float) -> None:

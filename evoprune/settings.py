@@ -20,7 +20,7 @@ from .splits import Data
 from .starts import check_rules
 from .tuned import FIRST_SHARE, children_of
 
-TUNED_POPULATION, CHILD_EPOCHS = 16, 2.0  # of a tuned run, unless given
+TUNED_POPULATION, CHILD_EPOCHS = 16, 3.0  # of a tuned run, unless given
 
 
 def settle(model: nn.Module | str, data: Any, resume: str | Path | None, given: dict[str, Any]) -> Config:

@@ -24,8 +24,8 @@ from .layers import Layout
 from .tuning import steps_an_epoch
 
 GENES = "genes"  # under which an individual inherits its recipe
-DENSEST = np.array([0.5, 4.0, 0.6])  # genes of the first child of the first target: learning rate (times the usual one),
-SPARSEST = np.array([1.0, 8.0, 0.6])  # growth (times the target's weights), until (share of the steps); and of the last one
+DENSEST = np.array([0.5, 4.0, 0.6, 4.0])  # genes of the first child of the first target: learning rate (times the usual one),
+SPARSEST = np.array([1.0, 8.0, 0.6, 4.0])  # growth (times the target's weights), until, pace (`Shrink`); and of the last one
 FIRST_SHARE = 0.4  # of the budget, for the first children, one a target, of the dense model
 SHORT = 5  # epochs a target, below which a rule's learning rate is the usual one, and from which on half of it
 GOLDEN = 0.5 * (5**0.5 - 1)
@@ -43,6 +43,7 @@ class Job:
     learning_rate: float = 1.0  # times the usual one
     growth: float = 1.0  # times `kept`: how many weights its mask has before the first pruning, at least
     until: float = 0.7  # share of the steps after which the mask stays
+    pace: float | None = None  # of the pruning; None: cubic
     saliency: str = "fisher"  # what is pruned first
     what: str = "a child"  # for the progress
 
@@ -163,7 +164,7 @@ def born_of(jobs: Sequence[Job], results: Sequence[Result | None], generation: i
     for job, result in zip(jobs, results):
         if result is not None and result.bits is not None and result.inherited is not None:
             child = Individual((bits.copy() for bits in result.bits), job.individual.origin, generation)
-            child.inherited = {**result.inherited, GENES: np.array([job.learning_rate, job.growth, job.until])}
+            child.inherited = {**result.inherited, GENES: np.array([job.learning_rate, job.growth, job.until, job.pace], float)}
             child.fitness.values = result.objectives
             born.append(child)
     return born
@@ -205,9 +206,10 @@ def breed(population: Sequence[Individual], targets: Sequence[int], aim: int, st
     usual = DENSEST * (SPARSEST / DENSEST) ** (aim / max(1, len(targets) - 1))
     toolbox.mate(child, mate, rng=rng)
     spread(child, parent, layout)
-    (rate, growth, until), = toolbox.mutate(child.inherited.get(GENES, usual), rng=rng)
+    genes, = toolbox.mutate(child.inherited.get(GENES, usual), rng=rng)
+    rate, growth, until, pace = genes.tolist()
     child.origin = "tune"
-    return Job(child, targets[aim], steps, int(rng.integers(2**32)), float(rate), float(growth), float(until))
+    return Job(child, targets[aim], steps, int(rng.integers(2**32)), rate, growth, until, pace)
 
 
 def spread(child: Individual, parent: Individual, layout: Layout) -> None:

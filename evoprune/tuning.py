@@ -40,17 +40,22 @@ class Recipe:
 @dataclass(frozen=True)
 class Shrink:
     """How a mask loses weights while the others are trained: by the cube of the time that is left (Zhu and Gupta, 2017,
-    arXiv:1710.01878, equation 1)."""
+    arXiv:1710.01878, equation 1); with a `pace`, the logarithm of the density falls by that power of the time that is left,
+    which leaves more of it to the densities near the last."""
 
     kept: int  # weights at the end, over all masked layers
     saliency: str  # of `SALIENCIES`: what goes first
     until: float = 0.7  # share of the steps after which the mask stays
     first: float = 0.2  # share of all weights that the first pruning leaves at most
+    pace: float | None = None
 
     def kept_at(self, step: int, steps: int, before: int, weights: int) -> int:
         """Return how many weights are kept at `step`, of `before` at the start."""
         most = max(self.kept, min(before, self.first * weights))
-        return round(self.kept + (most - self.kept) * max(0.0, 1 - step / max(1.0, self.until * steps)) ** 3)
+        left = max(0.0, 1 - step / max(1.0, self.until * steps))
+        if self.pace is None:
+            return round(self.kept + (most - self.kept) * left ** 3)
+        return round(self.kept * (most / self.kept) ** float(left ** self.pace))
 
     def every(self, steps: int) -> int:
         """Return how many steps there are from one pruning to the next."""

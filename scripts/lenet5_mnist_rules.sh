@@ -13,16 +13,8 @@ ln -sf "$weights" data/lenet5.pth
 results=results/lenet5_mnist_rules
 targets=0.9,0.95,0.97,0.98,0.985,0.99,0.993,0.995
 
-run() {  # NAME SEED FLAGS...: one run, its tables and settings kept
-  local out=$results/$1/seed-$2 work=data/rules-$1-$2
-  [[ -e $out/done.json ]] && return
-  rm -rf "$work"
-  /usr/bin/env python "${program[@]}" --model lenet5 --data mnist --data-dir data/lenet5_mnist --weights data/lenet5.pth \
-    --search-images 5000 --engine processes --workers 2 --threads 1 --seed "$2" --out "$work" "${@:3}"
-  mkdir -p "$out"
-  cp "$work"/{front.csv,layers.csv,log.csv,config.json,done.json} "$out"
-  rm -rf "$work"
-}
+common=(--model lenet5 --data mnist --data-dir data/lenet5_mnist --weights data/lenet5.pth --search-images 5000)
+. scripts/rules_runs.sh
 
 program=(-m evoprune.main)
 run oneshot-lamp 0 --method oneshot:lamp --repair none --targets 0.5,0.6,0.7,0.8,$targets
@@ -37,6 +29,8 @@ for seed in 0 1 2 3 4; do
   run evolve-48 $seed --total-epochs 48 --targets $targets
 done
 for seed in 0 1 2 3 4; do
+  program=(scripts/gradual_paced.py)
+  run gradual-fisher-80-paced $seed --method gradual:fisher --total-epochs 80 --targets $targets
   program=(scripts/without_selection.py)
   run evolve-80-without-selection $seed --total-epochs 80 --targets $targets
   program=(-m evoprune.main)

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}  # by the number of pairs
-PAIRS = (("evolve-80", "gradual-fisher-80"), ("evolve-80", "evolve-80-without-selection"), ("evolve-48", "gradual-fisher-24"))
+PAIRS = (("evolve-80", "gradual-fisher-80"), ("evolve-80", "gradual-fisher-80-paced"),
+         ("evolve-80", "evolve-80-without-selection"), ("evolve-48", "gradual-fisher-24"), ("evolve-40", "gradual-fisher-40"))
 
 
 def rows(path: Path) -> list[dict[str, str]]:

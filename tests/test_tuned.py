@@ -237,6 +237,13 @@ def test_the_shrinking_is_cubic_and_ends_where_it_should():
     assert Shrink(500, "magnitude").kept_at(0, 10, 300, 1000) == 500
 
 
+def test_with_a_pace_the_logarithm_of_the_density_falls_by_a_power_of_the_time_left():
+    shrink = Shrink(100, "magnitude", until=0.5, first=0.2, pace=2.0)
+    kept = [shrink.kept_at(step, 1000, 10_000, 10_000) for step in range(1001)]
+    assert kept[0] == 2000 and kept[250] == round(100 * 20 ** 0.25) and kept[500] == kept[1000] == 100
+    assert kept == sorted(kept, reverse=True)
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_fisher_prunes_by_the_running_squares_of_the_gradients(optimizer, digits):
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))

@@ -1,0 +1,37 @@
+"""Trains a dense model with evoprune's own training and writes its state dict, to prune it more than once.
+
+    python scripts/train_dense.py dense.safetensors --model resnet18 --data folder:cifar10 --train-epochs 40
+
+FILE, then the flags of `python -m evoprune.main`. Prints the accuracy on the search and the test split.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+
+import evoprune
+from evoprune.main import parser
+
+
+def main() -> int:
+    """Train and write; return the exit status."""
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+        print("usage: python scripts/train_dense.py FILE --model MODEL --data DATA --train-epochs N ...", file=sys.stderr)
+        return 2
+    given = vars(parser().parse_args(sys.argv[2:]))
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            front = evoprune.prune(**{**given, "method": "oneshot:magnitude", "targets": "0.5", "out": f"{folder}/run"})
+        except evoprune.EvopruneError as error:
+            print(f"train_dense: {error}", file=sys.stderr)
+            return 2
+        shutil.copy(front.path / "dense.safetensors", sys.argv[1])
+    search, test = (100 * front.config["dense"][name] for name in ("accuracy", "test_accuracy"))
+    print(f"{sys.argv[1]}: {search:.2f} % on the search split, {test:.2f} % on the test split")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
