@@ -55,7 +55,7 @@ class Shrink:
         left = max(0.0, 1 - step / max(1.0, self.until * steps))
         if self.pace is None:
             return round(self.kept + (most - self.kept) * left ** 3)
-        return round(self.kept * (most / self.kept) ** float(left ** self.pace))
+        return round(self.kept * math.pow(most / self.kept, left ** self.pace))
 
     def every(self, steps: int) -> int:
         """Return how many steps there are from one pruning to the next."""
