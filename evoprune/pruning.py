@@ -100,7 +100,7 @@ def all_at_once(run: Run, toolbox: Toolbox, folder: Folder, engine: Local | Engi
         points = untrained(run, state)
         if run.config.precision != "fp32" and run.config.repair == "none":
             measure_plainly(run, points)
-        for point in points:
+        for point in points if not trains else ():
             point.repair = str(run.config.repair)
         write_run(folder, points, state.log, run.layout, run.dense_accuracy, run.config.accuracy_floor)
     return stopped

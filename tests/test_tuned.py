@@ -157,6 +157,20 @@ def test_a_run_out_of_time_goes_on_where_it_stopped(method, lenet, digits, tmp_p
     assert content(tmp_path / "run") == content(tmp_path / "whole")
 
 
+def test_a_stopped_run_of_a_net_with_batch_norm_repairs_nothing(digits, tmp_path, monkeypatch):
+    def stop(progress, state):
+        if state.generation:
+            raise KeyboardInterrupt
+
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10))
+    monkeypatch.setattr("evoprune.search.TunedProgress.generation", stop)
+    with pytest.raises(KeyboardInterrupt):
+        tuned(net, digits, tmp_path / "run")
+    front = evoprune.load_front(tmp_path / "run", net)
+    assert not front.finished and "tune" in {point.origin for point in front}
+    assert {point.repair for point in front} == {"none"}
+
+
 def test_worker_processes_give_the_same_bytes(tuned_run, lenet, digits, tmp_path):
     tuned(lenet, digits, tmp_path / "run", engine="processes", workers=2)
     assert content(tmp_path / "run") == content(tuned_run[0])
