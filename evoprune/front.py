@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .config import EvopruneError, first_line
 from .layers import Layer, Layout
-from .sources import build_model
+from .named import build_model
 
 SHOWN = 16  # rows of a printed front
 SPARSEST = 0.002  # density; points beyond it are hardly better than chance and are not worth a place each

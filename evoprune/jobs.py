@@ -27,9 +27,9 @@ from .engines import Engine, Local
 from .evaluation import Evaluator, Measurement, correct, dtype_of, masks
 from .genome import Individual, Inherited, Result, from_masks, set_bits, sparsity
 from .layers import Layout, find_layers
+from .named import load_weights
 from .paths import drop_dead
 from .run import Run, TimeUp, get_data, get_model, identity_of, make_evaluator, training_progress
-from .sources import load_weights
 from .splits import Data
 from .tuned import GENES, Job
 from .tuning import Shrink, grown, hold_zeros, recipe_for, steps_an_epoch, tune

@@ -27,9 +27,10 @@ from .config import RESUMABLE, Config, EvopruneError, first_line
 from .evaluation import Evaluator, batch_size_for, correct, dtype_of, private_copy, probe
 from .front import wilson
 from .layers import Layout, find_layers
+from .named import build_model, load_model, load_weights, read_weights
 from .prepared import fastest_batch_size
 from .repair import BATCHES, IMAGES, LAST_IMAGES, calibration, default_repair
-from .sources import build_model, constants, limit, load_data, load_model, load_weights, read_weights
+from .sources import constants, limit, load_data
 from .splits import Data, Split, as_data
 from .starts import default_start, rule_names
 from .tuning import recipe_for, tune

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What CI cannot check: the tests marked gpu, a small run, and the benchmark, on the GPU of this machine. Under 5 minutes.
+# What CI cannot check: the tests marked gpu, small runs, and the benchmark, on the GPU of this machine. Under 5 minutes.
 # usage: scripts/gpu_check.sh [FOLDER for the benchmark's table, default results/bench_evaluation]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -9,4 +9,9 @@ run=$(mktemp -d)
 trap 'rm -rf "$run"' EXIT
 python -m evoprune.main --device cuda --generations 20 --finetune-epochs 1 --front 4 --out "$run/digits"
 python -m evoprune.main --device cuda --precision bf16 --generations 5 --accuracy-floor 0.5 --out "$run/bf16"
+python -m evoprune.main --device cuda --generations 3 --repair least-squares --out "$run/repaired"
+python -m evoprune.main --device cuda --total-epochs 30 --targets 0.8,0.9,0.95 --out "$run/tuned"
+python -m evoprune.main --device cuda --total-epochs 30 --targets 0.8,0.9,0.95 --engine processes --workers 2 --threads 1 \
+  --out "$run/workers"
+cmp "$run"/{tuned,workers}/front.csv
 python scripts/bench_evaluation.py --device cuda --repeats 3 --out "${1:-results/bench_evaluation}"

@@ -7,7 +7,8 @@ from torch import nn
 
 from evoprune.config import Config, EvopruneError
 from evoprune.models import LeNet
-from evoprune.sources import build_model, load_data, load_model, read_weights
+from evoprune.named import build_model, load_model, read_weights
+from evoprune.sources import load_data
 
 
 def folders(root, sizes=((8, 8), (8, 8)), classes=("cat", "dog")):
