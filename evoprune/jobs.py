@@ -189,7 +189,7 @@ class Tune:
             steps -= GROW_STEPS
         recipe = replace(recipe, epochs=steps / steps_an_epoch(len(train), recipe.batch_size),
                          learning_rate=recipe.learning_rate * job.learning_rate)
-        shrink = Shrink(job.kept, job.saliency, job.until, pace=job.pace)
+        shrink = Shrink(job.kept, job.saliency, job.until, pace=job.pace, mix=job.mix)
         kept = tune(net, train, recipe, kept, training_progress(job.what), shrink)
         individual = from_masks((mask.cpu().numpy() for mask in kept.values()), job.individual.origin)
         for i, genes in drop_dead(individual, run.layout, run.evaluator.channels).items():
@@ -258,7 +258,7 @@ def map_kept(engine: Local | Engine, folder: Folder, run: Run, function: Callabl
 def key_of(job: Job) -> str:
     """Return a hash of all that decides what a job becomes."""
     inherited = {name: value for name, value in job.individual.inherited.items() if name != GENES}
-    numbers = [job.kept, job.steps, job.seed, job.learning_rate, job.growth, job.until, job.pace, job.saliency, list(inherited)]
+    numbers = [job.kept, job.steps, job.seed, *job.genes.tolist(), job.saliency, list(inherited)]
     return fingerprint(numbers, *job.individual, *inherited.values())
 
 

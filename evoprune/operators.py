@@ -18,8 +18,9 @@ from .layers import Layout
 from .saliency import SALIENCIES
 
 LARGEST = 0.1  # share of a layer's kept genes that one move changes at most
-Genes = npt.NDArray[np.float64]  # of a tuned run: learning rate, growth, until, pace
-LOW, HIGH, SPREAD = np.array([0.2, 1.5, 0.4, 1.0]), np.array([2.0, 16.0, 0.85, 8.0]), np.array([0.15, 0.2, 0.08, 0.2])
+Genes = npt.NDArray[np.float64]  # of a tuned run: learning rate, growth, until, pace, mix
+LOW, HIGH = np.array([0.2, 1.5, 0.4, 1.0, 0.25]), np.array([2.0, 16.0, 0.85, 8.0, 1.0])
+SPREAD = np.array([0.15, 0.2, 0.08, 0.2, 0.1])
 LARGEST_REFINED = 0.3  # the same of a move that knows what matters
 Move = Callable[[Bits, int, np.random.Generator], None]
 
@@ -145,7 +146,7 @@ def unite(a: Individual, b: Individual, rng: np.random.Generator, p: float = 0.3
 
 
 def mutate_genes(genes: Genes, rng: np.random.Generator) -> tuple[Genes]:
-    """Return a recipe's genes, float of shape (4,), each multiplied by a log-normal number and kept within its limits."""
+    """Return a recipe's genes, float of shape (5,), each multiplied by a log-normal number and kept within its limits."""
     return (np.clip(genes * np.exp(SPREAD * rng.normal(size=len(genes))), LOW, HIGH),)
 
 

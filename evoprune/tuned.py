@@ -3,8 +3,8 @@
 The first generation has a child of the dense model for each target; later ones have few children, so that lines of descent
 grow long, most of them where the front is weakest. A parent stands at the child's own target or at the next denser one, and
 NSGA-II says who stays. How it trains is inherited too and mutates: learning
-rate, growth, and when its mask comes to rest (population-based training; Jaderberg et al., 2017, arXiv:1711.09846). The
-steps of all jobs together are the run's budget.
+rate, growth, pace of pruning, saliency, and when its mask comes to rest (population-based training; Jaderberg et al., 2017,
+arXiv:1711.09846). The steps of all jobs together are the run's budget.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from .config import Config, EvopruneError, target_sparsities
 from .evolution import State, log_row, non_dominated
 from .genome import Individual, Result, dense_individual, get_bits, pruned_weights
 from .layers import Layout
+from .operators import Genes
 from .tuning import steps_an_epoch
 
 GENES = "genes"  # under which an individual inherits its recipe
-DENSEST = np.array([0.5, 4.0, 0.6, 4.0])  # genes of the first child of the first target: learning rate (times the usual one),
-SPARSEST = np.array([1.0, 8.0, 0.6, 4.0])  # growth (times the target's weights), until, pace (`Shrink`); and of the last one
+DENSEST = np.array([0.5, 4.0, 0.6, 4.0, 0.75])  # genes of the first child of the first target: learning rate (times the usual
+SPARSEST = np.array([1.0, 8.0, 0.6, 4.0, 0.75])  # one), growth (times the target's weights), `Shrink`'s numbers; and of the last
 FIRST_SHARE = 0.4  # of the budget, for the first children, one a target, of the dense model
 SHORT = 5  # epochs a target, below which a rule's learning rate is the usual one, and from which on half of it
 GOLDEN = 0.5 * (5**0.5 - 1)
@@ -44,8 +45,14 @@ class Job:
     growth: float = 1.0  # times `kept`: how many weights its mask has before the first pruning, at least
     until: float = 0.7  # share of the steps after which the mask stays
     pace: float | None = None  # of the pruning; None: cubic
+    mix: float = 1.0  # power of the mean squared gradients in the saliency
     saliency: str = "fisher"  # what is pruned first
     what: str = "a child"  # for the progress
+
+    @property
+    def genes(self) -> Genes:
+        """Return how it trains, as children inherit it."""
+        return np.array([self.learning_rate, self.growth, self.until, self.pace, self.mix], float)
 
 
 def kept_at_targets(config: Config, layout: Layout) -> list[int]:
@@ -164,7 +171,7 @@ def born_of(jobs: Sequence[Job], results: Sequence[Result | None], generation: i
     for job, result in zip(jobs, results):
         if result is not None and result.bits is not None and result.inherited is not None:
             child = Individual((bits.copy() for bits in result.bits), job.individual.origin, generation)
-            child.inherited = {**result.inherited, GENES: np.array([job.learning_rate, job.growth, job.until, job.pace], float)}
+            child.inherited = {**result.inherited, GENES: job.genes}
             child.fitness.values = result.objectives
             born.append(child)
     return born
@@ -207,9 +214,9 @@ def breed(population: Sequence[Individual], targets: Sequence[int], aim: int, st
     toolbox.mate(child, mate, rng=rng)
     spread(child, parent, layout)
     genes, = toolbox.mutate(child.inherited.get(GENES, usual), rng=rng)
-    rate, growth, until, pace = genes.tolist()
+    rate, growth, until, pace, mix = genes.tolist()
     child.origin = "tune"
-    return Job(child, targets[aim], steps, int(rng.integers(2**32)), rate, growth, until, pace)
+    return Job(child, targets[aim], steps, int(rng.integers(2**32)), rate, growth, until, pace, mix)
 
 
 def spread(child: Individual, parent: Individual, layout: Layout) -> None:

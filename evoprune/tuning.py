@@ -48,6 +48,7 @@ class Shrink:
     until: float = 0.7  # share of the steps after which the mask stays
     first: float = 0.2  # share of all weights that the first pruning leaves at most
     pace: float | None = None
+    mix: float = 1.0  # power of the mean squared gradient in a saliency that has it: 1 as it is, 0 without
 
     def kept_at(self, step: int, steps: int, before: int, weights: int) -> int:
         """Return how many weights are kept at `step`, of `before` at the start."""
@@ -116,7 +117,7 @@ def tune(model: nn.Module, train: Split, recipe: Recipe, masks: Mapping[str, Ten
                 optimizer.step()
             if shrink and ((step + 1) % shrink.every(steps) == 0 or step + 1 == steps):
                 count = shrink.kept if step + 1 == steps else shrink.kept_at(step + 1, steps, before, weights)
-                means = None if squares is None else squares.values
+                means = None if squares is None else [mean.pow(shrink.mix) for mean in squares.values]
                 kept = dict(zip(kept, shrunk(masked, list(kept.values()), count, shrink.saliency, means)))
             hold_zeros(masked, kept)
             progress(step + 1, steps)

@@ -1,4 +1,4 @@
-"""A rule that prunes gradually, but in the time that the children of a tuned run start with: what the schedule alone is worth.
+"""A rule that prunes gradually, but as the first children of a tuned run do: what schedule and saliency alone are worth.
 
     python scripts/gradual_paced.py --method gradual:fisher --total-epochs 80 --out results/NAME ...
 """
@@ -14,8 +14,9 @@ from evoprune.tuned import DENSEST, Job, rule_jobs
 
 
 def paced(*given: Any) -> list[Job]:
-    """Return the rule's jobs with `until` and `pace` of the first children."""
-    return [replace(job, until=float(DENSEST[2]), pace=float(DENSEST[3])) for job in rule_jobs(*given)]
+    """Return the rule's jobs with `until`, `pace` and `mix` of the first children."""
+    until, pace, mix = DENSEST[2:].tolist()
+    return [replace(job, until=until, pace=pace, mix=mix) for job in rule_jobs(*given)]
 
 
 if __name__ == "__main__":

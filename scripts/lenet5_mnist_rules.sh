@@ -24,16 +24,18 @@ for seed in 0 1 2 3 4; do
   run gradual-fisher-80 $seed --method gradual:fisher --total-epochs 80 --targets $targets
 done
 for seed in 0 1 2 3 4; do
-  run evolve-untrained $seed --repair least-squares --population 64 --generations 30
   run gradual-fisher-24 $seed --method gradual:fisher --total-epochs 24 --targets $targets
   run evolve-48 $seed --total-epochs 48 --targets $targets
 done
 for seed in 0 1 2 3 4; do
-  program=(scripts/gradual_paced.py)
-  run gradual-fisher-80-paced $seed --method gradual:fisher --total-epochs 80 --targets $targets
   program=(scripts/without_selection.py)
   run evolve-80-without-selection $seed --total-epochs 80 --targets $targets
-  program=(-m evoprune.main)
+  program=(scripts/gradual_paced.py)
+  run gradual-fisher-80-paced $seed --method gradual:fisher --total-epochs 80 --targets $targets
+done
+program=(-m evoprune.main)
+for seed in 0 1 2 3 4; do
+  run evolve-untrained $seed --repair least-squares --population 64 --generations 30
   run evolve-blind $seed --knowledge none --repair least-squares --population 64 --generations 30
 done
 python scripts/rules_table.py $results 80 90 95 97 98 98.5 99 99.3 99.5 | tee $results/table.txt

@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import t as student
 
-T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}  # by the number of pairs
 PAIRS = (("evolve-80", "gradual-fisher-80"), ("evolve-80", "gradual-fisher-80-paced"),
          ("evolve-80", "evolve-80-without-selection"), ("evolve-48", "gradual-fisher-24"), ("evolve-40", "gradual-fisher-40"))
 
@@ -60,10 +60,10 @@ def main() -> None:
             print(line(f"{method.name} median", list(np.median(list(found[method.name].values()), axis=0))))
     for a, b in PAIRS:
         seeds = sorted(set(found.get(a, {})) & set(found.get(b, {})))
-        if len(seeds) in T95:
+        if len(seeds) > 1:
             difference = np.array([found[a][seed] - found[b][seed] for seed in seeds])
             mean = difference.mean(0)
-            half = T95[len(seeds)] * difference.std(0, ddof=1) / len(seeds) ** 0.5
+            half = student.ppf(0.975, len(seeds) - 1) * difference.std(0, ddof=1) / len(seeds) ** 0.5
             print(f"\n{a} against {b}, {len(seeds)} seeds")
             print(line("mean paired difference", list(mean)))
             print(line("lower end of its 95 %", list(mean - half)))

@@ -15,7 +15,7 @@ from evoprune.fast import fast_training
 from evoprune.genome import Individual, dense_individual, from_masks, get_bits, kept_genes
 from evoprune.jobs import packed, unpacked
 from evoprune.operators import HIGH, LOW, mutate_genes, unite
-from evoprune.tuned import DENSEST, GENES, Budget, aims, budget_of, kept_at_targets, spread
+from evoprune.tuned import DENSEST, FIRST_SHARE, GENES, Budget, aims, budget_of, kept_at_targets, spread
 from evoprune.tuning import Recipe, Shrink, grown, steps_an_epoch, tune
 
 TUNED = {"total_epochs": 6.0, "population": 16, "generations": 4, "targets": "0.8,0.9,0.95", "threads": 1}
@@ -140,7 +140,7 @@ def test_jobs_that_ended_are_not_repeated_when_the_generation_is_resumed(lenet, 
     with pytest.MonkeyPatch.context() as patch:
         count_steps(patch, steps)
         evoprune.prune(lenet, digits, resume=tmp_path / "run")
-    budget = Budget(6.0, tuned_run[1], 3 + 3 * 2, 3, 0.4)
+    budget = Budget(6.0, tuned_run[1], 3 + 3 * 2, 3, FIRST_SHARE)
     assert sum(steps) == tuned_run[1] - budget.upto(2)
     assert content(tmp_path / "run") == content(tuned_run[0])
 
