@@ -168,7 +168,7 @@ class Dask:
         dask, distributed = import_module("dask"), import_module("distributed")
         self.start, self.timeout = start, config.job_timeout
         self.cluster, self.team = None, Team([])
-        self.dead = distributed.scheduler.KilledWorker
+        self.dead, self.late = distributed.scheduler.KilledWorker, distributed.TimeoutError
         address = config.scheduler
         if address is None:
             listen = {"protocol": ["tcp", "inproc"], "host": [LOOPBACK, ""], "port": [0, None]}  # this process needs no socket
@@ -204,12 +204,22 @@ class Dask:
                     future = ended.get(timeout=LOOK_EVERY)
                 except Empty:
                     continue
-                error = future.exception()
-                if error is not None and not isinstance(error, self.dead):
-                    raise EvopruneError(f"engine dask: {with_type(error)}")
-                yield jobs.pop(future), (LOST, None) if error is not None else future.result()
+                yield jobs.pop(future), self.outcome_of(future)
         finally:
             self.client.cancel(list(jobs))
+
+    def outcome_of(self, future: Any) -> Outcome:
+        """Return what became of a job that ended; if its result went with its worker, Dask runs it again, on a new one."""
+        while True:
+            try:
+                outcome: Outcome = future.result(timeout=LOOK_EVERY)
+                return outcome
+            except self.late:
+                self.team.look()
+            except self.dead:
+                return LOST, None
+            except Exception as error:  # noqa: BLE001  # whatever Dask raises
+                raise EvopruneError(f"engine dask: {with_type(error)}") from None
 
     def close(self) -> None:
         """End a cluster of our own; leave one that was there before."""

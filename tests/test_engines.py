@@ -231,6 +231,22 @@ def test_scoop_starts_workers_of_a_hostfile_over_ssh(started, undisturbed, tmp_p
     assert results(tmp_path / "run") == undisturbed
 
 
+def test_dask_makes_a_result_again_that_went_with_its_worker(monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    engine, result, killed = open_engine(Config(engine="dask", workers=1), nothing), distributed.Future.result, []
+
+    def after_a_kill(future, timeout=None):
+        if not killed:
+            killed.append(kill(workers(os.getpid())))
+        return result(future, timeout=timeout)
+
+    monkeypatch.setattr(distributed.Future, "result", after_a_kill)
+    try:
+        assert engine.map(abs, [-1, -2, -3]) == [1, 2, 3] and killed
+    finally:
+        engine.close()
+
+
 @pytest.mark.slow
 def test_a_dask_cluster_that_runs_already_is_used_and_left(started, undisturbed, tmp_path):
     module = "distributed.cli.dask_"
