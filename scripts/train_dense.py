@@ -7,6 +7,7 @@ FILE, then the flags of `python -m evoprune.main`. Prints the accuracy on the se
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
 import tempfile
@@ -20,6 +21,7 @@ def main() -> int:
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         print("usage: python scripts/train_dense.py FILE --model MODEL --data DATA --train-epochs N ...", file=sys.stderr)
         return 2
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     given = vars(parser().parse_args(sys.argv[2:]))
     with tempfile.TemporaryDirectory() as folder:
         try:
