@@ -16,7 +16,7 @@ targets=0.7891,0.9,0.95,0.98
 
 mkdir -p $results
 if [[ ! -e data/resnet18.safetensors ]]; then
-  python scripts/train_dense.py data/resnet18.safetensors "${common[@]}" --train-epochs 60 --seed 0 | tee /dev/stderr | tail -1 > $results/dense.txt
+  python scripts/train_dense.py data/resnet18.safetensors "${common[@]}" --train-epochs 60 --seed 0 | tee >(cat >&2) | tail -1 > $results/dense.txt
 fi
 common+=(--weights data/resnet18.safetensors)
 run evolve-60 0 --total-epochs 60 --targets $targets

@@ -16,7 +16,7 @@ targets=0.9,0.95,0.97,0.98,0.985,0.99,0.993,0.995
 
 mkdir -p $results
 if [[ ! -e data/resnet20.safetensors ]]; then
-  python scripts/train_dense.py data/resnet20.safetensors "${common[@]}" --train-epochs 30 --seed 0 | tee /dev/stderr | tail -1 > $results/dense.txt
+  python scripts/train_dense.py data/resnet20.safetensors "${common[@]}" --train-epochs 30 --seed 0 | tee >(cat >&2) | tail -1 > $results/dense.txt
 fi
 common+=(--weights data/resnet20.safetensors)
 for seed in 0 1 2; do
