@@ -24,6 +24,7 @@ HELLO = "hello"  # a worker's first message: it reads now
 LEAVE = 2.0  # seconds for idle workers to end by themselves
 LOOK_EVERY = 1.0  # seconds without a message after which workers are looked at: one may have been stopped
 
+
 @dataclass
 class Worker:
     """A process and the pipe to it."""

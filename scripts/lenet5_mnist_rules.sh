@@ -7,15 +7,14 @@ set -euo pipefail
 data=$(realpath "${1:?usage: scripts/lenet5_mnist_rules.sh DATA_DIR WEIGHTS}")
 weights=$(realpath "${2:?usage: scripts/lenet5_mnist_rules.sh DATA_DIR WEIGHTS}")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-mkdir -p data
-[[ -e data/lenet5_mnist ]] || ln -s "$data" data/lenet5_mnist  # so that no path of this machine is recorded
-ln -sf "$weights" data/lenet5.pth
 results=results/lenet5_mnist_rules
 targets=0.9,0.95,0.97,0.98,0.985,0.99,0.993,0.995
 
 common=(--model lenet5 --data mnist --data-dir data/lenet5_mnist --weights data/lenet5.pth --search-images 5000)
 . scripts/rules_runs.sh
 
+link "$data" lenet5_mnist
+link "$weights" lenet5.pth
 program=(-m evoprune.main)
 run oneshot-lamp 0 --method oneshot:lamp --repair none --targets 0.5,0.6,0.7,0.8,$targets
 run multishot-lamp-repaired 0 --method multishot:lamp --repair least-squares --targets 0.5,0.6,0.7,0.8,$targets

@@ -5,8 +5,6 @@
 set -euo pipefail
 folder=$(realpath "${1:?usage: scripts/resnet18_cifar10.sh FOLDER}")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-mkdir -p data
-[[ -e data/cifar10_jpeg ]] || ln -s "$folder" data/cifar10_jpeg  # so that no path of this machine is recorded
 results=results/resnet18_cifar10
 common=(--model resnet18 --data folder:data/cifar10_jpeg --mean 0.4914,0.4822,0.4465 --std 0.2470,0.2435,0.2616
         --search-images 5000 --device cuda)
@@ -14,11 +12,8 @@ program=(-m evoprune.main) workers=1
 targets=0.7891,0.9,0.95,0.98
 . scripts/rules_runs.sh
 
-mkdir -p $results
-if [[ ! -e data/resnet18.safetensors ]]; then
-  python scripts/train_dense.py data/resnet18.safetensors "${common[@]}" --train-epochs 60 --seed 0 | tee >(cat >&2) | tail -1 > $results/dense.txt
-fi
-common+=(--weights data/resnet18.safetensors)
+link "$folder" cifar10_jpeg
+dense resnet18 60
 run evolve-60 0 --total-epochs 60 --targets $targets
 run gradual-fisher-60 0 --method gradual:fisher --total-epochs 60 --targets $targets
 run oneshot-lamp-60 0 --method oneshot:lamp --total-epochs 60 --targets $targets

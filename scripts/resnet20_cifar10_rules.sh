@@ -5,8 +5,6 @@
 set -euo pipefail
 folder=$(realpath "${1:?usage: scripts/resnet20_cifar10_rules.sh FOLDER}")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-mkdir -p data
-[[ -e data/cifar10_jpeg ]] || ln -s "$folder" data/cifar10_jpeg  # so that no path of this machine is recorded
 results=results/resnet20_cifar10_rules
 common=(--model scripts/resnet20.py:resnet20 --data folder:data/cifar10_jpeg --image-size 16 --mean 0.49,0.48,0.45
         --std 0.25,0.24,0.26 --train-images 10000 --search-images 2500)
@@ -14,11 +12,8 @@ program=(-m evoprune.main)
 targets=0.9,0.95,0.97,0.98,0.985,0.99,0.993,0.995
 . scripts/rules_runs.sh
 
-mkdir -p $results
-if [[ ! -e data/resnet20.safetensors ]]; then
-  python scripts/train_dense.py data/resnet20.safetensors "${common[@]}" --train-epochs 30 --seed 0 | tee >(cat >&2) | tail -1 > $results/dense.txt
-fi
-common+=(--weights data/resnet20.safetensors)
+link "$folder" cifar10_jpeg
+dense resnet20 30
 for seed in 0 1 2; do
   run evolve-40 $seed --total-epochs 40 --targets $targets
   run gradual-fisher-40 $seed --method gradual:fisher --total-epochs 40 --targets $targets

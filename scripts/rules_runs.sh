@@ -1,9 +1,26 @@
-# Sourced by the scripts that compare methods: `run`, with `results`, `common` (flags of every run), `program`, and `workers` (2) set before.
+# Sourced, in the project's root, by the scripts that compare methods. Set before `run`: `results`, `common` (flags of every run),
+# `program`, and `workers`, 2 unless set.
+
+link() {  # TARGET NAME: data/NAME leads there, so that no path of this machine is recorded
+  mkdir -p data
+  [[ -e data/$2 ]] || ln -s "$1" "data/$2"
+}
+
+dense() {  # NAME EPOCHS: train data/NAME.safetensors, unless it is there, and start every run from it
+  mkdir -p "$results"
+  if [[ ! -e data/$1.safetensors ]]; then
+    python scripts/train_dense.py "data/$1.safetensors" "${common[@]}" --train-epochs "$2" --seed 0 | tee >(cat >&2) |
+      tail -1 > "$results/dense.txt"
+  fi
+  common+=(--weights "data/$1.safetensors")
+}
+
 run() {  # NAME SEED FLAGS...: one run, its tables and settings kept; a run that is there already stays
   local out=$results/$1/seed-$2 work=data/rules-$1-$2
   [[ -e $out/done.json ]] && return
   rm -rf "$work"
-  /usr/bin/env python "${program[@]}" "${common[@]}" --engine processes --workers "${workers:-2}" --threads 1 --seed "$2" --out "$work" "${@:3}"
+  /usr/bin/env python "${program[@]}" "${common[@]}" --engine processes --workers "${workers:-2}" --threads 1 --seed "$2" \
+    --out "$work" "${@:3}"
   mkdir -p "$out"
   cp "$work"/{front.csv,layers.csv,log.csv,config.json,done.json} "$out"
   rm -rf "$work"

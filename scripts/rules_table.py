@@ -68,7 +68,7 @@ def main() -> None:
             print(line("mean paired difference", list(mean)))
             print(line("lower end of its 95 %", list(mean - half)))
             print(line("upper end of its 95 %", list(mean + half)))
-            print(f"{'':42s}" + "".join(f"{'win' if low > 0 else 'loss' if high < 0 else 'tie':>9s}"
+            print(f"{'':42s}" + "".join(f"{'win' if low > 0 else 'loss' if high < 0 else 'tie' if low <= 0 <= high else '-':>9s}"
                                         for low, high in zip(mean - half, mean + half)))
     settings = json.loads(next(folder.glob("*/seed-*/config.json")).read_text())
     print(f"\n{settings['device']}, " + ", ".join(f"{name} {version}" for name, version in settings["versions"].items()))
