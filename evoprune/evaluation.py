@@ -22,6 +22,7 @@ from .models import logits_of
 from .paths import Channels, drop_dead, find_channels
 from .prepared import Prepared
 from .repair import Repairer, norms_of
+from .saliency import SALIENCIES, logarithm
 from .splits import Split, as_split
 
 ACTIVATION_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}  # largest activation of a batch; page faults slow a CPU far beyond
@@ -121,15 +122,17 @@ class Evaluator:
     The model is copied and prepared once; each individual's mask is multiplied into the copy's weights. With a floor,
     an individual that can no longer reach it is stopped: its accuracy is then what it had so far, below the floor too.
     With `plain`, nothing is rewritten: integer counts are exactly those of the user's model. With `repair`, each masked
-    model is repaired on the `calibration` images before it is measured; where it `inherits`, the result holds the repaired
-    values that are left, float16, an array a layer by its name, in the order of the kept genes.
+    model is repaired on the `calibration` images before it is measured. With least squares and as far as `knowledge` allows, the
+    result says what the weights that are left are worth: the logarithm of `saliency`, float16, an array a layer by its name, in
+    the order of the kept genes.
     """
 
     def __init__(self, model: nn.Module, layout: Layout, split: Split, batch_size: int, *, floor: float = 0.0,
                  precision: str = "fp32", cache_mb: int = 0, plain: bool = False, repair: str = "none",
-                 calibration: Split | None = None, inherits: bool = False):
+                 calibration: Split | None = None, knowledge: str = "none"):
         self.model = model
-        self.kind, self.calibration, self.inherits = repair, calibration, inherits and repair == "least-squares"
+        self.kind, self.calibration, self.knowledge = repair, calibration, knowledge
+        self.inherits = knowledge != "none" and repair == "least-squares"
         self.layout, self.split, self.floor = layout, split, floor
         self.progress: Callable[[int, int], None] = lambda done, of: None  # called after each individual
         self.saved = 0  # images that the floor made it unnecessary to look at
@@ -162,7 +165,7 @@ class Evaluator:
         counts_on_device, inherited = [], []
         for i, individual in enumerate(individuals):
             counts_on_device.append(self.correct(individual))
-            inherited.append(self.values(individual) if self.inherits else None)
+            inherited.append(self.worth(individual) if self.inherits else None)
             self.progress(i + 1, len(individuals))
         counts = torch.stack(counts_on_device).tolist()
         found: list[Measurement] = []
@@ -171,10 +174,19 @@ class Evaluator:
             found.append(objectives if values is None else Result(objectives, None, values))
         return found
 
-    def values(self, individual: Individual) -> Inherited:
-        """Return the values that the kept genes have now."""
-        return {layer.name: parameter.detach()[mask].half().cpu().numpy() for layer, (parameter, _), mask in zip(
-            self.layout, self.masked, masks(individual, self.layout, self.split.labels.device))}
+    def worth(self, individual: Individual) -> Inherited:
+        """Return the logarithms of the saliencies that the kept genes have now."""
+        kept = masks(individual, self.layout, self.split.labels.device)
+        return {layer.name: logarithm(score[mask]).half().cpu().numpy()
+                for layer, score, mask in zip(self.layout, self.saliency(), kept)}
+
+    def saliency(self) -> list[Tensor]:
+        """Return what each weight is worth as the model is set now, shaped like the layers, 0 where it is pruned: what least
+        squares knows (`Repairer.saliency`) if it solves every layer and `knowledge` allows, or else the LAMP score."""
+        if self.knowledge == "data" and self.repairer is not None and self.kind == "least-squares" and not self.repairer.left():
+            found = self.repairer.saliency()
+            return [found[layer.name].view(layer.shape) for layer in self.layout]
+        return SALIENCIES["lamp"]([parameter.detach().float() for parameter, _ in self.masked], None)
 
     def simplify(self, individual: Individual) -> None:
         """Drop the dead paths of a mask: the outputs stay, what they inherited in changed layers goes."""

@@ -22,7 +22,7 @@ from .engines import local
 from .genome import Individual, Result
 from .layers import Layout
 from .operators import mate, mutate, mutate_genes, refine, unite
-from .saliency import SALIENCIES
+from .saliency import SALIENCIES, logarithm
 
 Values = tuple[float, float]  # (accuracy, sparsity)
 Floats = npt.NDArray[np.float64]
@@ -55,9 +55,9 @@ def default_toolbox(evaluate: Any, layout: Layout, config: Config) -> base.Toolb
         toolbox.register("mate", unite)
         toolbox.register("mutate", mutate_genes)
     elif repaired and config.knowledge != "none" and hasattr(evaluate, "weights"):  # blind ones win elsewhere: LOG.md
-        dense = evaluate.weights
         toolbox.register("mate", mate, p=0.2, uniform=0.0, layout=layout)
-        toolbox.register("mutate", refine, layout=layout, dense=dense, growth=SALIENCIES["lamp"](dense, None))
+        toolbox.register("mutate", refine, layout=layout, growth=[
+            logarithm(score).numpy() for score in SALIENCIES["lamp"](evaluate.weights, None)])
     else:
         toolbox.register("mate", mate)
         toolbox.register("mutate", mutate, layout=layout)

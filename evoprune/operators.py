@@ -10,15 +10,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from .genome import Bits, Individual, get_bits, kept_genes, set_bits
 from .layers import Layout
-from .saliency import SALIENCIES
 
 LARGEST = 0.1  # share of a layer's kept genes that one move changes at most
-Genes = npt.NDArray[np.float64]  # of a tuned run: learning rate, growth, until, pace, mix
+Floats = npt.NDArray[np.float64]
+Genes = Floats  # of a tuned run: learning rate, growth, until, pace, mix
 LOW, HIGH = np.array([0.2, 1.5, 0.4, 1.0, 0.25]), np.array([2.0, 16.0, 0.85, 8.0, 1.0])
 SPREAD = np.array([0.15, 0.2, 0.08, 0.2, 0.1])
 LARGEST_REFINED = 0.3  # the same of a move that knows what matters
@@ -69,12 +67,11 @@ def grow(bits: Bits, genes: int, rng: np.random.Generator) -> None:
 MOVES: tuple[Move, ...] = (flip, swap, prune, grow)
 
 
-def refine(individual: Individual, rng: np.random.Generator, layout: Layout, dense: Sequence[Tensor],
-           growth: Sequence[Tensor]) -> tuple[Individual]:
+def refine(individual: Individual, rng: np.random.Generator, layout: Layout, growth: Sequence[Floats]) -> tuple[Individual]:
     """Prune the kept genes of low saliency, keep pruned ones of high saliency, or both, over all layers or in one.
 
-    What is pruned goes by the LAMP score of the values that the parent has now, what is kept by that of the dense values
-    (`growth`, of `dense`); each logarithm with Gumbel noise, from none to half. The size is log-uniform.
+    What is pruned goes by what the weights are worth in the parent, which the individual inherited, what is kept by `growth`,
+    (genes,) a layer: both logarithms, with Gumbel noise, from none to half. The size is log-uniform.
     """
     chosen = list(range(len(layout))) if rng.random() < 0.7 else [int(rng.integers(len(layout)))]
     genes = [get_bits(individual, i, layout) for i in range(len(layout))]
@@ -83,10 +80,12 @@ def refine(individual: Individual, rng: np.random.Generator, layout: Layout, den
     count = size(int(kept.sum()), rng, LARGEST_REFINED)
     flips = np.zeros(len(kept), bool)
     if move != 1:
-        now = SALIENCIES["lamp"]([values_of(individual, i, layout, dense) for i in chosen], None)
+        now = np.zeros(len(kept))
+        known = all(layout[i].name in individual.inherited for i in chosen)  # not after another move: then one scale for all
+        now[kept] = np.concatenate([individual.inherited[layout[i].name] if known else growth[i][genes[i]] for i in chosen])
         flips[best(-noisy(now, noise, rng), kept, count)] = True
     if move != 0:
-        flips[best(noisy([growth[i] for i in chosen], noise, rng), ~kept, count)] = True
+        flips[best(noisy(np.concatenate([growth[i] for i in chosen]), noise, rng), ~kept, count)] = True
     for i, part in zip(chosen, np.split(flips, np.cumsum([len(genes[i]) for i in chosen])[:-1])):
         if part.any():
             set_bits(individual, i, genes[i] ^ part)
@@ -94,19 +93,9 @@ def refine(individual: Individual, rng: np.random.Generator, layout: Layout, den
     return (individual,)
 
 
-def values_of(individual: Individual, i: int, layout: Layout, dense: Sequence[Tensor]) -> Tensor:
-    """Return the values of layer `i` as the individual has them, zeros where it is pruned: repaired ones, or the dense."""
-    kept = torch.from_numpy(get_bits(individual, i, layout))
-    values = dense[i] * kept
-    if (own := individual.inherited.get(layout[i].name)) is not None:
-        values[kept] = torch.from_numpy(own.astype(np.float32))
-    return values
-
-
-def noisy(scores: Sequence[Tensor], noise: float, rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    """Return the logarithms of all scores with Gumbel noise: the best k are a sample without replacement."""
-    flat = torch.cat([score.flatten() for score in scores]).double().clamp_min(1e-30).log().numpy()
-    return flat + noise * rng.gumbel(size=len(flat)) if noise else flat
+def noisy(scores: Floats, noise: float, rng: np.random.Generator) -> Floats:
+    """Return logarithms of scores with Gumbel noise: the best k are a sample without replacement."""
+    return scores + noise * rng.gumbel(size=len(scores)) if noise else scores
 
 
 def best(scores: npt.NDArray[np.float64], among: npt.NDArray[np.bool_], count: int) -> npt.NDArray[np.int64]:

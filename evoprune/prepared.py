@@ -162,7 +162,7 @@ class TanhInPlace(nn.Module):
     """`fast.tanh_` as a module."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return tanh_(x)
+        return torch.tanh(x) if torch.is_grad_enabled() else tanh_(x)
 
 
 def use_faster_modules(graph: fx.GraphModule, pools: bool) -> int:

@@ -150,7 +150,7 @@ def search_batch_size(config: Config, net: nn.Module, layout: Layout, splits: Da
 def make_evaluator(net: nn.Module, layout: Layout, splits: Data, config: Config, batch_size: int, usual: int) -> Evaluator:
     """Return the evaluator of the search; `usual` is the batch size of the reports."""
     return Evaluator(net, layout, splits.search, batch_size, floor=config.accuracy_floor, precision=config.precision,
-                     cache_mb=config.cache_mb, repair=str(config.repair), inherits=config.knowledge != "none",
+                     cache_mb=config.cache_mb, repair=str(config.repair), knowledge=config.knowledge,
                      calibration=calibration_images(config, splits, usual, IMAGES))
 
 
@@ -158,7 +158,7 @@ def last_evaluator(run: Run) -> Evaluator:
     """Return an evaluator of the model as the user has it, which repairs with more images than the search takes."""
     images = calibration_images(run.config, run.data, run.batch_size, LAST_IMAGES)
     return Evaluator(run.model, run.layout, run.data.search, run.batch_size, plain=True, repair=str(run.config.repair),
-                     calibration=images)
+                     calibration=images, knowledge=run.config.knowledge)
 
 
 def calibration_images(config: Config, splits: Data, batch_size: int, images: int) -> Split | None:

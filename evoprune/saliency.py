@@ -44,6 +44,11 @@ SALIENCIES: dict[str, Score] = {"magnitude": magnitude, "lamp": lamp, "fisher": 
 NEEDS_DATA = {"fisher"}
 
 
+def logarithm(scores: Tensor) -> Tensor:
+    """Return the logarithms of scores, double; finite in float16 too."""
+    return scores.double().clamp_min(1e-30).log()
+
+
 def keep_top(scores: Sequence[Tensor], count: int) -> list[Tensor]:
     """Return bool masks of the `count` highest scores over all layers together; of equal ones the first."""
     flat = torch.cat([score.reshape(-1) for score in scores])

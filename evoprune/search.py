@@ -20,7 +20,7 @@ from .evolution import State, begin, evolve
 from .genome import Individual, dense_individual
 from .jobs import map_kept
 from .run import Run, TimeUp, clock, last_evaluator
-from .saliency import gradient_squares
+from .saliency import SALIENCIES, gradient_squares
 from .starts import Known, at_targets, first_population
 from .tuned import Budget, begin_rules, begin_tuned, budget_of, evolve_tuned, kept_at_targets, rule_jobs
 from .tuning import recipe_for
@@ -124,12 +124,14 @@ def known(run: Run) -> Known:
         assert config.knowledge == "data" and run.data.train is not None
         return [s.float().cpu() for s in gradient_squares(run.model, names, run.data.train, FISHER_BATCH, FISHER_IMAGES)]
 
-    def settled(individual: Individual) -> list[Tensor]:
+    def settled(individual: Individual) -> tuple[list[Tensor], list[Tensor]]:
         run.evaluator.simplify(individual)
         if config.knowledge != "data" or config.repair != "least-squares":
-            return [w * mask for w, mask in zip(weights(), masks(individual, run.layout))]
+            values = [w * mask for w, mask in zip(weights(), masks(individual, run.layout))]
+            return values, SALIENCIES["lamp"](values, None)
         careful().set_masks(individual)
-        return [parameter.detach().float().cpu().clone() for parameter, _ in careful().masked]
+        return [parameter.detach().float().cpu().clone() for parameter, _ in careful().masked], \
+            [score.cpu() for score in careful().saliency()]
 
     @cache
     def careful() -> Evaluator:

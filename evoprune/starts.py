@@ -22,6 +22,7 @@ Masks = list[npt.NDArray[np.bool_]]
 Rule = Callable[[float, np.random.Generator], Masks]
 
 DENSEST, SPARSEST = 0.8, 0.004  # of the grid; hvlog looks at 0.5 to 0.005
+SURGEON = "obs"  # optimal brain surgeon: saliency of what least squares knows
 SHOTS = 160  # steps of the multi-shot path from dense to `SPARSEST`
 
 
@@ -32,7 +33,8 @@ class Known:
     layout: Layout
     weights: Callable[[], list[Tensor]]  # dense, shaped like the layers
     squares: Callable[[], list[Tensor]]  # mean squared gradients
-    settled: Callable[[Individual], list[Tensor]]  # values after dead paths are dropped, in place, and the rest repaired
+    settled: Callable[[Individual], tuple[list[Tensor], list[Tensor]]]  # values after dead paths are dropped, in place, and the
+    # rest repaired; and what each is worth then
 
 
 def first_population(known: Known, start: str, size: int, rng: np.random.Generator) -> list[Individual]:
@@ -62,7 +64,11 @@ def check_rules(config: Config) -> None:
     if kind == "oneshot":
         check_knowledge("method", rule, {name: needed for name, needed in NEEDS.items() if name != "multishot"}, config.knowledge)
     elif kind != "evolve":
-        check_knowledge("method", rule, {name: NEEDS[name] for name in SALIENCIES}, config.knowledge)
+        own = {SURGEON: "data"} if kind == "multishot" else {}
+        check_knowledge("method", rule, {name: NEEDS[name] for name in SALIENCIES} | own, config.knowledge)
+        if rule == SURGEON and config.repair != "least-squares":
+            raise EvopruneError(f"method: found {config.method!r}, which asks least squares what weights are worth; give "
+                                f"--repair least-squares")
 
 
 def check_knowledge(setting: str, rule: str, needs: dict[str, str], knowledge: str) -> None:
@@ -130,19 +136,20 @@ def by_saliency(name: str) -> Callable[[Known], Rule]:
     return rule
 
 
-def multishot(known: Known, saliency: str = "lamp", densities: Sequence[float] = ()) -> Rule:
+def multishot(known: Known, saliency: str = SURGEON, densities: Sequence[float] = ()) -> Rule:
     """Prune step by step from dense, each time what scores lowest of the values as repaired after the step before.
 
-    Equal steps in log density, and `densities` between them; each drops dead paths. Without repair, the rule scores the
-    same values again at each step.
+    Equal steps in log density, and `densities` between them; each drops dead paths. `SURGEON` takes what repair says each
+    weight is worth, where it knows. Without repair, the rule scores the same values again at each step.
     """
-    layout, path, values = known.layout, [], known.weights()
+    layout, path = known.layout, []
     squares = known.squares() if saliency in NEEDS_DATA else None
+    values, worth = known.settled(dense_individual(layout)) if saliency == SURGEON else (known.weights(), [])
     for density in sorted({*np.geomspace(1, SPARSEST, SHOTS + 1)[1:], *densities}, reverse=True):
-        kept = [mask & (value != 0) for mask, value in zip(
-            keep_top(SALIENCIES[saliency](values, squares), keep(density, layout.weights)), values)]
+        scores = worth if saliency == SURGEON else SALIENCIES[saliency](values, squares)
+        kept = [mask & (value != 0) for mask, value in zip(keep_top(scores, keep(density, layout.weights)), values)]
         individual = from_masks((mask.numpy() for mask in kept), "multishot")
-        values = known.settled(individual)
+        values, worth = known.settled(individual)
         path.append((np.log(density), [(value != 0).numpy() for value in values]))
 
     def mask(density: float, rng: np.random.Generator) -> Masks:

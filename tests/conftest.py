@@ -29,7 +29,8 @@ def knowing(weights, layout):
     weights = [torch.as_tensor(w).detach().float() for w in weights]
 
     def settled(individual):
-        return [w * torch.from_numpy(get_bits(individual, i, layout)).view(w.shape) for i, w in enumerate(weights)]
+        kept = [w * torch.from_numpy(get_bits(individual, i, layout)).view(w.shape) for i, w in enumerate(weights)]
+        return kept, [w.square() for w in kept]
 
     return Known(layout, lambda: weights, lambda: [torch.ones_like(w) for w in weights], settled)
 

@@ -133,6 +133,10 @@ def test_training_starts_from_the_dense_values(lenet, digits, tmp_path):
      "weights; expected random, magnitude, erk, lamp, multishot"),
     ({"start": "snip"}, "start: found 'snip', expected random, magnitude, erk, lamp, fisher, multishot, with commas between, "
      "or auto"),
+    ({"method": "multishot:obs", "targets": "0.9"}, "method: found 'multishot:obs', which asks least squares what weights are "
+     "worth; give --repair least-squares"),
+    ({"method": "multishot:obs", "knowledge": "weights"}, "method: found 'obs', which needs --knowledge data, with --knowledge "
+     "weights; expected magnitude, lamp"),
     ({"repair": "magic"}, "repair: found 'magic', expected one of none, bn, least-squares"),
     ({"knowledge": "labels"}, "knowledge: found 'labels', expected one of none, weights, data"),
     ({"repair": "bn", "layerwise": True}, "repair: found 'bn' with --layerwise, whose stages train instead; expected none"),

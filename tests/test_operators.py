@@ -3,7 +3,7 @@ import pytest
 
 from evoprune.genome import from_masks, get_bits, kept_genes
 from evoprune.layers import Layer, Layout
-from evoprune.operators import MOVES, flip, grow, mate, mutate, pick, prune, swap, toggle
+from evoprune.operators import MOVES, flip, grow, mate, mutate, pick, prune, refine, swap, toggle
 
 LAYOUT = Layout((Layer("a", (30,)), Layer("b", (7, 11)), Layer("c", (400, 300))), 30 + 77 + 120_000)
 
@@ -101,3 +101,32 @@ def test_an_empty_layer_can_grow_and_a_full_one_be_pruned(rng):
         mutate(full, rng, LAYOUT, p=1)
     assert all(kept_genes(bits) for bits in empty)
     assert all(kept_genes(bits) < layer.genes for bits, layer in zip(full, LAYOUT))
+
+
+@pytest.mark.parametrize("inherited", [("a", "b", "c"), ("a", "c"), ()])
+def test_refine_prunes_what_is_worth_least_and_grows_what_promises_most(inherited, rng):
+    layout = Layout(LAYOUT[:2], 107)  # few genes, and scores so far apart that noise changes no order
+    order = rng.permutation(107)
+    growth = [1000.0 * order[:30], 1000.0 * order[30:]]
+    moves = set()
+    for _ in range(100):
+        parent = from_masks([rng.random(layer.shape) < 0.4 for layer in layout], "x")
+        kept = np.concatenate([get_bits(parent, i, layout) for i in range(2)])
+        worth = rng.permutation(107) if len(inherited) == 3 else order
+        parts = {"a": slice(0, 30), "b": slice(30, 107)}
+        parent.inherited = {name: 1000.0 * worth[part][kept[part]] if len(inherited) == 3 else np.zeros(kept[part].sum())
+                            for name, part in parts.items() if name in inherited}
+        (child,) = refine(parent.clone(), rng, layout, growth)
+        now = np.concatenate([get_bits(child, i, layout) for i in range(2)])
+        gone, back = np.flatnonzero(kept & ~now), np.flatnonzero(now & ~kept)
+        changed = sorted({int(i >= 30) for i in [*gone, *back]})
+        assert {layout[i].name for i in changed}.isdisjoint(child.inherited) and len(gone) + len(back)
+        for within in (np.arange(107), np.arange(30), np.arange(30, 107)):
+            lowest, highest = within[kept[within]], within[~kept[within]]
+            lowest, highest = lowest[np.argsort(worth[lowest])], highest[np.argsort(-order[highest])]
+            if set(gone) == set(lowest[:len(gone)]) and set(back) == set(highest[:len(back)]):
+                break
+        else:
+            assert inherited == ("a", "c") and changed == [0]  # that layer alone, whose own scores are all the same
+        moves.add((len(gone) > 0, len(back) > 0))
+    assert moves == {(True, False), (False, True), (True, True)}

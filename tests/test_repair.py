@@ -8,7 +8,9 @@ from torch import nn
 from evoprune.evaluation import Evaluator, masks
 from evoprune.genome import from_masks, get_bits
 from evoprune.layers import find_layers
-from evoprune.repair import Repairer, calibration, conjugate_gradients, draw_positions, solve_rows
+from evoprune.repair import Repairer, calibration, conjugate_gradients, draw_positions, fitted, solve_rows
+from evoprune.saliency import SALIENCIES
+from evoprune.splits import as_split
 
 
 class Mixed(nn.Module):
@@ -103,6 +105,7 @@ def repaired_obviously(dense, layout, kept, images):
 def test_least_squares_equals_the_obvious_slow_way(mixed, density, monkeypatch):
     monkeypatch.setattr("evoprune.repair.ROWS", 10**6)  # all positions
     monkeypatch.setattr("evoprune.repair.SLOWER", 0)  # no conjugate gradients
+    monkeypatch.setattr("evoprune.repair.FIT_STEPS", 0)
     layout = find_layers(mixed)
     images = torch.randn(90, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     repairer = Repairer("least-squares", net := copy.deepcopy(mixed).requires_grad_(False), layout, images)
@@ -146,7 +149,7 @@ def test_rows_solved_together_equal_rows_solved_alone(density, monkeypatch):
     covariance, cross, dense = x.T @ x / 300, torch.randn(40, 25) * 10, torch.randn(25, 40)
     mask = torch.rand(25, 40) < density
     mask[3] = False
-    weights = solve_rows(covariance, cross, dense, mask)
+    weights, inverse = solve_rows(covariance, cross, dense, mask)
     damping = 0.01 * covariance.trace() / 40
     damped = covariance + damping * torch.eye(40)
     other = conjugate_gradients(damped, (cross.T + damping * dense) * mask, dense * mask, mask)
@@ -157,6 +160,75 @@ def test_rows_solved_together_equal_rows_solved_alone(density, monkeypatch):
         assert torch.allclose(weights[row, kept].double(), expected, atol=2e-3 * scale)
         assert torch.allclose(other[row, kept].double(), expected, atol=1e-2 * scale)
         assert not weights[row, ~kept].any() and not other[row, ~kept].any()
+        wanted = (cross.T + damping * dense)[row].double()
+        for j in kept.nonzero()[:, 0].tolist()[:3]:  # what removing it costs, after all others are solved again
+            others = kept.clone()
+            others[j] = False
+            error = least_error(damped.double(), wanted, others) - least_error(damped.double(), wanted, kept)
+            assert torch.isclose((weights[row, j] ** 2 / inverse[row, j]).double(), error, rtol=1e-2)
+
+
+def least_error(system, wanted, kept):
+    """The smallest w A w - 2 b w over the kept weights."""
+    b = wanted[kept]
+    return -b @ torch.linalg.solve(system[kept][:, kept], b)
+
+
+def test_a_last_layer_is_fitted_to_probabilities(rng):
+    torch.manual_seed(0)
+    x = torch.randn(200, 30)
+    probabilities = (2 * x @ torch.randn(30, 4)).softmax(1)
+    mask = torch.rand(4, 30) < 0.5
+    start, bias = 0.01 * torch.randn(4, 30) * mask, torch.zeros(4)
+
+    def loss(weights, bias):
+        return torch.nn.functional.cross_entropy(x @ weights.T + bias, probabilities) + 2 / 200 * (weights - start).square().sum()
+
+    weights, fitted_bias = fitted(x, probabilities, start, bias, mask)
+    free = weights.clone().requires_grad_(), fitted_bias.clone().requires_grad_()
+    gradient, other = torch.autograd.grad(loss(*free), free)
+    assert not weights[~mask].any() and loss(weights, fitted_bias) < 0.6 * loss(start, bias)
+    assert gradient[mask].abs().max() < 0.01 and other.abs().max() < 0.01
+    without, none = fitted(x, probabilities, start, None, mask)
+    assert none is None and loss(without, 0) < loss(start, 0) and not without[~mask].any()
+    assert fitted(x / 0, probabilities, start, bias, mask) == (start, bias)
+
+
+def test_only_a_linear_layer_that_makes_the_logits_is_fitted(mixed):
+    images = torch.randn(20, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+    class Scaled(Mixed):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    scaled = Scaled().eval()
+    assert Repairer("least-squares", mixed, find_layers(mixed), images).classifier.name == "fc2.weight"
+    assert Repairer("least-squares", scaled, find_layers(scaled), images).classifier is None
+
+
+def test_saliency_equals_errors_times_gradients_image_by_image(mixed):
+    layout = find_layers(mixed)
+    images = torch.randn(30, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    repairer = Repairer("least-squares", net := copy.deepcopy(mixed).requires_grad_(False), layout, images)
+    changed, kept = masked(mixed, layout, 0.3)
+    net.load_state_dict(changed.state_dict())
+    repairer(kept)
+    found = repairer.saliency()
+    assert set(found) == {layer.name for layer in layout} - {"grouped.weight"}
+    labels = torch.multinomial(net(images).softmax(1), 1, generator=torch.Generator().manual_seed(0))[:, 0]
+    net.requires_grad_(True)
+    squares, outputs = {name: 0 for name in found}, {}
+    for name in found:
+        net.get_submodule(name.removesuffix(".weight")).register_forward_hook(
+            lambda module, args, output, name=name: (output.retain_grad(), outputs.update({name: output}))[0])
+    for image, label in zip(images, labels):
+        torch.nn.functional.cross_entropy(net(image[None]), label[None]).backward()
+        for name, output in outputs.items():
+            squares[name] = squares[name] + output.grad.reshape(output.shape[1], -1).square().sum(1) / 30
+    for layer in repairer.layers.values():
+        expected = layer.errors * squares[layer.name].sqrt()[:, None]
+        assert torch.allclose(found[layer.name], expected, rtol=1e-3, atol=1e-9)
+        assert found[layer.name].any() and not found[layer.name][~kept[layer.name].view(found[layer.name].shape)].any()
 
 
 def test_values_stay_small_behind_a_layer_that_is_dead(mixed):
@@ -177,9 +249,10 @@ def test_positions_are_different_places_of_the_output():
     assert draw_positions(10, 100, torch.device("cpu")).tolist() == [list(range(100))] * 10
 
 
-def test_a_repaired_mask_is_measured_and_its_values_inherited_whatever_came_before(lenet, digits, layout, rng):
+@pytest.mark.parametrize("knowledge", ["weights", "data"])
+def test_a_repaired_mask_is_measured_and_its_saliency_inherited_whatever_came_before(knowledge, lenet, digits, layout, rng):
     images = calibration(digits.train, 200, 0)
-    evaluator = Evaluator(lenet, layout, digits.search, 64, repair="least-squares", calibration=images, inherits=True)
+    evaluator = Evaluator(lenet, layout, digits.search, 64, repair="least-squares", calibration=images, knowledge=knowledge)
     group = [from_masks([rng.random(layer.shape) < density for layer in layout], "x") for density in (0.3, 0.1, 0.05)]
     before = copy.deepcopy(lenet.state_dict())
     forward, backward = evaluator.many(group), evaluator.many(group[::-1])[::-1]
@@ -190,10 +263,21 @@ def test_a_repaired_mask_is_measured_and_its_values_inherited_whatever_came_befo
             assert np.array_equal(a.inherited[layer.name], b.inherited[layer.name])
             assert a.inherited[layer.name].shape == (get_bits(individual, i, layout).sum(),)
     evaluator.set_masks(group[0])
-    for (parameter, _), mask, layer in zip(evaluator.masked, masks(group[0], layout), layout):
+    scores = SALIENCIES["lamp"]([parameter for parameter, _ in evaluator.masked]) if knowledge == "weights" else \
+        [evaluator.repairer.saliency()[layer.name].view(layer.shape) for layer in layout]
+    for (parameter, _), mask, layer, score in zip(evaluator.masked, masks(group[0], layout), layout, scores):
         assert not parameter[~mask].any()
-        assert np.array_equal(parameter[mask].half().numpy(), forward[0].inherited[layer.name])
+        assert np.array_equal(score[mask].double().clamp_min(1e-30).log().half().numpy(), forward[0].inherited[layer.name])
     assert all(torch.equal(v, before[k]) for k, v in lenet.state_dict().items())
+
+
+def test_saliency_is_lamp_where_least_squares_does_not_solve_every_layer(mixed):
+    layout = find_layers(mixed)
+    images = calibration(as_split((torch.randn(60, 1, 8, 8), torch.zeros(60, dtype=torch.int64)), "data"), 60, 0)
+    evaluator = Evaluator(mixed, layout, images, 60, repair="least-squares", calibration=images, knowledge="data")
+    evaluator.set_masks(from_masks([np.arange(layer.weights).reshape(layer.shape) % 2 == 0 for layer in layout], "x"))
+    expected = SALIENCIES["lamp"]([parameter for parameter, _ in evaluator.masked])
+    assert all(torch.equal(a, b) for a, b in zip(evaluator.saliency(), expected))
 
 
 def test_calibration_images_are_a_fixed_draw(digits):

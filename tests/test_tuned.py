@@ -195,7 +195,7 @@ def test_every_rule_keeps_the_budget_and_the_targets(method, lenet, digits, tmp_
     assert all(any(abs(p.sparsity - s) < 0.02 and p.sparsity >= s - 1e-9 for s in least) for p in points)
 
 
-@pytest.mark.parametrize("method", ["oneshot:erk", "multishot:magnitude"])
+@pytest.mark.parametrize("method", ["oneshot:erk", "multishot:magnitude", "multishot:obs"])
 def test_rules_without_training(method, lenet, digits, tmp_path):
     front = evoprune.prune(lenet, digits, out=str(tmp_path / "run"), method=method, targets="0.5,0.8", repair="least-squares")
     assert len(front) >= 2 and max(point.sparsity for point in front) >= 0.8
