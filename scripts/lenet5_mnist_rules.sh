@@ -18,6 +18,7 @@ link "$weights" lenet5.pth
 program=(-m evoprune.main)
 run oneshot-lamp 0 --method oneshot:lamp --repair none --targets 0.5,0.6,0.7,0.8,$targets
 run multishot-lamp-repaired 0 --method multishot:lamp --repair least-squares --targets 0.5,0.6,0.7,0.8,$targets
+run multishot-obs-repaired 0 --method multishot:obs --repair least-squares --targets 0.5,0.6,0.7,0.8,$targets
 for seed in 0 1 2 3 4; do
   run evolve-80 $seed --total-epochs 80 --targets $targets
   run gradual-fisher-80 $seed --method gradual:fisher --total-epochs 80 --targets $targets
@@ -27,8 +28,10 @@ for seed in 0 1 2 3 4; do
   run evolve-48 $seed --total-epochs 48 --targets $targets
 done
 for seed in 0 1 2 3 4; do
-  program=(scripts/without_selection.py)
+  program=(scripts/without_selection.py niche)
   run evolve-80-without-selection $seed --total-epochs 80 --targets $targets
+  program=(scripts/without_selection.py any)
+  run evolve-80-random-parents $seed --total-epochs 80 --targets $targets
   program=(scripts/gradual_paced.py)
   run gradual-fisher-80-paced $seed --method gradual:fisher --total-epochs 80 --targets $targets
 done

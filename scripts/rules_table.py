@@ -17,7 +17,8 @@ import numpy as np
 from scipy.stats import t as student
 
 PAIRS = (("evolve-80", "gradual-fisher-80"), ("evolve-80", "gradual-fisher-80-paced"),
-         ("evolve-80", "evolve-80-without-selection"), ("evolve-40", "gradual-fisher-40"))
+         ("evolve-80", "evolve-80-without-selection"), ("evolve-80", "evolve-80-random-parents"),
+         ("evolve-40", "gradual-fisher-40"))
 
 
 def rows(path: Path) -> list[dict[str, str]]:
