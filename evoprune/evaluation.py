@@ -131,8 +131,9 @@ class Evaluator:
                  precision: str = "fp32", cache_mb: int = 0, plain: bool = False, repair: str = "none",
                  calibration: Split | None = None, knowledge: str = "none"):
         self.model = model
-        self.kind, self.calibration, self.knowledge = repair, calibration, knowledge
+        self.kind, self.calibration = repair, calibration
         self.inherits = knowledge != "none" and repair == "least-squares"
+        self.asks_repair = knowledge == "data" and repair == "least-squares"
         self.layout, self.split, self.floor = layout, split, floor
         self.progress: Callable[[int, int], None] = lambda done, of: None  # called after each individual
         self.saved = 0  # images that the floor made it unnecessary to look at
@@ -183,9 +184,13 @@ class Evaluator:
     def saliency(self) -> list[Tensor]:
         """Return what each weight is worth as the model is set now, shaped like the layers, 0 where it is pruned: what least
         squares knows (`Repairer.saliency`) if it solves every layer and `knowledge` allows, or else the LAMP score."""
-        if self.knowledge == "data" and self.repairer is not None and self.kind == "least-squares" and not self.repairer.left():
-            found = self.repairer.saliency()
-            return [found[layer.name].view(layer.shape) for layer in self.layout]
+        if self.repairer is not None and self.asks_repair and not self.repairer.left():
+            try:
+                found = self.repairer.saliency()
+                return [found[layer.name].view(layer.shape) for layer in self.layout]
+            except RuntimeError as error:  # the user's model
+                self.asks_repair = False
+                log.info("weights are worth their LAMP score: gradients do not go through the model (%s)", first_line(error))
         return SALIENCIES["lamp"]([parameter.detach().float() for parameter, _ in self.masked], None)
 
     def simplify(self, individual: Individual) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from time import monotonic
@@ -124,20 +124,23 @@ def known(run: Run) -> Known:
         assert config.knowledge == "data" and run.data.train is not None
         return [s.float().cpu() for s in gradient_squares(run.model, names, run.data.train, FISHER_BATCH, FISHER_IMAGES)]
 
-    def settled(individual: Individual) -> tuple[list[Tensor], list[Tensor]]:
+    def settled(individual: Individual) -> list[Tensor]:
         run.evaluator.simplify(individual)
         if config.knowledge != "data" or config.repair != "least-squares":
-            values = [w * mask for w, mask in zip(weights(), masks(individual, run.layout))]
-            return values, SALIENCIES["lamp"](values, None)
+            return [w * mask for w, mask in zip(weights(), masks(individual, run.layout))]
         careful().set_masks(individual)
-        return [parameter.detach().float().cpu().clone() for parameter, _ in careful().masked], \
-            [score.cpu() for score in careful().saliency()]
+        return [parameter.detach().float().cpu().clone() for parameter, _ in careful().masked]
+
+    def worth(values: Sequence[Tensor]) -> list[Tensor]:
+        if config.knowledge != "data" or config.repair != "least-squares":
+            return SALIENCIES["lamp"](values, None)
+        return [score.cpu() for score in careful().saliency()]
 
     @cache
     def careful() -> Evaluator:
         return last_evaluator(run)
 
-    return Known(run.layout, weights, squares, settled)
+    return Known(run.layout, weights, squares, settled, worth)
 
 
 class Progress:

@@ -33,8 +33,8 @@ class Known:
     layout: Layout
     weights: Callable[[], list[Tensor]]  # dense, shaped like the layers
     squares: Callable[[], list[Tensor]]  # mean squared gradients
-    settled: Callable[[Individual], tuple[list[Tensor], list[Tensor]]]  # values after dead paths are dropped, in place, and the
-    # rest repaired; and what each is worth then
+    settled: Callable[[Individual], list[Tensor]]  # values after dead paths are dropped, in place, and the rest repaired
+    worth: Callable[[Sequence[Tensor]], list[Tensor]]  # saliency of the values settled last
 
 
 def first_population(known: Known, start: str, size: int, rng: np.random.Generator) -> list[Individual]:
@@ -144,12 +144,12 @@ def multishot(known: Known, saliency: str = SURGEON, densities: Sequence[float] 
     """
     layout, path = known.layout, []
     squares = known.squares() if saliency in NEEDS_DATA else None
-    values, worth = known.settled(dense_individual(layout)) if saliency == SURGEON else (known.weights(), [])
+    values = known.settled(dense_individual(layout)) if saliency == SURGEON else known.weights()
     for density in sorted({*np.geomspace(1, SPARSEST, SHOTS + 1)[1:], *densities}, reverse=True):
-        scores = worth if saliency == SURGEON else SALIENCIES[saliency](values, squares)
+        scores = known.worth(values) if saliency == SURGEON else SALIENCIES[saliency](values, squares)
         kept = [mask & (value != 0) for mask, value in zip(keep_top(scores, keep(density, layout.weights)), values)]
         individual = from_masks((mask.numpy() for mask in kept), "multishot")
-        values, worth = known.settled(individual)
+        values = known.settled(individual)
         path.append((np.log(density), [(value != 0).numpy() for value in values]))
 
     def mask(density: float, rng: np.random.Generator) -> Masks:

@@ -42,7 +42,7 @@ def generation(population: int, width: int, count: int) -> tuple[float, float]:
             spent += time.process_time() - started
             return found
 
-    known = Known(layout, lambda: [p.detach() for p in model.parameters() if p.dim() > 1], list, list)
+    known = Known(layout, lambda: [p.detach() for p in model.parameters() if p.dim() > 1], list, list, list)
     toolbox = default_toolbox(evaluator, layout, config)
     toolbox.evaluate = Timed()
     state = begin(first_population(known, "random,magnitude,erk,lamp", population, np.random.default_rng(0)), toolbox, config)

@@ -15,6 +15,7 @@ from evoprune.config import Config
 from evoprune.genome import get_bits
 from evoprune.layers import find_layers
 from evoprune.models import LeNet
+from evoprune.saliency import SALIENCIES
 from evoprune.sources import load_data
 from evoprune.starts import Known
 from evoprune.tuning import recipe_for, tune
@@ -29,10 +30,9 @@ def knowing(weights, layout):
     weights = [torch.as_tensor(w).detach().float() for w in weights]
 
     def settled(individual):
-        kept = [w * torch.from_numpy(get_bits(individual, i, layout)).view(w.shape) for i, w in enumerate(weights)]
-        return kept, [w.square() for w in kept]
+        return [w * torch.from_numpy(get_bits(individual, i, layout)).view(w.shape) for i, w in enumerate(weights)]
 
-    return Known(layout, lambda: weights, lambda: [torch.ones_like(w) for w in weights], settled)
+    return Known(layout, lambda: weights, lambda: [torch.ones_like(w) for w in weights], settled, SALIENCIES["lamp"])
 
 
 def pytest_collection_modifyitems(items):

@@ -280,6 +280,29 @@ def test_saliency_is_lamp_where_least_squares_does_not_solve_every_layer(mixed):
     assert all(torch.equal(a, b) for a, b in zip(evaluator.saliency(), expected))
 
 
+class WithoutGradients(nn.Module):
+    """Its outputs have no gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.fc(x.flatten(1)).detach()
+
+
+def test_saliency_is_lamp_where_gradients_do_not_go_through(digits, caplog):
+    model = WithoutGradients().eval()
+    layout, images = find_layers(model), calibration(digits.train, 60, 0)
+    evaluator = Evaluator(model, layout, digits.search, 64, repair="least-squares", calibration=images, knowledge="data")
+    with caplog.at_level("INFO", "evoprune"):
+        for density in (0.5, 0.2):
+            evaluator.set_masks(from_masks([np.random.default_rng(0).random((10, 64)) < density], "x"))
+            assert torch.equal(evaluator.saliency()[0], SALIENCIES["lamp"]([evaluator.masked[0][0]])[0])
+    assert [r.message.partition(" (")[0] for r in caplog.records if "LAMP" in r.message] == [
+        "weights are worth their LAMP score: gradients do not go through the model"]
+
+
 def test_calibration_images_are_a_fixed_draw(digits):
     a, b, c = (calibration(digits.train, 100, seed) for seed in (0, 0, 1))
     assert torch.equal(a.images, b.images) and not torch.equal(a.images, c.images) and len(a) == 100

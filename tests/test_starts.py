@@ -63,7 +63,7 @@ def test_random_alone_never_looks_at_a_weight(weights):
     def forbid(*_):
         raise AssertionError("looked at a weight")
 
-    forbidden = Known(LAYOUT, forbid, forbid, forbid)
+    forbidden = Known(LAYOUT, forbid, forbid, forbid, forbid)
     a, b = (first_population(k, "random", 8, np.random.default_rng(1)) for k in (knowing(weights, LAYOUT), forbidden))
     assert a == b
 
