@@ -188,6 +188,8 @@ class Evaluator:
             try:
                 found = self.repairer.saliency()
                 return [found[layer.name].view(layer.shape) for layer in self.layout]
+            except torch.cuda.OutOfMemoryError:
+                raise
             except RuntimeError as error:  # the user's model
                 self.asks_repair = False
                 log.info("weights are worth their LAMP score: gradients do not go through the model (%s)", first_line(error))

@@ -44,7 +44,7 @@ STEPS = 32  # of conjugate gradients, where they are cheaper than a system a row
 SLOWER = 8
 FIT_STEPS = 15  # of L-BFGS, on the weights of the last layer
 FIT_DAMPING = 2  # over the number of images, times the squared distance to what least squares gives
-GRADIENT_IMAGES = 512  # of the calibration images, that the gradients by the outputs are taken of
+GRADIENT_IMAGES, GRADIENT_BATCH = 512, 32  # of the calibration images, that the gradients by the outputs are taken of
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 log = logging.getLogger("evoprune")
 
@@ -189,7 +189,7 @@ class Repairer:
         bias = None if layer.module.bias is None else target_mean - weights @ mean
         if layer is self.classifier:
             weights, bias = fitted(inputs.float(), layer.targets.softmax(1), weights, bias, mask)
-        layer.errors = weights.square() / inverse
+        layer.errors = weights.square() / inverse.clamp_min(1e-30)
         layer.module.weight.data.copy_(weights.view(layer.module.weight.shape))
         if bias is not None and layer.module.bias is not None:
             layer.module.bias.data.copy_(bias)
@@ -202,6 +202,8 @@ class Repairer:
         has a better front (results/LOG.md).
         """
         outputs: dict[nn.Module, Tensor] = {}
+        squares = {module: torch.zeros(len(layer.dense), device=layer.dense.device) for module, layer in self.layers.items()}
+        generator = torch.Generator().manual_seed(0)
 
         def note(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             outputs[module] = output + torch.zeros((), device=output.device, requires_grad=True)
@@ -209,22 +211,21 @@ class Repairer:
 
         hooks = [module.register_forward_hook(note) for module in self.layers]
         try:
-            with torch.enable_grad():
-                logits = logits_of(self.model(self.inputs[:GRADIENT_IMAGES])).float()
-                drawn = torch.multinomial(logits.detach().softmax(1).cpu(), 1, generator=torch.Generator().manual_seed(0))[:, 0]
-                loss = F.cross_entropy(logits, drawn.to(logits.device), reduction="sum")
-                gradients = torch.autograd.grad(loss, list(outputs.values()), materialize_grads=True)
+            for batch in torch.split(self.inputs[:GRADIENT_IMAGES], GRADIENT_BATCH):
+                with torch.enable_grad():
+                    logits = logits_of(self.model(batch)).float()
+                    drawn = torch.multinomial(logits.detach().nan_to_num().softmax(1).cpu(), 1, generator=generator)[:, 0]
+                    loss = F.cross_entropy(logits, drawn.to(logits.device), reduction="sum")
+                    gradients = torch.autograd.grad(loss, list(outputs.values()), materialize_grads=True)
+                for module, gradient in zip(outputs, gradients):
+                    by_channel = gradient.movedim(1, -1) if isinstance(module, nn.Conv2d) else gradient
+                    squares[module] += by_channel.float().square().flatten(0, -2).sum(0)
         finally:
             for hook in hooks:
                 hook.remove()
-        found = {}
-        for module, gradient in zip(outputs, gradients):
-            squares = gradient.float().square()
-            if isinstance(module, nn.Conv2d):
-                squares = squares.movedim(1, -1)
-            by_output = squares.reshape(-1, squares.shape[-1]).sum(0) / len(gradient)
-            found[self.layers[module].name] = self.layers[module].errors * by_output.sqrt()[:, None]
-        return found
+        images = min(GRADIENT_IMAGES, len(self.inputs))
+        return {layer.name: (layer.errors * (squares[module] / images).sqrt()[:, None]).nan_to_num()
+                for module, layer in self.layers.items()}
 
     def moments(self, layer: Solved, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return cov(X) (p, p), cov(X, Z) (p, out), mean(X) (p,), mean(Z) (out,); about zero where nothing takes the mean."""

@@ -36,7 +36,9 @@ for seed in 0 1 2 3 4; do
   run gradual-fisher-80-paced $seed --method gradual:fisher --total-epochs 80 --targets $targets
 done
 program=(-m evoprune.main)
+run starts-lamp-erk 0 --start lamp,erk --repair least-squares --population 64 --generations 0
 for seed in 0 1 2 3 4; do
+  run evolve-untrained-from-lamp-erk $seed --start lamp,erk --repair least-squares --population 64 --generations 30
   run evolve-untrained $seed --repair least-squares --population 64 --generations 30
   run evolve-blind $seed --knowledge none --repair least-squares --population 64 --generations 30
 done

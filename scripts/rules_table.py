@@ -71,6 +71,11 @@ def main() -> None:
             print(line("upper end of its 95 %", list(mean + half)))
             print(f"{'':42s}" + "".join(f"{'win' if low > 0 else 'loss' if high < 0 else 'tie' if low <= 0 <= high else '-':>9s}"
                                         for low, high in zip(mean - half, mean + half)))
+    print("\nhvlog on the search split, first masks and last archive, of each seed")
+    for method in found:
+        logs = [rows(run / "log.csv") for run in sorted((folder / method).glob("seed-*"))]
+        if all(len(log) > 1 and float(log[-1]["epochs"]) == 0 for log in logs):
+            print(f"{method:42s}" + ", ".join(f"{float(log[0]['hvlog']):.3f} {float(log[-1]['hvlog']):.3f}" for log in logs))
     settings = json.loads(next(folder.glob("*/seed-*/config.json")).read_text())
     print(f"\n{settings['device']}, " + ", ".join(f"{name} {version}" for name, version in settings["versions"].items()))
 

@@ -206,7 +206,8 @@ def test_only_a_linear_layer_that_makes_the_logits_is_fitted(mixed):
     assert Repairer("least-squares", scaled, find_layers(scaled), images).classifier is None
 
 
-def test_saliency_equals_errors_times_gradients_image_by_image(mixed):
+def test_saliency_equals_errors_times_gradients_image_by_image(mixed, monkeypatch):
+    monkeypatch.setattr("evoprune.repair.GRADIENT_BATCH", 12)
     layout = find_layers(mixed)
     images = torch.randn(30, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     repairer = Repairer("least-squares", net := copy.deepcopy(mixed).requires_grad_(False), layout, images)
@@ -215,7 +216,8 @@ def test_saliency_equals_errors_times_gradients_image_by_image(mixed):
     repairer(kept)
     found = repairer.saliency()
     assert set(found) == {layer.name for layer in layout} - {"grouped.weight"}
-    labels = torch.multinomial(net(images).softmax(1), 1, generator=torch.Generator().manual_seed(0))[:, 0]
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.cat([torch.multinomial(net(batch).softmax(1), 1, generator=generator)[:, 0] for batch in images.split(12)])
     net.requires_grad_(True)
     squares, outputs = {name: 0 for name in found}, {}
     for name in found:
@@ -239,6 +241,7 @@ def test_values_stay_small_behind_a_layer_that_is_dead(mixed):
     net.conv1.weight.zero_()
     repairer(kept)
     assert all(bool(value.isfinite().all()) and value.abs().max() < 10 for value in net.state_dict().values())
+    assert all(bool(score.isfinite().all()) and score.min() >= 0 for score in repairer.saliency().values())
 
 
 def test_positions_are_different_places_of_the_output():
