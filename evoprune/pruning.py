@@ -178,7 +178,7 @@ def untrained(run: Run, state: State) -> list[Measured]:
     values = [individual.fitness.values[0] for individual in found]
     points = renumbered([Measured("", individual, value, value) for individual, value in zip(found, values)])
     for point in points:
-        if point.individual.inherited:
+        if run.config.total_epochs is not None and point.individual.inherited:
             point.accuracy_before = int(run.evaluator.correct(point.individual)) / len(run.data.search)
             point.state = dict(with_values(run, point.individual).state_dict())
     return points

@@ -121,6 +121,13 @@ def test_repair_in_other_processes_gives_the_same_bytes(mixed, digits, tmp_path)
     assert files_of(tmp_path / "local") == files_of(tmp_path / "processes")
 
 
+def test_a_stopped_run_has_no_repaired_values_yet(lenet, digits, tmp_path):
+    front = evoprune.prune(lenet, digits, out=tmp_path / "run", repair="least-squares", max_seconds=0, **SMALL)
+    assert not front.finished and not list((tmp_path / "run").glob("models/*")) and {p.repair for p in front} == {"least-squares"}
+    with pytest.raises(EvopruneError, match="not there yet, repaired values are written when the run is finished"):
+        front[-1].model()
+
+
 def test_training_starts_from_the_dense_values(lenet, digits, tmp_path):
     front = evoprune.prune(lenet, digits, out=tmp_path / "run", repair="least-squares", finetune_epochs=1, front=2, **SMALL)
     assert {p.repair for p in front} == {"none"} and any(p.accuracy != p.accuracy_before for p in front)
