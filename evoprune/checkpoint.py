@@ -29,7 +29,7 @@ from .evolution import State
 from .genome import Individual
 from .layers import Layout
 
-MAGIC = b"evoprune checkpoint 1\n"
+MAGIC = b"evoprune checkpoint 2\n"
 KEPT = 2  # generations
 FILES = ("done.json", "dense.safetensors", "log.csv", "front.csv", "dominated.csv", "layers.csv", "masks.npz", "front.png",
          "layers.png", "progress.png", "models", "config.json")  # of a run, beside checkpoint/; cleared in this order

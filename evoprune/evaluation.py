@@ -131,9 +131,9 @@ class Evaluator:
                  precision: str = "fp32", cache_mb: int = 0, plain: bool = False, repair: str = "none",
                  calibration: Split | None = None, knowledge: str = "none"):
         self.model = model
-        self.kind, self.calibration = repair, calibration
+        self.kind, self.calibration, self.knowledge = repair, calibration, knowledge
         self.inherits = knowledge != "none" and repair == "least-squares"
-        self.asks_repair = knowledge == "data" and repair == "least-squares"
+        self.asks_repair = False  # what weights are worth
         self.layout, self.split, self.floor = layout, split, floor
         self.progress: Callable[[int, int], None] = lambda done, of: None  # called after each individual
         self.saved = 0  # images that the floor made it unnecessary to look at
@@ -154,6 +154,7 @@ class Evaluator:
         if self.calibration is not None:
             inputs = self.prepared.ready(self.calibration.inputs(slice(None)))
             self.repairer = Repairer(self.kind, self.prepared.model, self.layout, inputs)
+            self.asks_repair = self.knowledge == "data" and self.kind == "least-squares" and self.repairer.knows_saliency()
 
     def __call__(self, individual: Individual) -> Measurement:
         return self.many([individual])[0]
@@ -177,23 +178,16 @@ class Evaluator:
 
     def worth(self, individual: Individual) -> Inherited:
         """Return the logarithms of the saliencies that the kept genes have now."""
-        kept = masks(individual, self.layout, self.split.labels.device)
-        return {layer.name: logarithm(score[mask]).half().cpu().numpy()
-                for layer, score, mask in zip(self.layout, self.saliency(), kept)}
+        return {layer.name: logarithm(score[mask]).half().numpy()
+                for layer, score, mask in zip(self.layout, self.saliency(), masks(individual, self.layout))}
 
     def saliency(self) -> list[Tensor]:
-        """Return what each weight is worth as the model is set now, shaped like the layers, 0 where it is pruned: what least
-        squares knows (`Repairer.saliency`) if it solves every layer and `knowledge` allows, or else the LAMP score."""
-        if self.repairer is not None and self.asks_repair and not self.repairer.left():
-            try:
-                found = self.repairer.saliency()
-                return [found[layer.name].view(layer.shape) for layer in self.layout]
-            except torch.cuda.OutOfMemoryError:
-                raise
-            except RuntimeError as error:  # the user's model
-                self.asks_repair = False
-                log.info("weights are worth their LAMP score: gradients do not go through the model (%s)", first_line(error))
-        return SALIENCIES["lamp"]([parameter.detach().float() for parameter, _ in self.masked], None)
+        """Return what each weight is worth as the model is set now, on the CPU, shaped like the layers, 0 where pruned: what
+        least squares knows (`Repairer.saliency`) if it solves every layer and `knowledge` allows, or else the LAMP score."""
+        if self.repairer is not None and self.asks_repair:
+            found = self.repairer.saliency()
+            return [found[layer.name].view(layer.shape).cpu() for layer in self.layout]
+        return SALIENCIES["lamp"]([parameter.detach().float().cpu() for parameter, _ in self.masked], None)
 
     def simplify(self, individual: Individual) -> None:
         """Drop the dead paths of a mask: the outputs stay, what they inherited in changed layers goes."""

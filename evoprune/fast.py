@@ -1,4 +1,5 @@
-"""Modules of torch that take long on a CPU, in a faster form, to evaluate with and to train with."""
+"""Modules of torch that take long on a CPU, in a faster form, to evaluate with and to train with; kernels that give the same bits
+each time."""
 
 from __future__ import annotations
 
@@ -74,3 +75,14 @@ def fast_training(model: nn.Module) -> Iterator[None]:
     finally:
         for module in changed:
             del module.forward
+
+
+class deterministic:
+    """Make cuDNN choose deterministic kernels for a while."""
+
+    def __enter__(self) -> None:
+        self.before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+
+    def __exit__(self, *error: object) -> None:
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = self.before

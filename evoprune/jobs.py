@@ -95,7 +95,7 @@ def rebuild(start: Start) -> Run:
         raise EvopruneError(f"the model or data that a worker on {platform.node()} reads are not those of {path}; give every "
                             f"worker the same files and the same evoprune")
     evaluator = make_evaluator(net, layout, splits, config, about["search_batch_size"], batch_size)
-    if config.finetune_epochs or config.total_epochs:
+    if config.finetune_epochs or config.total_epochs or config.repair == "least-squares":
         torch.optim.SGD([torch.zeros(1)])  # the first one imports 900 modules: seconds that are no job's (--job-timeout)
     return Run(config, net, splits, layout, batch_size, evaluator, about["dense"]["accuracy"], identity, float("inf"))
 

@@ -1,7 +1,7 @@
 """Mutation and crossover, layer by layer, on packed bits; only the individuals handed in are changed.
 
 How many genes change is drawn per layer, log-uniformly up to a share of the layer's kept genes, so that a layer of ten
-weights and one of ten million both see single flips and large moves. Only `refine` looks at weights.
+weights and one of ten million both see single flips and large moves. Only `refine` goes by what weights are worth.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def refine(individual: Individual, rng: np.random.Generator, layout: Layout, gro
     flips = np.zeros(len(kept), bool)
     if move != 1:
         now = np.zeros(len(kept))
-        known = all(layout[i].name in individual.inherited for i in chosen)  # not after another move: then one scale for all
+        known = all(layout[i].name in individual.inherited for i in chosen)  # not after another move: then `growth`, on one scale
         now[kept] = np.concatenate([individual.inherited[layout[i].name] if known else growth[i][genes[i]] for i in chosen])
         flips[best(-noisy(now, noise, rng), kept, count)] = True
     if move != 0:

@@ -12,7 +12,7 @@ probabilities. Batch norms take the statistics of the same pass. LeNet-5/MNIST, 
 
 What least squares knows also says what a weight is worth (optimal brain surgeon: Hassibi and Stork, 1993, with the curvature in
 Kronecker factors, as in Martens and Grosse, 2015, arXiv:1503.05671): w^2 / [(C_SS + d I)^-1]_jj is the squared error that the
-others of its row cannot make good, and the squared gradients of the loss by the layer's outputs say what such an error costs.
+others of its row cannot make good, and the gradients of the loss by the layer's outputs say what such an error costs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
-from .config import Config
+from .config import Config, first_line
+from .fast import deterministic
 from .layers import Layout
 from .models import logits_of
 from .splits import Split
@@ -44,7 +45,7 @@ STEPS = 32  # of conjugate gradients, where they are cheaper than a system a row
 SLOWER = 8
 FIT_STEPS = 15  # of L-BFGS, on the weights of the last layer
 FIT_DAMPING = 2  # over the number of images, times the squared distance to what least squares gives
-GRADIENT_IMAGES, GRADIENT_BATCH = 512, 32  # of the calibration images, that the gradients by the outputs are taken of
+GRADIENT_IMAGES, GRADIENT_BATCH = 512, 32  # of the calibration images, evenly, that the gradients by the outputs are taken of
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 log = logging.getLogger("evoprune")
 
@@ -78,7 +79,7 @@ class Solved:
     targets: Tensor = field(default_factory=lambda: torch.empty(0))  # the dense model's outputs, (rows, out)
     positions: Tensor | None = None  # (images, positions) drawn, of a convolution
     moments: tuple[Tensor, ...] | None = None  # of the first layer, which no mask changes
-    errors: Tensor = field(default_factory=lambda: torch.empty(0))  # that removing each weight would leave, (out, p)
+    errors: Tensor = field(default_factory=lambda: torch.zeros(()))  # that removing each weight would leave, (out, p)
 
 
 class Repairer:
@@ -141,9 +142,10 @@ class Repairer:
         watched = {*self.norms, *self.layers, *masked}
         hooks = [module.register_forward_pre_hook(before) for module in watched]
         hooks += [module.register_forward_hook(after) for module in self.layers]
-        self.classifier = outputs.get(id(logits_of(self.forward(hooks))))
-        if self.classifier and not (isinstance(self.classifier.module, nn.Linear) and called[self.classifier.module] == 1):
-            self.classifier = None
+        logits = logits_of(self.forward(hooks))
+        last = outputs.get(id(logits))
+        if last and isinstance(last.module, nn.Linear) and called[last.module] == 1 and torch.equal(logits.float(), last.targets):
+            self.classifier = last  # and nothing has written over what it made
         self.first = next((module for module in called if module in masked), None)
         order = list(called)
         self.norms = [m for m in self.norms if called.get(m) == 1 and order.index(m) > order.index(self.first)] \
@@ -188,11 +190,26 @@ class Repairer:
         weights, inverse = solve_rows(covariance, cross, layer.dense, mask, layer.least)
         bias = None if layer.module.bias is None else target_mean - weights @ mean
         if layer is self.classifier:
-            weights, bias = fitted(inputs.float(), layer.targets.softmax(1), weights, bias, mask)
+            with torch.inference_mode(False):  # the model's own forward may have set it; nothing of it goes into the fit
+                weights, bias = fitted(inputs.float().clone(), layer.targets.softmax(1).clone(), weights.clone(),
+                                       None if bias is None else bias.clone(), mask.clone())
         layer.errors = weights.square() / inverse.clamp_min(1e-30)
         layer.module.weight.data.copy_(weights.view(layer.module.weight.shape))
         if bias is not None and layer.module.bias is not None:
             layer.module.bias.data.copy_(bias)
+
+    def knows_saliency(self) -> bool:
+        """Whether `saliency` can tell of every layer; said where only gradients are missing."""
+        if self.left():
+            return False
+        try:
+            self.saliency()
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # the user's model
+            log.info("weights are worth their LAMP score: gradients do not go through the model (%s)", first_line(error))
+            return False
+        return True
 
     def saliency(self) -> dict[str, Tensor]:
         """Return what each weight is worth under the newest mask, (out, p) a solved layer by the name of its weight: the error
@@ -203,6 +220,7 @@ class Repairer:
         """
         outputs: dict[nn.Module, Tensor] = {}
         squares = {module: torch.zeros(len(layer.dense), device=layer.dense.device) for module, layer in self.layers.items()}
+        images = self.inputs[torch.linspace(0, len(self.inputs) - 1, min(GRADIENT_IMAGES, len(self.inputs))).long()]
         generator = torch.Generator().manual_seed(0)
 
         def note(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -211,8 +229,8 @@ class Repairer:
 
         hooks = [module.register_forward_hook(note) for module in self.layers]
         try:
-            for batch in torch.split(self.inputs[:GRADIENT_IMAGES], GRADIENT_BATCH):
-                with torch.enable_grad():
+            for batch in torch.split(images, GRADIENT_BATCH):
+                with torch.enable_grad(), deterministic():
                     logits = logits_of(self.model(batch)).float()
                     drawn = torch.multinomial(logits.detach().nan_to_num().softmax(1).cpu(), 1, generator=generator)[:, 0]
                     loss = F.cross_entropy(logits, drawn.to(logits.device), reduction="sum")
@@ -223,8 +241,7 @@ class Repairer:
         finally:
             for hook in hooks:
                 hook.remove()
-        images = min(GRADIENT_IMAGES, len(self.inputs))
-        return {layer.name: (layer.errors * (squares[module] / images).sqrt()[:, None]).nan_to_num()
+        return {layer.name: (layer.errors * (squares[module] / len(images)).sqrt()[:, None]).nan_to_num()
                 for module, layer in self.layers.items()}
 
     def moments(self, layer: Solved, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -304,6 +321,8 @@ def fitted(inputs: Tensor, probabilities: Tensor, weights: Tensor, bias: Tensor 
     classes), by cross-entropy, from those of least squares, which damping draws them to."""
     kept = mask.nonzero(as_tuple=True)
     start = [weights[kept], *([] if bias is None else [bias])]
+    if not sum(value.numel() for value in start):
+        return weights, bias
     free = [value.clone().requires_grad_() for value in start]
     optimizer = torch.optim.LBFGS(free, max_iter=FIT_STEPS, line_search_fn="strong_wolfe")
 

@@ -134,7 +134,7 @@ def known(run: Run) -> Known:
     def worth(values: Sequence[Tensor]) -> list[Tensor]:
         if config.knowledge != "data" or config.repair != "least-squares":
             return SALIENCIES["lamp"](values, None)
-        return [score.cpu() for score in careful().saliency()]
+        return careful().saliency()
 
     @cache
     def careful() -> Evaluator:

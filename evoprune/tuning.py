@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .fast import fast_training
+from .fast import deterministic, fast_training
 from .models import logits_of
 from .saliency import NEEDS_DATA, SALIENCIES, keep_top
 from .splits import Split
@@ -203,14 +203,3 @@ def augmented(images: Tensor) -> Tensor:
     columns = torch.where(flipped, columns.flip(1), columns)[:, None, None, :]  # (b, 1, 1, w)
     image, channel = (torch.arange(n, device=images.device) for n in (b, 3))
     return padded[image[:, None, None, None], channel[None, :, None, None], rows, columns]
-
-
-class deterministic:
-    """Make cuDNN choose deterministic kernels for a while."""
-
-    def __enter__(self) -> None:
-        self.before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
-        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-
-    def __exit__(self, *error: object) -> None:
-        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = self.before

@@ -106,18 +106,20 @@ def files_of(out):
         path.name: path.read_bytes() for path in (out / "models").iterdir()}
 
 
-def test_a_resumed_run_with_repair_equals_one_that_never_stopped(mixed, digits, tmp_path):
-    settings = {**SMALL, "repair": "least-squares"}
-    evoprune.prune(mixed, digits, out=tmp_path / "whole", **{**settings, "generations": 4})
-    evoprune.prune(mixed, digits, out=tmp_path / "parts", **settings)
-    evoprune.prune(mixed, digits, resume=tmp_path / "parts", generations=4)
+@pytest.mark.parametrize("model", ["mixed", "lenet"])
+def test_a_resumed_run_with_repair_equals_one_that_never_stopped(model, request, digits, tmp_path):
+    model, settings = request.getfixturevalue(model), {**SMALL, "repair": "least-squares"}
+    evoprune.prune(model, digits, out=tmp_path / "whole", **{**settings, "generations": 4})
+    evoprune.prune(model, digits, out=tmp_path / "parts", **settings)
+    evoprune.prune(model, digits, resume=tmp_path / "parts", generations=4)
     assert files_of(tmp_path / "whole") == files_of(tmp_path / "parts")
 
 
-def test_repair_in_other_processes_gives_the_same_bytes(mixed, digits, tmp_path):
-    settings = {**SMALL, "repair": "least-squares"}
+@pytest.mark.parametrize(("model", "workers"), [("mixed", 1), ("lenet", 2)])
+def test_repair_in_other_processes_gives_the_same_bytes(model, workers, request, digits, tmp_path):
+    model, settings = request.getfixturevalue(model), {**SMALL, "repair": "least-squares"}
     for engine in ("local", "processes"):
-        evoprune.prune(mixed, digits, out=tmp_path / engine, engine=engine, workers=1, **settings)
+        evoprune.prune(model, digits, out=tmp_path / engine, engine=engine, workers=workers, **settings)
     assert files_of(tmp_path / "local") == files_of(tmp_path / "processes")
 
 

@@ -192,6 +192,8 @@ def test_a_last_layer_is_fitted_to_probabilities(rng):
     without, none = fitted(x, probabilities, start, None, mask)
     assert none is None and loss(without, 0) < loss(start, 0) and not without[~mask].any()
     assert fitted(x / 0, probabilities, start, bias, mask) == (start, bias)
+    empty, none = fitted(x, probabilities, start * 0, None, torch.zeros_like(mask))
+    assert none is None and not empty.any()
 
 
 def test_only_a_linear_layer_that_makes_the_logits_is_fitted(mixed):
@@ -201,9 +203,32 @@ def test_only_a_linear_layer_that_makes_the_logits_is_fitted(mixed):
         def forward(self, x):
             return 2 * super().forward(x)
 
-    scaled = Scaled().eval()
+    class Doubled(Mixed):
+        def forward(self, x):
+            return super().forward(x).mul_(2)
+
     assert Repairer("least-squares", mixed, find_layers(mixed), images).classifier.name == "fc2.weight"
-    assert Repairer("least-squares", scaled, find_layers(scaled), images).classifier is None
+    for model in (Scaled().eval().requires_grad_(False), Doubled().eval().requires_grad_(False)):
+        assert Repairer("least-squares", model, find_layers(model), images).classifier is None
+
+
+def test_a_model_that_runs_in_inference_mode_is_repaired(mixed):
+    class Inference(Mixed):
+        @torch.inference_mode()
+        def forward(self, x):
+            return super().forward(x)
+
+    images = torch.randn(50, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    found = []
+    for kind in (Mixed, Inference):
+        model = kind().eval().requires_grad_(False)
+        model.load_state_dict(mixed.state_dict())
+        repairer = Repairer("least-squares", model, layout := find_layers(model), images)
+        changed, kept = masked(mixed, layout, 0.3)
+        model.load_state_dict(changed.state_dict())
+        repairer(kept)
+        found.append(model.state_dict())
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
 def test_saliency_equals_errors_times_gradients_image_by_image(mixed, monkeypatch):
@@ -297,11 +322,10 @@ class WithoutGradients(nn.Module):
 def test_saliency_is_lamp_where_gradients_do_not_go_through(digits, caplog):
     model = WithoutGradients().eval()
     layout, images = find_layers(model), calibration(digits.train, 60, 0)
-    evaluator = Evaluator(model, layout, digits.search, 64, repair="least-squares", calibration=images, knowledge="data")
     with caplog.at_level("INFO", "evoprune"):
-        for density in (0.5, 0.2):
-            evaluator.set_masks(from_masks([np.random.default_rng(0).random((10, 64)) < density], "x"))
-            assert torch.equal(evaluator.saliency()[0], SALIENCIES["lamp"]([evaluator.masked[0][0]])[0])
+        evaluator = Evaluator(model, layout, digits.search, 64, repair="least-squares", calibration=images, knowledge="data")
+    evaluator.set_masks(from_masks([np.random.default_rng(0).random((10, 64)) < 0.2], "x"))
+    assert torch.equal(evaluator.saliency()[0], SALIENCIES["lamp"]([evaluator.masked[0][0]])[0])
     assert [r.message.partition(" (")[0] for r in caplog.records if "LAMP" in r.message] == [
         "weights are worth their LAMP score: gradients do not go through the model"]
 
