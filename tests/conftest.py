@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from evoprune.starts import Known
 from evoprune.tuning import recipe_for, tune
 
 ROOT = Path(__file__).parent.parent
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored, by what tests start too
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
