@@ -8,7 +8,8 @@ from torch import nn
 from evoprune.evaluation import Evaluator, masks
 from evoprune.genome import from_masks, get_bits
 from evoprune.layers import find_layers
-from evoprune.repair import Repairer, calibration, conjugate_gradients, draw_positions, fitted, solve_rows
+from evoprune.least_squares import conjugate_gradients, fitted, solve_rows
+from evoprune.repair import Repairer, calibration, draw_positions
 from evoprune.saliency import SALIENCIES
 from evoprune.splits import as_split
 
@@ -104,8 +105,8 @@ def repaired_obviously(dense, layout, kept, images):
 @pytest.mark.parametrize("density", [0.9, 0.4, 0.1])
 def test_least_squares_equals_the_obvious_slow_way(mixed, density, monkeypatch):
     monkeypatch.setattr("evoprune.repair.ROWS", 10**6)  # all positions
-    monkeypatch.setattr("evoprune.repair.SLOWER", 0)  # no conjugate gradients
-    monkeypatch.setattr("evoprune.repair.FIT_STEPS", 0)
+    monkeypatch.setattr("evoprune.least_squares.SLOWER", 0)  # no conjugate gradients
+    monkeypatch.setattr("evoprune.least_squares.FIT_STEPS", 0)
     layout = find_layers(mixed)
     images = torch.randn(90, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     repairer = Repairer("least-squares", net := copy.deepcopy(mixed).requires_grad_(False), layout, images)
@@ -143,7 +144,7 @@ def test_batch_norm_repair_equals_a_pass_in_training_mode(mixed):
 
 @pytest.mark.parametrize("density", [0.03, 0.5, 1.0])
 def test_rows_solved_together_equal_rows_solved_alone(density, monkeypatch):
-    monkeypatch.setattr("evoprune.repair.SLOWER", 0)  # no conjugate gradients but the ones asked for
+    monkeypatch.setattr("evoprune.least_squares.SLOWER", 0)  # no conjugate gradients but the ones asked for
     torch.manual_seed(0)
     x = torch.randn(300, 40) @ (torch.eye(40) + 0.05 * torch.randn(40, 40))
     covariance, cross, dense = x.T @ x / 300, torch.randn(40, 25) * 10, torch.randn(25, 40)

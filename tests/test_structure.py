@@ -3,8 +3,8 @@ import ast
 from conftest import ROOT
 
 ORDER = ["config", "models", "named", "splits", "sources", "layers", "saliency", "genome", "starts", "operators", "paths",
-         "fast", "prepared", "repair", "evaluation", "tuning", "worker", "team", "processes", "engines", "evolution",
-         "tuned", "checkpoint", "front", "export", "settings", "run", "jobs", "search", "layerwise", "pruning",
+         "fast", "prepared", "least_squares", "repair", "evaluation", "tuning", "worker", "team", "processes", "engines",
+         "evolution", "tuned", "checkpoint", "front", "export", "settings", "run", "jobs", "search", "layerwise", "pruning",
          "scoop_launch", "main", "scoop_worker"]
 
 
