@@ -42,7 +42,7 @@ def test_counts_equal_the_obvious_way(lenet, digits, layout):
     counts = set()
     for individual, (share, sparse) in zip(population(lenet, layout), evaluator.many(population(lenet, layout))):
         right = count_obviously(lenet, layout, individual, digits.search, 64)
-        assert share * len(digits.search) == right and sparse == sparsity(individual, layout)
+        assert share == right / len(digits.search) and sparse == sparsity(individual, layout)
         counts.add(right)
     assert len(counts) > 8  # masks that tell classes apart
 
@@ -105,7 +105,7 @@ def test_accuracy_puts_the_training_flags_back(digits):
     model[1].eval()
     share = accuracy(model, digits.search, 32)
     whole = from_masks([np.ones(layer.shape, bool) for layer in find_layers(model)], "x")
-    assert share * len(digits.search) == count_obviously(model, find_layers(model), whole, digits.search, 32)
+    assert share == count_obviously(model, find_layers(model), whole, digits.search, 32) / len(digits.search)
     assert model.training and not model[1].training and model[3].training
 
 
