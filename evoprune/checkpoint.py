@@ -13,7 +13,10 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -52,6 +55,23 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         raise
 
 
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait for the end: where one comes in the middle of a member, zipfile makes a ValueError of it."""
+    if threading.current_thread() is not threading.main_thread():  # no other one gets signals
+        yield
+        return
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda sent, _: came.append(sent)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not installed from Python
+    if came:
+        signal.raise_signal(came[0])
+
+
 def save(folder: Path, state: State, run: str) -> Path:
     """Write `folder`/GENERATION.npz; keep the newest two. `run` says what the state belongs to: see `fingerprint`."""
     buffer = io.BytesIO()
@@ -64,7 +84,8 @@ def save(folder: Path, state: State, run: str) -> Path:
                                "inherited": np.frombuffer(b"".join(array.tobytes() for array in inherited), np.uint8),
                                "seen_keys": np.frombuffer(b"".join(state.seen), np.uint8),
                                "seen_values": np.array(list(state.seen.values()))}
-    np.savez(buffer, **content)
+    with uninterrupted():
+        np.savez(buffer, **content)
     path = folder / f"{state.generation:06d}.npz"
     write_atomic(path, MAGIC + hashlib.sha256(buffer.getbuffer()).digest() + buffer.getbuffer())
     for old in sorted(folder.glob("[0-9]*.npz"))[:-KEPT]:

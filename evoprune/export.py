@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from .checkpoint import Folder, to_safetensors
+from .checkpoint import Folder, to_safetensors, uninterrupted
 from .front import points_csv, wilson
 from .genome import Individual, kept_genes, pruned_weights
 from .layers import Layout
@@ -90,7 +90,8 @@ def masks_npz(points: Sequence[Measured], layout: Layout) -> bytes:
     """Return `ID/LAYER` -> packed bits, the same bytes for the same masks."""
     buffer = io.BytesIO()
     named: dict[str, Any] = {f"{p.id}/{layer.name}": bits for p in points for layer, bits in zip(layout, p.individual)}
-    np.savez_compressed(buffer, **named)
+    with uninterrupted():
+        np.savez_compressed(buffer, **named)
     return buffer.getvalue()
 
 

@@ -1,4 +1,6 @@
 import errno
+import signal
+import zipfile
 
 import numpy as np
 import pytest
@@ -82,6 +84,30 @@ def test_a_failed_write_leaves_the_old_file_and_no_part(tmp_path, monkeypatch):
         write_atomic(tmp_path / "a", "new")
     assert error.value.filename == str(tmp_path / "a")
     assert [p.name for p in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_text() == "old"
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_middle_of_a_write_waits_for_its_end(sent, states, tmp_path, monkeypatch):
+    class Stop(Exception):
+        """What the handler raises."""
+
+    def stop(number, frame):
+        raise Stop
+
+    def compressor(*args):
+        signal.raise_signal(sent)
+        written.append(args)
+        return real(*args)
+
+    real, written = zipfile._get_compressor, []
+    monkeypatch.setattr(zipfile, "_get_compressor", compressor)
+    before = signal.signal(sent, stop)
+    try:
+        with pytest.raises(Stop):
+            save(tmp_path, states[0], "run")
+        assert len(written) > 1 and not list(tmp_path.iterdir()) and signal.getsignal(sent) is stop
+    finally:
+        signal.signal(sent, before)
 
 
 def test_a_folder_is_one_runs_own(tmp_path):
