@@ -1,6 +1,6 @@
 """The jobs of a run, and the run as each process has it: one that only evaluates builds it from the run's own files.
 
-A job is a packed mask, and what comes back is two floats, or the bytes of trained values.
+A job is a packed mask, and what comes back is two floats, or the bytes of repaired or trained values.
 """
 
 from __future__ import annotations
@@ -149,6 +149,20 @@ class Measure:
         """What measures in this process."""
         run = here(self.identity)
         return self.layer.evaluator(run) if self.layer else run.evaluator
+
+
+@dataclass(frozen=True)
+class Repair:
+    """An individual repaired with more images than the search takes: right answers on the search split and on the test split (0
+    where there is none), for the report alone, and the model's state dict as the bytes of a safetensors file."""
+
+    identity: str
+
+    def __call__(self, individual: Individual) -> tuple[int, int, bytes]:
+        run = here(self.identity)
+        right, model, test = int(run.last.correct(individual)), run.last.prepared.model, run.data.test
+        tested = 0 if test is None else int(correct(model, test, run.batch_size))
+        return right, tested, to_safetensors(model.state_dict())
 
 
 @dataclass(frozen=True)

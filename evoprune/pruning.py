@@ -23,10 +23,10 @@ from .evaluation import Evaluator, correct
 from .evolution import State, default_toolbox, non_dominated
 from .export import Measured, write_run
 from .front import Front, load_front, thin
-from .jobs import Measure, Train, Tune, registered, start_of, with_values
+from .jobs import Measure, Repair, Train, Tune, registered, start_of, with_values
 from .layers import Layout
 from .layerwise import search_layerwise
-from .run import Run, TimeUp, clock, last_evaluator, prepare
+from .run import Run, TimeUp, clock, prepare
 from .search import search, search_tuned
 from .settings import settle
 from .splits import Split
@@ -99,7 +99,7 @@ def all_at_once(run: Run, toolbox: Toolbox, folder: Folder, engine: Local | Engi
     if stopped:
         points = untrained(run, state)
         if run.config.precision != "fp32" and run.config.repair == "none":
-            measure_plainly(run, points)
+            points = measure_plainly(run, points, engine)
         for point in points if not trains else ():
             point.repair = str(run.config.repair)
         write_run(folder, points, state.log, run.layout, run.dense_accuracy, run.config.accuracy_floor)
@@ -128,11 +128,10 @@ def finish(run: Run, state: State, folder: Folder, engine: Local | Engine) -> st
         points = untrained(run, state)
         if config.finetune_epochs:
             dense = Measured("", state.archive[0], run.dense_accuracy, run.dense_accuracy)
-            chosen = thin([p for p in points if p.sparsity > 0], config.front)
-            measure_plainly(run, chosen)
+            chosen = measure_plainly(run, thin([p for p in points if p.sparsity > 0], config.front), engine)
             points = [dense, *train_points(run, chosen, folder, engine)]
         elif config.total_epochs is None:
-            measure_plainly(run, points)
+            points = measure_plainly(run, points, engine)
         points = renumbered(points)
         measure_on_test(run, points)
     except TimeUp:
@@ -146,28 +145,42 @@ def finish(run: Run, state: State, folder: Folder, engine: Local | Engine) -> st
     return ""
 
 
-def measure_plainly(run: Run, points: list[Measured]) -> None:
+def measure_plainly(run: Run, points: list[Measured], engine: Local | Engine) -> list[Measured]:
     """Measure untrained points again with the model as the user has it, where the search rounds in another way or repairs;
-    points keep the repaired values, made with more images than the search takes."""
+    points keep the repaired values, made with more images than the search takes.
+
+    Returns all but those whose repair no worker survived.
+    """
     repair = str(run.config.repair)
     if repair == "none" and run.evaluator.prepared.exact and run.evaluator.batch_size == run.batch_size:
-        return
+        return points
     log.info("measuring %d points with the model as it is, fp32", len(points))
-    plain = last_evaluator(run)
-    for point in points:
-        point.accuracy = point.accuracy_before = int(plain.correct(point.individual)) / len(run.data.search)
-        if repair != "none":
-            point.repair = repair
-            point.state = {name: value.cpu().clone() for name, value in plain.prepared.model.state_dict().items()}
+    if repair == "none":
+        for point in points:
+            point.accuracy = point.accuracy_before = int(run.last.correct(point.individual)) / len(run.data.search)
+        return points
+
+    def arrived(i: int, found: tuple[int, int, bytes] | None) -> None:
+        if found is None:
+            log.warning("point %d of %d: left out of the front", i + 1, len(points))
+            return
+        point, (right, test, content) = points[i], found
+        point.accuracy = point.accuracy_before = right / len(run.data.search)
+        point.test = (test, len(run.data.test)) if run.data.test is not None else None
+        point.repair, point.state = repair, load_tensors(content)
+
+    engine.map(Repair(run.identity), [point.individual for point in points], arrived)
+    return [point for point in points if point.state is not None]
 
 
 def measure_on_test(run: Run, points: list[Measured]) -> None:
-    """Count right answers on the test split, for the report alone."""
-    if run.data.test is None:
+    """Count right answers on the test split, for the report alone, of the points that have not been counted."""
+    untested = [point for point in points if point.test is None]
+    if run.data.test is None or not untested:
         return
-    log.info("measuring %d points on %s test images", len(points), f"{len(run.data.test):,}")
+    log.info("measuring %d points on %s test images", len(untested), f"{len(run.data.test):,}")
     plain = Evaluator(run.model, run.layout, run.data.test, run.batch_size, plain=True)
-    for point in points:
+    for point in untested:
         right = plain.correct(point.individual) if point.state is None else count(run, point.state, run.data.test)
         point.test = int(right), len(run.data.test)
 
@@ -202,7 +215,7 @@ def train_points(run: Run, points: list[Measured], folder: Folder, engine: Local
     names = {id(point): f"point {i + 1} of {len(points)}" for i, point in enumerate(points)}
     labels = {id(point): f"{run.identity}:{point.individual.key().hex()}" for point in points}
     for point in points:
-        point.repair = "none"  # training starts from the dense values
+        point.repair, point.test = "none", None  # training starts from the dense values
         point.state = folder.read_trained(point.individual.key().hex(), labels[id(point)])
     untrained = [point for point in points if point.state is None]
 

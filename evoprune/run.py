@@ -12,6 +12,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -56,6 +57,13 @@ class Run:
     dense_accuracy: float
     identity: str  # of model, data and settings: a checkpoint belongs to it or is refused
     deadline: float  # of the monotonic clock
+
+    @cached_property
+    def last(self) -> Evaluator:
+        """The evaluator of the model as the user has it, which repairs with more images than the search takes."""
+        images = calibration_images(self.config, self.data, self.batch_size, LAST_IMAGES)
+        return Evaluator(self.model, self.layout, self.data.search, self.batch_size, plain=True, repair=str(self.config.repair),
+                         calibration=images, knowledge=self.config.knowledge)
 
 
 def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder) -> Run:
@@ -152,13 +160,6 @@ def make_evaluator(net: nn.Module, layout: Layout, splits: Data, config: Config,
     return Evaluator(net, layout, splits.search, batch_size, floor=config.accuracy_floor, precision=config.precision,
                      cache_mb=config.cache_mb, repair=str(config.repair), knowledge=config.knowledge,
                      calibration=calibration_images(config, splits, usual, IMAGES))
-
-
-def last_evaluator(run: Run) -> Evaluator:
-    """Return an evaluator of the model as the user has it, which repairs with more images than the search takes."""
-    images = calibration_images(run.config, run.data, run.batch_size, LAST_IMAGES)
-    return Evaluator(run.model, run.layout, run.data.search, run.batch_size, plain=True, repair=str(run.config.repair),
-                     calibration=images, knowledge=run.config.knowledge)
 
 
 def calibration_images(config: Config, splits: Data, batch_size: int, images: int) -> Split | None:

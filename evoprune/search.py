@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from functools import cache
 from pathlib import Path
 from time import monotonic
 
@@ -15,11 +14,11 @@ from torch import Tensor
 from .checkpoint import Folder, load, remove, save
 from .config import Config
 from .engines import Engine, Local, local
-from .evaluation import Evaluator, masks
+from .evaluation import masks
 from .evolution import State, begin, evolve
 from .genome import Individual, dense_individual
 from .jobs import map_kept
-from .run import Run, TimeUp, clock, last_evaluator
+from .run import Run, TimeUp, clock
 from .saliency import SALIENCIES, gradient_squares
 from .starts import Known, at_targets, first_population
 from .tuned import Budget, begin_rules, begin_tuned, budget_of, evolve_tuned, kept_at_targets, rule_jobs
@@ -128,17 +127,13 @@ def known(run: Run) -> Known:
         run.evaluator.simplify(individual)
         if config.knowledge != "data" or config.repair != "least-squares":
             return [w * mask for w, mask in zip(weights(), masks(individual, run.layout))]
-        careful().set_masks(individual)
-        return [parameter.detach().float().cpu().clone() for parameter, _ in careful().masked]
+        run.last.set_masks(individual)
+        return [parameter.detach().float().cpu().clone() for parameter, _ in run.last.masked]
 
     def worth(values: Sequence[Tensor]) -> list[Tensor]:
         if config.knowledge != "data" or config.repair != "least-squares":
             return SALIENCIES["lamp"](values, None)
-        return careful().saliency()
-
-    @cache
-    def careful() -> Evaluator:
-        return last_evaluator(run)
+        return run.last.saliency()
 
     return Known(run.layout, weights, squares, settled, worth)
 
