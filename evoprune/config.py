@@ -65,7 +65,7 @@ class Config:
     include: str | None = option(None, "prune matching parameters that are left alone otherwise "
                                  "(embeddings, norms, biases)", metavar="PATTERN")
     # the search
-    start: str = option("auto", "rules that make the first masks, comma-separated: random, magnitude, erk, lamp, fisher, "
+    start: str = option("auto", "rules that make the first masks, comma-separated: random, narrow, magnitude, erk, lamp, fisher, "
                         "multishot; auto takes the best that --knowledge allows", metavar="RULES")
     knowledge: str = option("data", "what starts and operators may look at: nothing, the weights, or training data too",
                             choices=("none", "weights", "data"))

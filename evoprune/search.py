@@ -135,7 +135,7 @@ def known(run: Run) -> Known:
             return SALIENCIES["lamp"](values, None)
         return run.last.saliency()
 
-    return Known(run.layout, weights, squares, settled, worth)
+    return Known(run.layout, weights, squares, settled, worth, lambda: run.evaluator.channels)
 
 
 class Progress:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from .config import Config, EvopruneError
 from .genome import Individual, dense_individual, from_masks
-from .layers import Layout
+from .layers import Layer, Layout
+from .paths import Channels
 from .saliency import NEEDS_DATA, SALIENCIES, keep_top
 
 Masks = list[npt.NDArray[np.bool_]]
@@ -35,6 +36,7 @@ class Known:
     squares: Callable[[], list[Tensor]]  # mean squared gradients
     settled: Callable[[Individual], list[Tensor]]  # values after dead paths are dropped, in place, and the rest repaired
     worth: Callable[[Sequence[Tensor]], list[Tensor]]  # saliency of the values settled last
+    channels: Callable[[], Sequence[Channels]] = list  # how layers are connected, which is no knowledge of weights
 
 
 def first_population(known: Known, start: str, size: int, rng: np.random.Generator) -> list[Individual]:
@@ -83,7 +85,7 @@ def check_knowledge(setting: str, rule: str, needs: dict[str, str], knowledge: s
 def default_start(knowledge: str, repair: str) -> str:
     """Return the rules that make the best first masks of what is known."""
     if knowledge == "none":
-        return "random"
+        return "narrow"
     return "multishot" if knowledge == "data" and repair == "least-squares" else "random,magnitude,erk,lamp"
 
 
@@ -108,6 +110,33 @@ def random(known: Known) -> Rule:
     def mask(density: float, rng: np.random.Generator) -> Masks:
         return [(rng.permutation(layer.genes) < keep(d, layer.genes)).reshape(layer.gene_shape)
                 for layer, d in zip(known.layout, erk_densities(known.layout, density))]
+
+    return mask
+
+
+def narrow(known: Known) -> Rule:
+    """Keep weights at random among some of the channels between layers: looks at shapes and at what is connected, never at a
+    weight. Few weights spread over all channels leave a unit hardly any input; fewer channels leave each of them more.
+
+    The share of channels is log-uniform from the root of the density, so that a layer can still hold that share of its weights;
+    within what is left, ERK densities.
+    """
+    layout, channels = known.layout, known.channels()
+
+    def mask(density: float, rng: np.random.Generator) -> Masks:
+        lives = [[np.ones(size, bool) for size in layer.shape] for layer in layout]
+        for each in channels:
+            here = rng.permutation(each.count) < keep(density ** rng.uniform(0, 0.5), each.count)
+            for i in each.makers:
+                lives[i][0] &= here
+            for i in each.readers:
+                lives[i][1] &= here.repeat(len(lives[i][1]) // each.count)
+        layers = tuple(Layer(layer.name, tuple(int(d.sum()) for d in dims)) for layer, dims in zip(layout, lives))
+        left = Layout(layers, sum(layer.weights for layer in layers))
+        masks = [np.zeros(layer.shape, bool) for layer in layout]
+        for m, layer, dims, d in zip(masks, left, lives, erk_densities(left, min(1.0, density * layout.weights / left.weights))):
+            m[np.ix_(*dims)] = (rng.permutation(layer.weights) < keep(d, layer.weights)).reshape(layer.shape)
+        return masks
 
     return mask
 
@@ -179,8 +208,8 @@ def keep(density: float, genes: int) -> int:
 
 
 STARTS: dict[str, Callable[[Known], Rule]] = {
-    "random": random, "magnitude": by_saliency("magnitude"), "erk": erk, "lamp": by_saliency("lamp"),
+    "random": random, "narrow": narrow, "magnitude": by_saliency("magnitude"), "erk": erk, "lamp": by_saliency("lamp"),
     "fisher": by_saliency("fisher"), "multishot": multishot}
 KNOWLEDGE = ("none", "weights", "data")  # each allows what the one before it does
-NEEDS = {"random": "none", "magnitude": "weights", "erk": "weights", "lamp": "weights", "fisher": "data",
+NEEDS = {"random": "none", "narrow": "none", "magnitude": "weights", "erk": "weights", "lamp": "weights", "fisher": "data",
          "multishot": "weights"}  # its repair needs data

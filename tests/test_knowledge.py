@@ -36,6 +36,7 @@ def keeps_its_promises(front, data):
         assert all(not model.get_parameter(name)[~mask].any() for name, mask in point.masks().items())
         assert kept <= point.kept == sum(int(mask.sum()) for mask in point.masks().values())
         assert accuracy(model, data.search, front.config["batch_size"]) == point.accuracy
+        assert accuracy(model, data.test, front.config["batch_size"]) == point.test_accuracy
 
 
 @pytest.mark.parametrize("start", STARTS)
@@ -52,7 +53,7 @@ def test_every_repair_runs_with_any_knowledge(knowledge, repair, mixed, digits, 
     keeps_its_promises(front, digits)
     assert {p.repair for p in front} == {repair}
     assert (tmp_path / "run" / "models").exists() == (repair != "none")
-    rules = {"none": "random", "data": "multishot" if repair == "least-squares" else "random,magnitude,erk,lamp"}
+    rules = {"none": "narrow", "data": "multishot" if repair == "least-squares" else "random,magnitude,erk,lamp"}
     assert front.config["settings"]["start"] == rules.get(knowledge, "random,magnitude,erk,lamp")
 
 
@@ -137,11 +138,11 @@ def test_training_starts_from_the_dense_values(lenet, digits, tmp_path):
 
 @pytest.mark.parametrize(("settings", "said"), [
     ({"start": "lamp", "knowledge": "none"},
-     "start: found 'lamp', which needs --knowledge weights, with --knowledge none; expected random"),
+     "start: found 'lamp', which needs --knowledge weights, with --knowledge none; expected random, narrow"),
     ({"start": "random,fisher", "knowledge": "weights"}, "start: found 'fisher', which needs --knowledge data, with --knowledge "
-     "weights; expected random, magnitude, erk, lamp, multishot"),
-    ({"start": "snip"}, "start: found 'snip', expected random, magnitude, erk, lamp, fisher, multishot, with commas between, "
-     "or auto"),
+     "weights; expected random, narrow, magnitude, erk, lamp, multishot"),
+    ({"start": "snip"}, "start: found 'snip', expected random, narrow, magnitude, erk, lamp, fisher, multishot, with commas "
+     "between, or auto"),
     ({"method": "multishot:obs", "targets": "0.9"}, "method: found 'multishot:obs', which asks least squares what weights are "
      "worth; give --repair least-squares"),
     ({"method": "multishot:obs", "knowledge": "weights"}, "method: found 'obs', which needs --knowledge data, with --knowledge "

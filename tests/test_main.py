@@ -71,7 +71,7 @@ def test_resume_takes_the_settings_of_the_run(capsys, tmp_path, weights_file):
     (["--population", "2"], "population: found 2, expected 4 to 1000000"),
     (["--weights", "nowhere.pth"], "weights: nowhere.pth: no such file"),
     (["--model", "lenet", "--train-epochs", "0"], "weights: the built-in lenet has none of its own; give --weights FILE"),
-    (["--start", "luck"], "start: found 'luck', expected random, magnitude, erk, lamp"),
+    (["--start", "luck"], "start: found 'luck', expected random, narrow, magnitude, erk, lamp"),
     (["--out", "."], ".: holds other files and no run, expected a new or an empty folder"),
 ])
 def test_bad_input_is_one_line_and_status_2(arguments, said, capsys, tmp_path, monkeypatch):

@@ -179,7 +179,7 @@ def test_random_masks_alone_are_a_start(digits, tmp_path):
 
 @pytest.mark.parametrize(("settings", "said"), [
     ({"populations": 8}, "populations: no such setting, expected one of model, weights"),
-    ({"start": "random,lottery"}, "start: found 'lottery', expected random, magnitude, erk, lamp, fisher, "
+    ({"start": "random,lottery"}, "start: found 'lottery', expected random, narrow, magnitude, erk, lamp, fisher, "
      "multishot, with commas between, or auto"),
     ({"layer": "fc9"}, "layer: nothing is called 'fc9'; there are conv1.weight, conv2.weight, fc1.weight, fc2.weight"),
     ({"search_images": 999}, "search_images: found 999, expected at most the 287 images there are"),

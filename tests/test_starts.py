@@ -1,9 +1,15 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 from conftest import knowing
+from test_paths import Block
 
 from evoprune.genome import get_bits, sparsity
-from evoprune.layers import Layer, Layout
+from evoprune.layers import Layer, Layout, find_layers
+from evoprune.models import LeNet5
+from evoprune.paths import find_channels
 from evoprune.starts import STARTS, Known, erk_densities, first_population
 
 LAYOUT = Layout((Layer("a", (10, 20)), Layer("b", (40, 10, 3, 3)), Layer("c", (5, 40))), 4000)
@@ -59,13 +65,33 @@ def test_the_first_population_spans_the_grid_and_starts_with_the_unpruned_model(
     assert {i.origin.split("@")[0] for i in population[1:]} == set(STARTS)
 
 
-def test_random_alone_never_looks_at_a_weight(weights):
+@pytest.mark.parametrize("start", ["random", "narrow"])
+def test_blind_rules_never_look_at_a_weight(start, weights):
     def forbid(*_):
         raise AssertionError("looked at a weight")
 
     forbidden = Known(LAYOUT, forbid, forbid, forbid, forbid)
-    a, b = (first_population(k, "random", 8, np.random.default_rng(1)) for k in (knowing(weights, LAYOUT), forbidden))
+    a, b = (first_population(k, start, 8, np.random.default_rng(1)) for k in (knowing(weights, LAYOUT), forbidden))
     assert a == b
+
+
+@pytest.mark.parametrize("model", [LeNet5(), Block()])
+def test_narrow_masks_leave_the_same_channels_to_makers_and_readers(model, rng):
+    layout = find_layers(model)
+    images = torch.zeros(2, 1, 28, 28) if isinstance(model, LeNet5) else torch.zeros(2, 1, 8, 8)
+    channels = find_channels(model, layout, images)
+    assert len(channels) == (4 if isinstance(model, LeNet5) else 2)
+    known = replace(knowing([model.get_parameter(layer.name) for layer in layout], layout), channels=lambda: channels)
+    lives = []
+    for _ in range(20):
+        masks = STARTS["narrow"](known)(0.3, rng)
+        assert abs(sum(int(m.sum()) for m in masks) - 0.3 * layout.weights) <= 3
+        for each in channels:
+            made = [masks[i].reshape(each.count, -1).any(1) for i in each.makers]
+            read = [masks[i].reshape(len(masks[i]), each.count, -1).any((0, 2)) for i in each.readers]
+            assert all(np.mean(one == made[0]) > 0.8 for one in made + read)  # one may have lost all its weights by chance
+            lives.append(float(np.mean(made[0])))
+    assert min(lives) < 0.65 and max(lives) > 0.9
 
 
 def test_every_layer_keeps_something(weights, rng):

@@ -2,7 +2,7 @@ import ast
 
 from conftest import ROOT
 
-ORDER = ["config", "models", "named", "splits", "sources", "layers", "saliency", "genome", "starts", "operators", "paths",
+ORDER = ["config", "models", "named", "splits", "sources", "layers", "saliency", "genome", "paths", "starts", "operators",
          "fast", "prepared", "least_squares", "repair", "evaluation", "tuning", "worker", "team", "processes", "engines",
          "evolution", "tuned", "checkpoint", "front", "export", "settings", "run", "jobs", "search", "layerwise", "pruning",
          "scoop_launch", "main", "scoop_worker"]

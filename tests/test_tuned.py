@@ -176,8 +176,8 @@ def test_worker_processes_give_the_same_bytes(tuned_run, lenet, digits, tmp_path
     assert content(tmp_path / "run") == content(tuned_run[0])
 
 
-@pytest.mark.parametrize("method", ["oneshot:random", "oneshot:lamp", "oneshot:fisher", "multishot:lamp", "gradual:fisher",
-                                    "gradual:magnitude", "gradual:lamp"])
+@pytest.mark.parametrize("method", ["oneshot:random", "oneshot:narrow", "oneshot:lamp", "oneshot:fisher", "multishot:lamp",
+                                    "gradual:fisher", "gradual:magnitude", "gradual:lamp"])
 def test_every_rule_keeps_the_budget_and_the_targets(method, lenet, digits, tmp_path, monkeypatch):
     steps = []
     count_steps(monkeypatch, steps)
@@ -205,10 +205,10 @@ def test_rules_without_training(method, lenet, digits, tmp_path):
 @pytest.mark.parametrize("settings,message", [
     ({"method": "gradual:fisher"}, "method: found 'gradual:fisher' without training; give --total-epochs"),
     ({"method": "slowly"}, "method: found 'slowly', expected evolve, oneshot:RULE, multishot:RULE or gradual:RULE"),
-    ({"method": "oneshot:best"}, "method: found the rule 'best', expected one of random, magnitude, erk, lamp, fisher"),
+    ({"method": "oneshot:best"}, "method: found the rule 'best', expected one of random, narrow, magnitude, erk, lamp, fisher"),
     ({"method": "gradual:erk", "total_epochs": 1.0}, "method: found the rule 'erk', expected one of magnitude, lamp, fisher"),
     ({"method": "oneshot:lamp", "knowledge": "none"}, "method: found 'lamp', which needs --knowledge weights, with --knowledge "
-                                                      "none; expected random"),
+                                                      "none; expected random, narrow"),
     ({"targets": "0.9,1"}, "targets: found '0.9,1', expected sparsities between 0 and 1 like 0.9,0.95,0.99, or how many"),
     ({"total_epochs": 1.0, "finetune_epochs": 1}, "finetune_epochs: found 1 with --total-epochs, whose points are trained "
                                                   "already; expected one of them"),
