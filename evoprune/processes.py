@@ -75,8 +75,9 @@ class Processes:
             patience(ours, self.timeout)
         process = self.context.Process(target=serve, args=(theirs, os.getpid()), daemon=True)
         resource_tracker.ensure_running()  # else `start` does, and lets signals through again
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # the worker inherits it: no Ctrl-C before `serve`
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
         try:
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # the worker inherits it: no Ctrl-C before `serve`
             process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -332,6 +332,20 @@ def test_order_is_kept_and_an_exception_is_one_line(pair):
         pair.map(lambda x: x, [1])
 
 
+def test_ctrl_c_while_a_worker_is_hired_leaves_no_signal_blocked(pair, monkeypatch):
+    def interrupted(how, signals):
+        before = real(how, signals)
+        if how == signal.SIG_BLOCK and signals:  # as the real one, where a signal has just come
+            raise KeyboardInterrupt
+        return before
+
+    real = signal.pthread_sigmask
+    monkeypatch.setattr(signal, "pthread_sigmask", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pair.pool.hire()
+    assert signal.SIGINT not in real(signal.SIG_UNBLOCK, [signal.SIGINT])
+
+
 def total(payload):
     return int(payload.sum())
 
