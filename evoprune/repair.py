@@ -36,7 +36,8 @@ from .splits import Split
 
 REPAIRS = ("none", "bn", "least-squares")
 IMAGES = 768  # that a mask is repaired on in the search
-LAST_IMAGES = 2048  # and the points of the front at the end, and the multi-shot path of the first masks
+PATH_IMAGES = 2048  # and on the multi-shot path of the first masks
+LAST_IMAGES = 4096  # and the points of the front at the end
 ROWS = 12_288  # of activations that a convolution's moments are taken over at least, drawn from all images evenly,
 POSITIONS = 16  # and positions of an image
 BATCHES = 32  # usual batches that the calibration images may fill at most: they go through the model in one pass

@@ -60,10 +60,14 @@ class Run:
 
     @cached_property
     def last(self) -> Evaluator:
-        """The evaluator of the model as the user has it, which repairs with more images than the search takes."""
-        images = calibration_images(self.config, self.data, self.batch_size, LAST_IMAGES)
+        """The evaluator of the points at the end."""
+        return self.plain_evaluator(LAST_IMAGES)
+
+    def plain_evaluator(self, images: int) -> Evaluator:
+        """Return an evaluator of the model as the user has it, which repairs on so many images: more than the search takes."""
         return Evaluator(self.model, self.layout, self.data.search, self.batch_size, plain=True, repair=str(self.config.repair),
-                         calibration=images, knowledge=self.config.knowledge)
+                         calibration=calibration_images(self.config, self.data, self.batch_size, images),
+                         knowledge=self.config.knowledge)
 
 
 def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder) -> Run:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from time import monotonic
 
@@ -14,10 +15,11 @@ from torch import Tensor
 from .checkpoint import Folder, load, remove, save
 from .config import Config
 from .engines import Engine, Local, local
-from .evaluation import masks
+from .evaluation import Evaluator, masks
 from .evolution import State, begin, evolve
 from .genome import Individual, dense_individual
 from .jobs import map_kept
+from .repair import PATH_IMAGES
 from .run import Run, TimeUp, clock
 from .saliency import SALIENCIES, gradient_squares
 from .starts import Known, at_targets, first_population
@@ -127,13 +129,17 @@ def known(run: Run) -> Known:
         run.evaluator.simplify(individual)
         if config.knowledge != "data" or config.repair != "least-squares":
             return [w * mask for w, mask in zip(weights(), masks(individual, run.layout))]
-        run.last.set_masks(individual)
-        return [parameter.detach().float().cpu().clone() for parameter, _ in run.last.masked]
+        careful().set_masks(individual)
+        return [parameter.detach().float().cpu().clone() for parameter, _ in careful().masked]
 
     def worth(values: Sequence[Tensor]) -> list[Tensor]:
         if config.knowledge != "data" or config.repair != "least-squares":
             return SALIENCIES["lamp"](values, None)
-        return run.last.saliency()
+        return careful().saliency()
+
+    @cache
+    def careful() -> Evaluator:
+        return run.plain_evaluator(PATH_IMAGES)
 
     return Known(run.layout, weights, squares, settled, worth, lambda: run.evaluator.channels)
 
