@@ -62,14 +62,17 @@ def uninterrupted() -> Iterator[None]:
         yield
         return
     came: list[int] = []
-    before = {number: signal.signal(number, lambda sent, _: came.append(sent)) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in handlers.items() if handler is not None}  # None: not set from Python
     try:
+        for number in before:
+            signal.signal(number, lambda sent, _: came.append(sent))
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not installed from Python
-    if came:
-        signal.raise_signal(came[0])
+            signal.signal(number, handler)
+        for sent in came:
+            signal.raise_signal(sent)
 
 
 def save(folder: Path, state: State, run: str) -> Path:

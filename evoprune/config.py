@@ -76,7 +76,7 @@ class Config:
     generations: int = option(100, "generations after the first masks", low=0, high=10_000_000)
     seed: int = option(0, "seed of the search and of training", low=0, high=2**32 - 1)
     accuracy_floor: float = option(0.0, "points below this accuracy (0..1, search split) are not wanted", low=0, high=1)
-    max_seconds: float | None = option(None, "stop in time, save, and say how to resume", low=0)
+    max_seconds: float | None = option(None, "stop the search or training in time, save, and say how to resume", low=0)
     # tuned runs, and the rules to compare with
     total_epochs: float | None = option(None, "train while searching: children inherit their parent's values and train on; all "
                                         "training together takes so many epochs", low=1e-6, high=1e6)
@@ -107,11 +107,11 @@ class Config:
     precision: str = option("fp32", "of the search; whatever is written to front.csv is fp32", choices=("fp32", "bf16"))
     cache_mb: int = option(1024, "memory for values that no mask changes: normalised images, or what enters the first "
                            "searched layer", low=0)
-    engine: str = option("local", "where masks are evaluated and points trained: in this process, in others, under SCOOP or "
-                         "on Dask", choices=("local", "processes", "scoop", "dask"))
+    engine: str = option("local", "where masks are evaluated and points repaired and trained: in this process, in others, "
+                         "under SCOOP or on Dask", choices=("local", "processes", "scoop", "dask"))
     workers: int | None = option(None, "processes of the engine (one a core)", low=1)
-    job_timeout: float | None = option(None, "seconds that a mask or the training of a point may take in a worker before it "
-                                       "counts as hanging and runs again", low=0.01, metavar="SECONDS")
+    job_timeout: float | None = option(None, "seconds that a mask or the last repair or training of a point may take in a worker "
+                                       "before it counts as hanging and runs again", low=0.01, metavar="SECONDS")
     scheduler: str | None = option(None, "address of a running Dask scheduler (a cluster on this machine)", metavar="ADDRESS")
     listen: str | None = option(None, "address at which SCOOP waits for workers of other machines; whoever reaches it can run "
                                 "code as you (127.0.0.1)", metavar="ADDRESS")

@@ -44,14 +44,12 @@ class Local:
 
     def map(self, function: Function, items: Iterable[Any], arrived: Callable[[int, Any], None] = nothing,
             progress: Callable[[int, int], None] = nothing) -> list[Any]:
-        """Return the results in order; call `arrived(i, result)` after each, where they come one by one."""
+        """Return the results in order, or hand each to `arrived(i, result)` as it comes and keep none."""
         if arrived is nothing:
             return local(function, items)
-        results = []
         for i, item in enumerate(items):
-            results.append(function(item))
-            arrived(i, results[-1])
-        return results
+            arrived(i, function(item))
+        return []
 
     def close(self) -> None:
         """Nothing to end."""
@@ -75,22 +73,25 @@ class Engine:
 
     def map(self, function: Function, items: Iterable[Any], arrived: Callable[[int, Any], None] = nothing,
             progress: Callable[[int, int], None] = nothing) -> list[Any]:
-        """Return the results in order, None for a job that was given up.
-
-        Calls `arrived(i, result)` and `progress(done, of)` as results come, in any order.
+        """Return the results in order, None for a job that was given up, or hand each to `arrived(i, result)` as it comes, in
+        any order, and keep none: they may be large. Calls `progress(done, of)` as results come.
 
         Raises:
             EvopruneError: a job raised in its worker, or cannot be sent to one.
         """
         items = list(items)
         self.check_travels(function, items[:1])
-        results, lost, done = [None] * len(items), [], itertools.count(1)
+        results: list[Any] = [None] * len(items) if arrived is nothing else []
+        lost, done = [], itertools.count(1)
 
         def keep(i: int, outcome: Outcome) -> None:
-            kind, results[i] = outcome
+            kind, result = outcome
             if kind == FAILED:
-                raise EvopruneError(f"engine {self.name}: {results[i]}")
-            arrived(i, results[i])
+                raise EvopruneError(f"engine {self.name}: {result}")
+            if arrived is nothing:
+                results[i] = result
+            else:
+                arrived(i, result)
             progress(next(done), len(items))
 
         with closing(self.pool.run(function, items)) as outcomes:  # now, not when an exception lets go of it
@@ -110,7 +111,7 @@ class Engine:
             for _, outcome in self.pool.run(function, [item]):
                 if outcome[0] != LOST:
                     return outcome
-        log.warning("a job killed its worker %d times running alone: given up, with the worst fitness", TRIES)
+        log.warning("a job killed its worker %d times running alone: given up", TRIES)
         return DONE, None
 
     def check_travels(self, *parts: Any) -> None:

@@ -204,7 +204,7 @@ class Evaluator:
     @cached_property
     def channels(self) -> list[Channels]:
         """What `simplify` needs to know of the model."""
-        return find_channels(self.model, self.layout, self.split.inputs(slice(0, 2)))
+        return find_channels(self.model, self.layout, self.split.inputs(slice(0, 2)).cpu())
 
     @cached_property
     def weights(self) -> list[Tensor]:

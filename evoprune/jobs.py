@@ -153,16 +153,16 @@ class Measure:
 
 @dataclass(frozen=True)
 class Repair:
-    """An individual repaired with more images than the search takes: right answers on the search split and on the test split (0
-    where there is none), for the report alone, and the model's state dict as the bytes of a safetensors file."""
+    """An individual repaired with more images than the search takes: right answers on the search split; on the test split, for
+    the report alone (None where there is none, or where training follows); the state dict as the bytes of a safetensors file."""
 
     identity: str
 
-    def __call__(self, individual: Individual) -> tuple[int, int, bytes]:
+    def __call__(self, individual: Individual) -> tuple[int, int | None, bytes]:
         run = here(self.identity)
-        right, model, test = int(run.last.correct(individual)), run.last.prepared.model, run.data.test
-        tested = 0 if test is None else int(correct(model, test, run.batch_size))
-        return right, tested, to_safetensors(model.state_dict())
+        right, model = int(run.last.correct(individual)), run.last.prepared.model
+        test = None if run.config.finetune_epochs else run.data.test
+        return right, None if test is None else int(correct(model, test, run.batch_size)), to_safetensors(model.state_dict())
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def all_at_once(run: Run, toolbox: Toolbox, folder: Folder, engine: Local | Engi
     if stopped:
         points = untrained(run, state)
         if run.config.precision != "fp32" and run.config.repair == "none":
-            points = measure_plainly(run, points, engine)
+            measure_plainly(run, points, engine)
         for point in points if not trains else ():
             point.repair = str(run.config.repair)
         write_run(folder, points, state.log, run.layout, run.dense_accuracy, run.config.accuracy_floor)
@@ -128,10 +128,11 @@ def finish(run: Run, state: State, folder: Folder, engine: Local | Engine) -> st
         points = untrained(run, state)
         if config.finetune_epochs:
             dense = Measured("", state.archive[0], run.dense_accuracy, run.dense_accuracy)
-            chosen = measure_plainly(run, thin([p for p in points if p.sparsity > 0], config.front), engine)
+            chosen = thin([p for p in points if p.sparsity > 0], config.front)
+            measure_plainly(run, chosen, engine)
             points = [dense, *train_points(run, chosen, folder, engine)]
         elif config.total_epochs is None:
-            points = measure_plainly(run, points, engine)
+            measure_plainly(run, points, engine)
         points = renumbered(points)
         measure_on_test(run, points)
     except TimeUp:
@@ -145,32 +146,34 @@ def finish(run: Run, state: State, folder: Folder, engine: Local | Engine) -> st
     return ""
 
 
-def measure_plainly(run: Run, points: list[Measured], engine: Local | Engine) -> list[Measured]:
+def measure_plainly(run: Run, points: list[Measured], engine: Local | Engine) -> None:
     """Measure untrained points again with the model as the user has it, where the search rounds in another way or repairs;
     points keep the repaired values, made with more images than the search takes.
 
-    Returns all but those whose repair no worker survived.
+    Raises:
+        EvopruneError: a repair was given up.
     """
     repair = str(run.config.repair)
     if repair == "none" and run.evaluator.prepared.exact and run.evaluator.batch_size == run.batch_size:
-        return points
+        return
     log.info("measuring %d points with the model as it is, fp32", len(points))
     if repair == "none":
         for point in points:
             point.accuracy = point.accuracy_before = int(run.last.correct(point.individual)) / len(run.data.search)
-        return points
+        return
 
-    def arrived(i: int, found: tuple[int, int, bytes] | None) -> None:
+    def arrived(i: int, found: tuple[int, int | None, bytes] | None) -> None:
         if found is None:
-            log.warning("point %d of %d: left out of the front", i + 1, len(points))
-            return
+            raise EvopruneError(f"engine {run.config.engine}: no worker survived the last repair of point {i + 1} of "
+                                f"{len(points)}; the search is saved: go on with --resume {run.config.out} and fewer --workers, "
+                                f"a longer --job-timeout or --engine local")
         point, (right, test, content) = points[i], found
         point.accuracy = point.accuracy_before = right / len(run.data.search)
-        point.test = (test, len(run.data.test)) if run.data.test is not None else None
+        if test is not None and run.data.test is not None:
+            point.test = test, len(run.data.test)
         point.repair, point.state = repair, load_tensors(content)
 
     engine.map(Repair(run.identity), [point.individual for point in points], arrived)
-    return [point for point in points if point.state is not None]
 
 
 def measure_on_test(run: Run, points: list[Measured]) -> None:
@@ -215,7 +218,7 @@ def train_points(run: Run, points: list[Measured], folder: Folder, engine: Local
     names = {id(point): f"point {i + 1} of {len(points)}" for i, point in enumerate(points)}
     labels = {id(point): f"{run.identity}:{point.individual.key().hex()}" for point in points}
     for point in points:
-        point.repair, point.test = "none", None  # training starts from the dense values
+        point.repair = "none"  # training starts from the dense values
         point.state = folder.read_trained(point.individual.key().hex(), labels[id(point)])
     untrained = [point for point in points if point.state is None]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import importlib.metadata
 import json
 import logging
@@ -175,12 +174,11 @@ def calibration_images(config: Config, splits: Data, batch_size: int, images: in
 
 def identity_of(config: Config, layout: Layout, batch_size: int, splits: Data, net: nn.Module) -> str:
     """Return a hash of all that decides the results of a run."""
-    images = calibration_images(config, splits, batch_size, LAST_IMAGES)
-    calibrated = [] if images is None else [as_bytes_of(images.images)]
+    calibrated = calibration_images(config, splits, batch_size, LAST_IMAGES)
+    tensors = [tensor for split in (splits.search, splits.test, calibrated) if split is not None
+               for tensor in (split.labels, split.images)]
     return fingerprint({k: v for k, v in config.settings().items() if k not in (*RESUMABLE, *PLACES)},
-                       [vars(layer) for layer in layout], batch_size, splits.search.labels.cpu().numpy(),
-                       hashlib.sha256(splits.search.images.cpu().numpy().tobytes()).hexdigest(),
-                       *calibrated,
+                       [vars(layer) for layer in layout], batch_size, *(as_bytes_of(t) for t in tensors),
                        *(as_bytes_of(value) for value in net.state_dict().values()))
 
 

@@ -118,8 +118,8 @@ def narrow(known: Known) -> Rule:
     """Keep weights at random among some of the channels between layers: looks at shapes and at what is connected, never at a
     weight. Few weights spread over all channels leave a unit hardly any input; fewer channels leave each of them more.
 
-    The share of channels is log-uniform from the root of the density, so that a layer can still hold that share of its weights;
-    within what is left, ERK densities.
+    The share of channels is log-uniform from the root of the density, so that a layer can still hold that share of its weights (a
+    few less, where there are few channels and the density is high); within what is left, ERK densities.
     """
     layout, channels = known.layout, known.channels()
 

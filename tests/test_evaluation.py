@@ -142,6 +142,7 @@ def test_bits_are_unpacked_the_same_way_on_the_gpu(rng):
 @pytest.mark.gpu
 def test_the_gpu_counts_as_the_cpu_does(lenet, digits, layout):
     group = population(lenet, layout, 8)
-    on_gpu = Evaluator(lenet, layout, digits.search.to(torch.device("cuda")), 256).many(group)
-    on_cpu = Evaluator(lenet, layout, digits.search, 256).many(group)
-    assert np.abs(np.array(on_gpu) - on_cpu).max() <= 2 / len(digits.search)
+    gpu = Evaluator(lenet, layout, digits.search.to(torch.device("cuda")), 256)
+    cpu = Evaluator(lenet, layout, digits.search, 256)
+    assert np.abs(np.array(gpu.many(group)) - cpu.many(group)).max() <= 2 / len(digits.search)
+    assert gpu.channels == cpu.channels and len(cpu.channels) == 3

@@ -7,8 +7,10 @@ from torch import nn
 
 import evoprune
 from evoprune.config import EvopruneError
+from evoprune.engines import Local
 from evoprune.evaluation import accuracy
 from evoprune.evolution import default_toolbox
+from evoprune.jobs import Repair
 from evoprune.starts import NEEDS, STARTS
 from evoprune.tuning import recipe_for, tune
 
@@ -55,6 +57,26 @@ def test_every_repair_runs_with_any_knowledge(knowledge, repair, mixed, digits, 
     assert (tmp_path / "run" / "models").exists() == (repair != "none")
     rules = {"none": "narrow", "data": "multishot" if repair == "least-squares" else "random,magnitude,erk,lamp"}
     assert front.config["settings"]["start"] == rules.get(knowledge, "random,magnitude,erk,lamp")
+
+
+def test_a_last_repair_that_no_worker_survives_stops_the_run_and_resume_goes_on(mixed, digits, tmp_path, monkeypatch):
+    def given_up(self, function, items, arrived=None, **others):
+        if isinstance(function, Repair):
+            arrived(1, None)
+        return real(self, function, items, **others)
+
+    real = Local.map
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    with monkeypatch.context() as patch:
+        patch.setattr(Local, "map", given_up)
+        with pytest.raises(EvopruneError, match=r"^engine local: no worker survived the last repair of point 2 of \d+; the "
+                                                rf"search is saved: go on with --resume {run} and fewer --workers, a longer "
+                                                r"--job-timeout or --engine local$"):
+            evoprune.prune(mixed, digits, out=run, repair="bn", **SMALL)
+    assert not (run / "done.json").exists()
+    assert evoprune.prune(mixed, digits, resume=run).finished
+    evoprune.prune(mixed, digits, out=whole, repair="bn", **SMALL)
+    assert all((run / name).read_bytes() == (whole / name).read_bytes() for name in ("front.csv", "masks.npz"))
 
 
 def test_the_default_repair_depends_on_batch_norm(mixed, lenet, digits, tmp_path):
