@@ -27,7 +27,7 @@ from .jobs import Measure, Repair, Train, Tune, registered, start_of, with_value
 from .layers import Layout
 from .layerwise import search_layerwise
 from .run import Run, TimeUp, clock, prepare
-from .search import search, search_tuned
+from .search import SAY_EVERY, search, search_tuned
 from .settings import settle
 from .splits import Split
 
@@ -162,7 +162,10 @@ def measure_plainly(run: Run, points: list[Measured], engine: Local | Engine) ->
             point.accuracy = point.accuracy_before = int(run.last.correct(point.individual)) / len(run.data.search)
         return
 
+    said = monotonic()
+
     def arrived(i: int, found: tuple[int, int | None, bytes] | None) -> None:
+        nonlocal said
         if found is None:
             raise EvopruneError(f"engine {run.config.engine}: no worker survived the last repair of point {i + 1} of "
                                 f"{len(points)}; the search is saved: go on with --resume {run.config.out} and fewer --workers, "
@@ -172,6 +175,9 @@ def measure_plainly(run: Run, points: list[Measured], engine: Local | Engine) ->
         if test is not None and run.data.test is not None:
             point.test = test, len(run.data.test)
         point.repair, point.state = repair, load_tensors(content)
+        if monotonic() - said >= SAY_EVERY:
+            log.info("measured %d of %d points", sum(p.state is not None for p in points), len(points))
+            said = monotonic()
 
     engine.map(Repair(run.identity), [point.individual for point in points], arrived)
 

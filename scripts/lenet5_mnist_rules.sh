@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Evolution against rules on the inspiration's LeNet-5, MNIST: five seeds a method, the same data, training and files.
-# Rebuilds results/lenet5_mnist_rules/ in some three hours on 2 cores; runs that are there already are kept.
+# Rebuilds results/lenet5_mnist_rules/ in some three to six hours on 2 cores; runs that are there already are kept.
 # usage: scripts/lenet5_mnist_rules.sh DATA_DIR WEIGHTS
 #   DATA_DIR  has MNIST/raw/*-ubyte, as torchvision lays it out;  WEIGHTS  the trained LeNet-5, a state dict
 set -euo pipefail
