@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 DAMPING = 0.01  # of the mean variance of a layer's inputs
 STEPS = 32  # of conjugate gradients, where they are cheaper than a system a row, whose operations take `SLOWER` as long
 SLOWER = 8
+ROWS = 12_288  # of activations that a convolution's moments are taken over at least, drawn from all images evenly,
+POSITIONS = 16  # and positions of an image
+LARGEST = 1 << 20  # values of one product where errors are weighed; about what a core's cache holds
 FIT_STEPS = 15  # of L-BFGS, on the weights of the last layer
 FIT_DAMPING = 2  # over the number of images, times the squared distance to what least squares gives
 
@@ -26,25 +31,61 @@ def solve_rows(covariance: Tensor, cross: Tensor, dense: Tensor, mask: Tensor, l
         inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(damped).L).diagonal()
         return conjugate_gradients(damped, wanted, dense * mask, mask), inverse.expand_as(dense)
     weights, inverse = torch.zeros_like(dense), torch.ones_like(dense)
+    for rows, at, there in grouped(mask):
+        systems = damped[at[:, :, None], at[:, None, :]]
+        weights[rows[:, None], at], inverse[rows[:, None], at] = solved(systems, wanted[rows[:, None], at], there)
+    return weights, inverse
+
+
+def solve_weighed(inputs: Tensor, targets: Tensor, shares: Tensor, dense: Tensor, mask: Tensor, least: float,
+                  shifts: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `solve_rows` does where each row weighs its errors in its own way, and what its outputs then want added.
+
+    `inputs` (rows, p) and `targets` (rows, out) are about their means, `shares` (rows, out) of the weight of all errors sum to 1
+    a column. With `shifts`, a bias takes what the weighed means are off, (out,), which is zero otherwise.
+    """
+    columns = inputs.T.contiguous()
+    weighed = (shares * targets).T
+    wanted, mean, target_mean = weighed @ inputs, shares.T @ inputs, weighed.sum(1)  # (out, p), (out, p), (out,)
+    if not shifts:
+        mean, target_mean = torch.zeros_like(mean), torch.zeros_like(target_mean)
+    variance = (shares.T @ inputs.square() - mean.square()).mean(1, keepdim=True)  # (out, 1)
+    damping = (DAMPING * variance).clamp_min(max(least, 1e-10))
+    wanted = (wanted - mean * target_mean[:, None] + damping * dense) * mask
+    weights, inverse = torch.zeros_like(dense), torch.ones_like(dense)
+    for rows, at, there in grouped(mask, LARGEST // len(inputs)):
+        x, m = columns[at], mean[rows[:, None], at]  # (r, size, rows), (r, size)
+        systems = (x * shares.T[rows][:, None]) @ x.transpose(1, 2) - m[:, :, None] * m[:, None, :]
+        systems.diagonal(dim1=1, dim2=2).add_(damping[rows])
+        weights[rows[:, None], at], inverse[rows[:, None], at] = solved(systems, wanted[rows[:, None], at], there)
+    return weights, inverse, target_mean - (weights * mean).sum(1)
+
+
+def grouped(mask: Tensor, most: int | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield rows that keep nearly equally many inputs, (r,), where those are, (r, size), and whether they are kept: False where
+    a row keeps fewer. Rows that keep none are passed over; with `most`, r * size is at most that, or r is 1."""
+    kept = mask.sum(1)
     order = torch.argsort(kept, stable=True)
     sizes = kept[order].tolist()
     start = sum(size == 0 for size in sizes)
     places = torch.argsort(mask[order].to(torch.uint8), dim=1, descending=True, stable=True)  # kept inputs first, in order
     while start < len(order):
         end = start + 1
-        while end < len(order) and sizes[end] <= 1.25 * sizes[start] + 4:  # nearly equal ones are solved together
+        while end < len(order) and sizes[end] <= 1.25 * sizes[start] + 4 and (
+                most is None or (end + 1 - start) * sizes[end] <= most):
             end += 1
-        size = sizes[end - 1]
-        rows, at = order[start:end], places[start:end, :size]  # (r,), (r, size)
-        there = mask[rows[:, None], at]  # False where a row keeps fewer
-        systems = damped[at[:, :, None], at[:, None, :]] * (there[:, :, None] & there[:, None, :])
-        systems.diagonal(dim1=1, dim2=2).add_((~there).to(systems.dtype))
-        factors = torch.linalg.cholesky_ex(systems).L
-        found = torch.cholesky_solve(wanted[rows[:, None], at][:, :, None], factors)[:, :, 0]
-        weights[rows[:, None], at] = found
-        inverse[rows[:, None], at] = torch.cholesky_inverse(factors).diagonal(dim1=1, dim2=2)  # 1 where there is no weight
+        rows, at = order[start:end], places[start:end, :sizes[end - 1]]
+        yield rows, at, mask[rows[:, None], at]
         start = end
-    return weights, inverse
+
+
+def solved(systems: Tensor, wanted: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the solution of each system, (r, size), and the diagonal of its inverse; 0 and 1 where there is no weight."""
+    systems = systems * (there[:, :, None] & there[:, None, :])
+    systems.diagonal(dim1=1, dim2=2).add_((~there).to(systems.dtype))
+    factors = torch.linalg.cholesky_ex(systems).L
+    return (torch.cholesky_solve(wanted[:, :, None], factors)[:, :, 0],
+            torch.cholesky_inverse(factors).diagonal(dim1=1, dim2=2))
 
 
 def fitted(inputs: Tensor, probabilities: Tensor, weights: Tensor, bias: Tensor | None,
@@ -87,3 +128,37 @@ def conjugate_gradients(damped: Tensor, wanted: Tensor, start: Tensor, mask: Ten
         previous, rz = rz, (residual * z).sum(1, keepdim=True)
         direction = z + rz / previous.clamp_min(1e-30) * direction
     return x
+
+
+def draw_positions(images: int, places: int, device: torch.device) -> Tensor:
+    """Return which places of its output a convolution is looked at, (images, count)."""
+    count = min(places, max(POSITIONS, -(-ROWS // images)))
+    scores = torch.rand(images, places, generator=torch.Generator().manual_seed(0))
+    return scores.topk(count, 1).indices.sort(1).values.to(device)
+
+
+def rows_of(module: nn.Linear | nn.Conv2d, inputs: Tensor, positions: Tensor | None) -> Tensor:
+    """Return what enters a layer as rows that its weights multiply, (rows, p)."""
+    if isinstance(module, nn.Linear):
+        return inputs.reshape(-1, inputs.shape[-1])
+    assert positions is not None
+    (kh, kw), (sh, sw), (dh, dw) = module.kernel_size, module.stride, module.dilation
+    ph, pw = (int(p) for p in module.padding)
+    padded = F.pad(inputs, (pw, pw, ph, ph))  # (images, c, h, w)
+    width = padded.shape[3]
+    columns = (width - dw * (kw - 1) - 1) // sw + 1  # of the output
+    corner = positions // columns * sh * width + positions % columns * sw  # (images, count)
+    offsets = (torch.arange(kh, device=inputs.device)[:, None] * dh * width
+               + torch.arange(kw, device=inputs.device) * dw).reshape(-1)  # (kh * kw,)
+    index = (corner[:, :, None] + offsets).flatten(1)[:, None].expand(-1, padded.shape[1], -1)
+    patches = padded.flatten(2).gather(2, index)  # (images, c, count * kh * kw)
+    n, c, count = len(inputs), padded.shape[1], corner.shape[1]
+    return patches.view(n, c, count, kh * kw).transpose(1, 2).reshape(n * count, c * kh * kw)
+
+
+def outputs_of(outputs: Tensor, positions: Tensor | None) -> Tensor:
+    """Return what a layer makes of those rows, (rows, out), float32, no view of it."""
+    if positions is None:
+        return outputs.reshape(-1, outputs.shape[-1]).float().clone()
+    index = positions[:, None].expand(-1, outputs.shape[1], -1)
+    return outputs.flatten(2).gather(2, index).transpose(1, 2).reshape(-1, outputs.shape[1]).float()

@@ -6,9 +6,10 @@ repaired, give the layer new values, and its own forward goes on with them. For 
     w_S = (C_SS + d I)^-1 (K_S + d w0_S),   bias = mean(Z) - w mean(X)
 
 with X what enters the layer, Z the *dense* model's output of it (so that errors of the prefix are made good), C = cov(X),
-K = cov(X, Z), w0 the dense weights and d = 0.01 tr(C) / p. A last linear layer is then fitted to the dense model's
-probabilities. Batch norms take the statistics of the same pass. LeNet-5/MNIST, LAMP masks at 95, 98 and 99 %: 89.4, 52.6 and
-28.4 % of the test images; pruned in steps with repair: 97.2, 93.1 and 87.3 %, or 97.6, 94.2 and 86.9 % by what repair says.
+K = cov(X, Z), w0 the dense weights and d = 0.01 tr(C) / p. Means and covariances weigh each image, at each place, by how much
+the dense model's logits would feel an error of that output there (root mean square), plus a little that is the same for all:
+where an activation is saturated, or does not matter, nothing need be right. A last linear layer is then fitted to the
+dense model's probabilities. Batch norms take the statistics of the same pass.
 
 What least squares knows also says what a weight is worth (optimal brain surgeon: Hassibi and Stork, 1993, with the curvature in
 Kronecker factors, as in Martens and Grosse, 2015, arXiv:1503.05671): w^2 / [(C_SS + d I)^-1]_jj is the squared error that the
@@ -18,7 +19,7 @@ others of its row cannot make good, and the gradients of the loss by the layer's
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,19 +31,19 @@ from torch.utils.hooks import RemovableHandle
 from .config import Config, first_line
 from .fast import deterministic
 from .layers import Layout
-from .least_squares import fitted, solve_rows
+from .least_squares import draw_positions, fitted, outputs_of, rows_of, solve_rows, solve_weighed
 from .models import logits_of
-from .splits import Split
 
 REPAIRS = ("none", "bn", "least-squares")
 IMAGES = 768  # that a mask is repaired on in the search
 PATH_IMAGES = 2048  # and on the multi-shot path of the first masks
 LAST_IMAGES = 4096  # and the points of the front at the end
-ROWS = 12_288  # of activations that a convolution's moments are taken over at least, drawn from all images evenly,
-POSITIONS = 16  # and positions of an image
 BATCHES = 32  # usual batches that the calibration images may fill at most: they go through the model in one pass
 LEAST = 1e-5  # of that of the dense model's: where nothing but rounding noise comes in, weights must not follow it
-GRADIENT_IMAGES, GRADIENT_BATCH = 512, 32  # of the calibration images, evenly, that the gradients by the outputs are taken of
+GRADIENT_IMAGES, GRADIENT_BATCH = 512, 32  # of the calibration images, evenly, that saliency takes gradients by outputs of
+DIRECTIONS = 4  # of the logits, drawn at random, in which an error is felt
+EVEN = 0.05  # share of an error's weight that is the same for all images and places (tanh wants less, ReLU 0.1: results/LOG.md)
+DENSEST = 8.0  # times the work of plain covariances that weighed ones may take; masks too dense for that hardly gain by them
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 log = logging.getLogger("evoprune")
 
@@ -57,13 +58,6 @@ def default_repair(model: nn.Module, config: Config) -> str:
     return "bn" if norms_of(model) and not config.layerwise else "none"
 
 
-def calibration(split: Split, images: int, seed: int) -> Split:
-    """Return so many images of the split, drawn at random, or all it has."""
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:images].sort().values
-    order = order.to(split.labels.device)
-    return Split(split.images[order], split.labels[order], split.mean, split.std, split.dtype)
-
-
 @dataclass
 class Solved:
     """A layer that least squares gives new values, with what the dense model knows of it."""
@@ -75,6 +69,7 @@ class Solved:
     centred: bool = False  # a bias or a batch norm behind it takes the mean
     targets: Tensor = field(default_factory=lambda: torch.empty(0))  # the dense model's outputs, (rows, out)
     positions: Tensor | None = None  # (images, positions) drawn, of a convolution
+    shares: Tensor | None = None  # of each error in the weight of all, (rows, out); None: alike
     moments: tuple[Tensor, ...] | None = None  # of the first layer, which no mask changes
     errors: Tensor = field(default_factory=lambda: torch.zeros(()))  # that removing each weight would leave, (out, p)
 
@@ -92,6 +87,7 @@ class Repairer:
         self.first: nn.Module | None = None
         self.classifier: Solved | None = None  # a linear layer that makes the logits
         self.study_dense()
+        self.differentiable = bool(self.layers) and self.weigh_errors()
 
     def solvable(self, layout: Layout) -> dict[nn.Module, Solved]:
         """Return the Linear and ungrouped Conv2d layers, each of whose weights has that one owner."""
@@ -129,10 +125,7 @@ class Repairer:
             solved.centred = solved.module.bias is not None
             if isinstance(module, nn.Conv2d):
                 solved.positions = draw_positions(len(output), output.shape[2:].numel(), output.device)
-                index = solved.positions[:, None].expand(-1, output.shape[1], -1)
-                solved.targets = output.flatten(2).gather(2, index).transpose(1, 2).reshape(-1, output.shape[1]).float()
-            else:
-                solved.targets = output.detach().reshape(-1, output.shape[-1]).float().clone()
+            solved.targets = outputs_of(output.detach(), solved.positions)
 
         alive: list[Tensor] = []
         masked = [self.model.get_submodule(layer.name.rpartition(".")[0]) for layer in self.layout]
@@ -179,46 +172,71 @@ class Repairer:
 
     def solve(self, layer: Solved, inputs: Tensor, mask: Tensor) -> None:
         """Give one layer its new values, for what enters it now."""
-        moments = layer.moments or self.moments(layer, inputs)
-        if layer.module is self.first:
-            layer.moments = moments
-        covariance, cross, mean, target_mean = moments
         mask = mask.expand(layer.module.weight.shape).reshape(layer.dense.shape)
-        weights, inverse = solve_rows(covariance, cross, layer.dense, mask, layer.least)
-        bias = None if layer.module.bias is None else target_mean - weights @ mean
+        if layer.shares is not None and float(mask.sum(1).double().square().sum()) <= DENSEST * mask.shape[1] ** 2:
+            weights, bias, inverse = self.weighed(layer, inputs, mask)
+        else:
+            moments = layer.moments or self.moments(layer, inputs)
+            if layer.module is self.first:
+                layer.moments = moments
+            covariance, cross, mean, target_mean = moments
+            weights, inverse = solve_rows(covariance, cross, layer.dense, mask, layer.least)
+            bias = target_mean - weights @ mean
         if layer is self.classifier:
             with torch.inference_mode(False):  # the model's own forward may have set it; nothing of it goes into the fit
-                weights, bias = fitted(inputs.float().clone(), layer.targets.softmax(1).clone(), weights.clone(),
-                                       None if bias is None else bias.clone(), mask.clone())
+                weights, fit = fitted(inputs.float().clone(), layer.targets.softmax(1).clone(), weights.clone(),
+                                      None if layer.module.bias is None else bias.clone(), mask.clone())
+                bias = bias if fit is None else fit
         layer.errors = weights.square() / inverse.clamp_min(1e-30)
         layer.module.weight.data.copy_(weights.view(layer.module.weight.shape))
-        if bias is not None and layer.module.bias is not None:
+        if layer.module.bias is not None:
             layer.module.bias.data.copy_(bias)
 
-    def knows_saliency(self) -> bool:
-        """Whether `saliency` can tell of every layer; said where only gradients are missing."""
-        if self.left():
-            return False
+    def weighed(self, layer: Solved, inputs: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the weights (out, p), the bias (out,) and the diagonals of the inverses, (out, p), with errors weighed."""
+        assert layer.shares is not None
+        rows, targets = rows_of(layer.module, inputs, layer.positions).float(), layer.targets  # (rows, p), (rows, out)
+        mean, target_mean = rows.mean(0), targets.mean(0)
+        if layer.centred:
+            rows, targets = rows - mean, targets - target_mean
+        weights, inverse, shift = solve_weighed(rows, targets, layer.shares, layer.dense, mask, layer.least,
+                                                layer.module.bias is not None)
+        return weights, target_mean + shift - weights @ mean, inverse
+
+    def weigh_errors(self) -> bool:
+        """Let each layer but a last one know what share its error on each image has: of the root of the mean squared gradient
+        of `DIRECTIONS` random sums of the dense model's logits by that output. Return whether there are gradients."""
+        generator = torch.Generator().manual_seed(0)
+
+        def sums(logits: Tensor) -> list[Tensor]:
+            drawn = torch.randn(DIRECTIONS, *logits.shape, generator=generator).to(logits.device)
+            return [((way - way.mean(1, keepdim=True)) * logits).sum() for way in drawn]  # what all logits share is not felt
+
+        felt: dict[nn.Module, list[Tensor]] = {module: [] for module in self.layers if self.layers[module] is not self.classifier}
         try:
-            self.saliency()
+            start = 0
+            for gradients in self.gradients(self.inputs, sums):
+                end = start + len(next(iter(gradients[0].values())))
+                for module, parts in felt.items():
+                    positions = self.layers[module].positions
+                    parts.append(sum((outputs_of(each[module], None if positions is None else positions[start:end]).square()
+                                      for each in gradients), start=torch.zeros(())))
+                start = end
         except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError as error:  # the user's model
-            log.info("weights are worth their LAMP score: gradients do not go through the model (%s)", first_line(error))
+            log.info("least squares weighs all errors alike, and weights are worth their LAMP score: gradients do not go through "
+                     "the model (%s)", first_line(error))
             return False
+        for module, parts in felt.items():
+            root = torch.cat(parts).nan_to_num(posinf=0).sqrt()
+            even = torch.full_like(root, EVEN) + (1 - EVEN) * root / root.mean(0).clamp_min(1e-30)
+            self.layers[module].shares = even / even.sum(0)
         return True
 
-    def saliency(self) -> dict[str, Tensor]:
-        """Return what each weight is worth under the newest mask, (out, p) a solved layer by the name of its weight: the error
-        that removing it leaves, times the root mean squared gradient of the loss by that output, summed over positions.
-
-        Labels are drawn from what the model itself says. The root, not the square: on LeNet-5/MNIST a multi-shot path with it
-        has a better front (results/LOG.md).
-        """
+    def gradients(self, images: Tensor, losses: Callable[[Tensor], Sequence[Tensor]]) -> Iterator[list[dict[nn.Module, Tensor]]]:
+        """Yield, for each batch of the images, the gradients by each solved layer's output of each loss made of the logits."""
         outputs: dict[nn.Module, Tensor] = {}
-        squares = {module: torch.zeros(len(layer.dense), device=layer.dense.device) for module, layer in self.layers.items()}
-        images = self.inputs[torch.linspace(0, len(self.inputs) - 1, min(GRADIENT_IMAGES, len(self.inputs))).long()]
-        generator = torch.Generator().manual_seed(0)
 
         def note(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             outputs[module] = output + torch.zeros((), device=output.device, requires_grad=True)
@@ -228,54 +246,48 @@ class Repairer:
         try:
             for batch in torch.split(images, GRADIENT_BATCH):
                 with torch.enable_grad(), deterministic():
-                    logits = logits_of(self.model(batch)).float()
-                    drawn = torch.multinomial(logits.detach().nan_to_num().softmax(1).cpu(), 1, generator=generator)[:, 0]
-                    loss = F.cross_entropy(logits, drawn.to(logits.device), reduction="sum")
-                    gradients = torch.autograd.grad(loss, list(outputs.values()), materialize_grads=True)
-                for module, gradient in zip(outputs, gradients):
-                    by_channel = gradient.movedim(1, -1) if isinstance(module, nn.Conv2d) else gradient
-                    squares[module] += by_channel.float().square().flatten(0, -2).sum(0)
+                    found = [dict(zip(outputs, torch.autograd.grad(loss, list(outputs.values()), retain_graph=True,
+                                                                   materialize_grads=True)))
+                             for loss in losses(logits_of(self.model(batch)).float())]
+                yield found
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def knows_saliency(self) -> bool:
+        """Whether `saliency` can tell of every layer."""
+        return self.differentiable and not self.left()
+
+    def saliency(self) -> dict[str, Tensor]:
+        """Return what each weight is worth under the newest mask, (out, p) a solved layer by the name of its weight: the error
+        that removing it leaves, times the root mean squared gradient of the loss by that output, summed over positions.
+
+        Labels are drawn from what the model itself says. The root, not the square: on LeNet-5/MNIST a multi-shot path with it
+        has a better front (results/LOG.md).
+        """
+        squares = {module: torch.zeros(len(layer.dense), device=layer.dense.device) for module, layer in self.layers.items()}
+        images = self.inputs[torch.linspace(0, len(self.inputs) - 1, min(GRADIENT_IMAGES, len(self.inputs))).long()]
+        generator = torch.Generator().manual_seed(0)
+
+        def loss(logits: Tensor) -> list[Tensor]:
+            drawn = torch.multinomial(logits.detach().nan_to_num().softmax(1).cpu(), 1, generator=generator)[:, 0]
+            return [F.cross_entropy(logits, drawn.to(logits.device), reduction="sum")]
+
+        for gradients, in self.gradients(images, loss):
+            for module, gradient in gradients.items():
+                by_channel = gradient.movedim(1, -1) if isinstance(module, nn.Conv2d) else gradient
+                squares[module] += by_channel.float().square().flatten(0, -2).sum(0)
         return {layer.name: (layer.errors * (squares[module] / len(images)).sqrt()[:, None]).nan_to_num()
                 for module, layer in self.layers.items()}
 
     def moments(self, layer: Solved, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return cov(X) (p, p), cov(X, Z) (p, out), mean(X) (p,), mean(Z) (out,); about zero where nothing takes the mean."""
-        rows = rows_of(layer, inputs).float()  # (rows, p)
+        rows = rows_of(layer.module, inputs, layer.positions).float()  # (rows, p)
         mean, target_mean = rows.mean(0), layer.targets.mean(0)
         if layer.centred:
             rows = rows - mean
         cross = rows.T @ (layer.targets - target_mean if layer.centred else layer.targets)
         return (rows.T @ rows) / len(rows), cross / len(rows), mean, target_mean
-
-
-def draw_positions(images: int, places: int, device: torch.device) -> Tensor:
-    """Return which places of its output a convolution is looked at, (images, count)."""
-    count = min(places, max(POSITIONS, -(-ROWS // images)))
-    scores = torch.rand(images, places, generator=torch.Generator().manual_seed(0))
-    return scores.topk(count, 1).indices.sort(1).values.to(device)
-
-
-def rows_of(layer: Solved, inputs: Tensor) -> Tensor:
-    """Return what enters a layer as rows that its weights multiply, (rows, p)."""
-    module = layer.module
-    if isinstance(module, nn.Linear):
-        return inputs.reshape(-1, inputs.shape[-1])
-    assert layer.positions is not None
-    (kh, kw), (sh, sw), (dh, dw) = module.kernel_size, module.stride, module.dilation
-    ph, pw = (int(p) for p in module.padding)
-    padded = F.pad(inputs, (pw, pw, ph, ph))  # (images, c, h, w)
-    width = padded.shape[3]
-    columns = (width - dw * (kw - 1) - 1) // sw + 1  # of the output
-    corner = layer.positions // columns * sh * width + layer.positions % columns * sw  # (images, count)
-    offsets = (torch.arange(kh, device=inputs.device)[:, None] * dh * width
-               + torch.arange(kw, device=inputs.device) * dw).reshape(-1)  # (kh * kw,)
-    index = (corner[:, :, None] + offsets).flatten(1)[:, None].expand(-1, padded.shape[1], -1)
-    patches = padded.flatten(2).gather(2, index)  # (images, c, count * kh * kw)
-    n, c, count = len(inputs), padded.shape[1], corner.shape[1]
-    return patches.view(n, c, count, kh * kw).transpose(1, 2).reshape(n * count, c * kh * kw)
 
 
 def take_statistics(norm: nn.Module, args: tuple[Tensor, ...]) -> None:

@@ -29,9 +29,9 @@ from .front import wilson
 from .layers import Layout, find_layers
 from .named import build_model, load_model, load_weights, read_weights
 from .prepared import fastest_batch_size
-from .repair import BATCHES, IMAGES, LAST_IMAGES, calibration, default_repair
+from .repair import BATCHES, IMAGES, LAST_IMAGES, default_repair
 from .sources import constants, limit, load_data
-from .splits import Data, Split, as_data
+from .splits import Data, Split, as_data, calibration
 from .starts import default_start, rule_names
 from .tuning import recipe_for, tune
 

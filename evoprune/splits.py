@@ -48,6 +48,13 @@ class Split:
         return replace(self, images=self.images.to(device), labels=self.labels.to(device), dtype=dtype)
 
 
+def calibration(split: Split, images: int, seed: int) -> Split:
+    """Return so many images of the split, drawn at random, or all it has."""
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:images].sort().values
+    order = order.to(split.labels.device)
+    return Split(split.images[order], split.labels[order], split.mean, split.std, split.dtype)
+
+
 @dataclass(frozen=True, eq=False)
 class Data:
     """The three splits of a run; each is `(images, labels)`, a torch Dataset or a `Split`. No train, no training.

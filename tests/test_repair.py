@@ -8,10 +8,10 @@ from torch import nn
 from evoprune.evaluation import Evaluator, masks
 from evoprune.genome import from_masks, get_bits
 from evoprune.layers import find_layers
-from evoprune.least_squares import conjugate_gradients, fitted, solve_rows
-from evoprune.repair import Repairer, calibration, draw_positions
+from evoprune.least_squares import conjugate_gradients, draw_positions, fitted, solve_rows
+from evoprune.repair import Repairer
 from evoprune.saliency import SALIENCIES
-from evoprune.splits import as_split
+from evoprune.splits import as_split, calibration
 
 
 class Mixed(nn.Module):
@@ -60,8 +60,9 @@ def rows_by_unfold(module, inputs):
     return patches.transpose(1, 2).reshape(-1, patches.shape[1])
 
 
-def repaired_obviously(dense, layout, kept, images):
-    """Layer by layer in float64: run the prefix, solve each row by lstsq, set it, take batch-norm statistics, go on."""
+def repaired_obviously(dense, layout, kept, images, shares):
+    """Layer by layer in float64: run the prefix, solve each row by lstsq, set it, take batch-norm statistics, go on. `shares`
+    (rows, out) a layer by name: of each error in the weight of all; without, all weigh the same."""
     net, dense = copy.deepcopy(dense).double(), copy.deepcopy(dense).double()
     for name, mask in kept.items():
         net.get_parameter(name).data.mul_(mask)
@@ -84,43 +85,81 @@ def repaired_obviously(dense, layout, kept, images):
             x = rows_by_unfold(module, seen(net, module, "input"))
             z = seen(dense, dense.get_submodule(name), "output")
             z = z.flatten(2).transpose(1, 2).reshape(-1, z.shape[1]) if z.dim() == 4 else z
-            centred = name != "fc1"  # conv1 has a batch norm behind it, the others a bias
-            mx, mz = (x.mean(0), z.mean(0)) if centred else (0, 0)
+            n = len(x)
+            share = shares[name].double() if name in shares else torch.full_like(z, 1 / n)
             w0 = dense.get_submodule(name).weight.reshape(mask.shape)
-            p, n = x.shape[1], len(x)
-            damping = 0.01 * ((x - mx) ** 2).mean(0).sum() / p
-            weights = torch.zeros_like(w0)
+            weights, bias = torch.zeros_like(w0), torch.zeros(len(w0), dtype=x.dtype)
             for row in range(len(mask)):
-                s = mask[row]
+                s, weight = mask[row], share[:, row]
+                if name == "conv1":  # a batch norm behind it takes the mean, whatever errors weigh
+                    mx, mz = x.mean(0), z[:, row].mean()
+                elif name == "fc1":
+                    mx, mz = torch.zeros_like(x[0]), 0
+                else:
+                    mx, mz = weight @ x, weight @ z[:, row]
+                damping = 0.01 * (weight @ (x - mx) ** 2).mean()
                 if s.any():  # least squares with rows that pull towards the dense weights
-                    a = torch.cat([(x - mx)[:, s] / n ** 0.5, damping.sqrt() * torch.eye(int(s.sum()), dtype=x.dtype)])
-                    b = torch.cat([(z - mz)[:, row] / n ** 0.5, damping.sqrt() * w0[row, s]])
+                    a = torch.cat([(x - mx)[:, s] * weight.sqrt()[:, None],
+                                   damping.sqrt() * torch.eye(int(s.sum()), dtype=x.dtype)])
+                    b = torch.cat([(z[:, row] - mz) * weight.sqrt(), damping.sqrt() * w0[row, s]])
                     weights[row, s] = torch.linalg.lstsq(a, b[:, None]).solution[:, 0]
+                bias[row] = mz - weights[row] @ mx
             module.weight.data.copy_(weights.view(module.weight.shape))
             if module.bias is not None:
-                module.bias.data.copy_(z.mean(0) - weights @ x.mean(0))
+                module.bias.data.copy_(bias)
     return net
 
 
+@pytest.mark.parametrize("weighed", [False, True])
 @pytest.mark.parametrize("density", [0.9, 0.4, 0.1])
-def test_least_squares_equals_the_obvious_slow_way(mixed, density, monkeypatch):
-    monkeypatch.setattr("evoprune.repair.ROWS", 10**6)  # all positions
+def test_least_squares_equals_the_obvious_slow_way(mixed, density, weighed, monkeypatch):
+    monkeypatch.setattr("evoprune.least_squares.ROWS", 10**6)  # all positions
+    monkeypatch.setattr("evoprune.repair.DENSEST", float("inf") if weighed else -1)
+    monkeypatch.setattr("evoprune.least_squares.LARGEST", 50_000)  # several groups of rows
     monkeypatch.setattr("evoprune.least_squares.SLOWER", 0)  # no conjugate gradients
     monkeypatch.setattr("evoprune.least_squares.FIT_STEPS", 0)
     layout = find_layers(mixed)
     images = torch.randn(90, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     repairer = Repairer("least-squares", net := copy.deepcopy(mixed).requires_grad_(False), layout, images)
     assert repairer.left() == ["grouped.weight"]
+    shares = {layer.name.removesuffix(".weight"): layer.shares for layer in repairer.layers.values()
+              if weighed and layer.shares is not None}
+    assert set(shares) == ({"conv1", "conv2", "fc1"} if weighed else set())
     for seed in (0, 1):  # the second time, the first layer's moments are remembered
         changed, kept = masked(mixed, layout, density, seed)
         net.load_state_dict(changed.state_dict())
         repairer(kept)
         with torch.no_grad():
-            expected = repaired_obviously(mixed, layout, kept, images)
+            expected = repaired_obviously(mixed, layout, kept, images, shares)
             for name, value in expected.state_dict().items():
                 scale = float(value.double().abs().max())
                 assert torch.allclose(net.state_dict()[name].double(), value.double(), rtol=0, atol=2e-3 * scale), name
         assert all(bool((net.get_parameter(name)[~mask] == 0).all()) for name, mask in kept.items())
+
+
+def test_an_error_weighs_what_the_logits_of_that_image_feel(mixed, monkeypatch):
+    monkeypatch.setattr("evoprune.least_squares.ROWS", 10**6)
+    monkeypatch.setattr("evoprune.repair.GRADIENT_BATCH", 12)
+    images = torch.randn(30, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    repairer = Repairer("least-squares", copy.deepcopy(mixed).requires_grad_(False), find_layers(mixed), images)
+    generator = torch.Generator().manual_seed(0)
+    ways = torch.cat([torch.randn(4, len(batch), 10, generator=generator) for batch in images.split(12)], 1)
+    net, outputs = copy.deepcopy(mixed), {}
+    for name in ("conv1", "conv2", "fc1"):
+        net.get_submodule(name).register_forward_hook(
+            lambda module, args, output, name=name: (output.retain_grad(), outputs.update({name: output}))[0])
+    squares = {}
+    for i, image in enumerate(images):
+        for way in ways[:, i]:
+            (net(image[None])[0] * (way - way.mean())).sum().backward()
+            for name, output in outputs.items():
+                rows = output.grad.reshape(output.shape[1], -1).T.square()  # (positions, out)
+                squares.setdefault(name, torch.zeros(len(images), *rows.shape))[i] += rows / 4
+    for layer in repairer.layers.values():
+        if layer.name != "fc2.weight":
+            root = squares[layer.name.removesuffix(".weight")].flatten(0, 1).sqrt()
+            felt = 0.05 + 0.95 * root / root.mean(0).clamp_min(1e-30)
+            assert torch.allclose(layer.shares, felt / felt.sum(0), rtol=1e-3) and felt.std() > 0.1
 
 
 def test_batch_norm_repair_equals_a_pass_in_training_mode(mixed):
@@ -213,7 +252,8 @@ def test_only_a_linear_layer_that_makes_the_logits_is_fitted(mixed):
         assert Repairer("least-squares", model, find_layers(model), images).classifier is None
 
 
-def test_a_model_that_runs_in_inference_mode_is_repaired(mixed):
+def test_a_model_that_runs_in_inference_mode_is_repaired(mixed, monkeypatch):
+    monkeypatch.setattr("evoprune.repair.DENSEST", -1)  # it has no gradients to weigh errors by
     class Inference(Mixed):
         @torch.inference_mode()
         def forward(self, x):
@@ -328,7 +368,7 @@ def test_saliency_is_lamp_where_gradients_do_not_go_through(digits, caplog):
     evaluator.set_masks(from_masks([np.random.default_rng(0).random((10, 64)) < 0.2], "x"))
     assert torch.equal(evaluator.saliency()[0], SALIENCIES["lamp"]([evaluator.masked[0][0]])[0])
     assert [r.message.partition(" (")[0] for r in caplog.records if "LAMP" in r.message] == [
-        "weights are worth their LAMP score: gradients do not go through the model"]
+        "least squares weighs all errors alike, and weights are worth their LAMP score: gradients do not go through the model"]
 
 
 def test_calibration_images_are_a_fixed_draw(digits):
