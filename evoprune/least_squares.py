@@ -11,11 +11,21 @@ from torch.nn import functional as F
 DAMPING = 0.01  # of the mean variance of a layer's inputs
 STEPS = 32  # of conjugate gradients, where they are cheaper than a system a row, whose operations take `SLOWER` as long
 SLOWER = 8
+EVEN = 0.05  # share of an error's weight that is the same for all images and places (tanh wants less, ReLU 0.1: results/LOG.md)
 ROWS = 12_288  # of activations that a convolution's moments are taken over at least, drawn from all images evenly,
 POSITIONS = 16  # and positions of an image
-LARGEST = 1 << 20  # values of one product where errors are weighed; about what a core's cache holds
+LARGEST = {"cpu": 1 << 20, "cuda": 1 << 26}  # values of one product where errors are weighed; a core's cache, or few kernels
 FIT_STEPS = 15  # of L-BFGS, on the weights of the last layer
 FIT_DAMPING = 2  # over the number of images, times the squared distance to what least squares gives
+
+
+def moments(rows: Tensor, targets: Tensor, centred: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return cov(X) (p, p), cov(X, Z) (p, out), mean(X) (p,), mean(Z) (out,) of rows X (rows, p) and targets Z (rows, out); about
+    zero unless `centred`."""
+    mean, target_mean = rows.mean(0), targets.mean(0)
+    if centred:
+        rows, targets = rows - mean, targets - target_mean
+    return (rows.T @ rows) / len(rows), rows.T @ targets / len(rows), mean, target_mean
 
 
 def solve_rows(covariance: Tensor, cross: Tensor, dense: Tensor, mask: Tensor, least: float = 1e-10) -> tuple[Tensor, Tensor]:
@@ -53,12 +63,21 @@ def solve_weighed(inputs: Tensor, targets: Tensor, shares: Tensor, dense: Tensor
     damping = (DAMPING * variance).clamp_min(max(least, 1e-10))
     wanted = (wanted - mean * target_mean[:, None] + damping * dense) * mask
     weights, inverse = torch.zeros_like(dense), torch.ones_like(dense)
-    for rows, at, there in grouped(mask, LARGEST // len(inputs)):
+    for rows, at, there in grouped(mask, LARGEST[inputs.device.type] // len(inputs)):
         x, m = columns[at], mean[rows[:, None], at]  # (r, size, rows), (r, size)
         systems = (x * shares.T[rows][:, None]) @ x.transpose(1, 2) - m[:, :, None] * m[:, None, :]
         systems.diagonal(dim1=1, dim2=2).add_(damping[rows])
         weights[rows[:, None], at], inverse[rows[:, None], at] = solved(systems, wanted[rows[:, None], at], there)
     return weights, inverse, target_mean - (weights * mean).sum(1)
+
+
+def shares_of(squares: Tensor) -> Tensor:
+    """Return the share of each error in the weight of all of its output, from the squared gradients by it, both (rows, out):
+    their root over its mean, and `EVEN` for all."""
+    root = squares.nan_to_num_(posinf=0).sqrt_()
+    mean = root.mean(0).clamp_min(1e-30)
+    shares = root.mul_(1 - EVEN).div_(mean).add_(EVEN)
+    return shares.div_(shares.sum(0))
 
 
 def grouped(mask: Tensor, most: int | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

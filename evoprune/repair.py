@@ -21,6 +21,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ from torch.utils.hooks import RemovableHandle
 from .config import Config, first_line
 from .fast import deterministic
 from .layers import Layout
-from .least_squares import draw_positions, fitted, outputs_of, rows_of, solve_rows, solve_weighed
+from .least_squares import draw_positions, fitted, moments, outputs_of, rows_of, shares_of, solve_rows, solve_weighed
 from .models import logits_of
 
 REPAIRS = ("none", "bn", "least-squares")
@@ -42,8 +43,8 @@ BATCHES = 32  # usual batches that the calibration images may fill at most: they
 LEAST = 1e-5  # of that of the dense model's: where nothing but rounding noise comes in, weights must not follow it
 GRADIENT_IMAGES, GRADIENT_BATCH = 512, 32  # of the calibration images, evenly, that saliency takes gradients by outputs of
 DIRECTIONS = 4  # of the logits, drawn at random, in which an error is felt
-EVEN = 0.05  # share of an error's weight that is the same for all images and places (tanh wants less, ReLU 0.1: results/LOG.md)
 DENSEST = 8.0  # times the work of plain covariances that weighed ones may take; masks too dense for that hardly gain by them
+Outputs = dict[nn.Module, Tensor]  # of each solved layer
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 log = logging.getLogger("evoprune")
 
@@ -176,10 +177,10 @@ class Repairer:
         if layer.shares is not None and float(mask.sum(1).double().square().sum()) <= DENSEST * mask.shape[1] ** 2:
             weights, bias, inverse = self.weighed(layer, inputs, mask)
         else:
-            moments = layer.moments or self.moments(layer, inputs)
+            found = layer.moments or moments(rows_of(layer.module, inputs, layer.positions).float(), layer.targets, layer.centred)
             if layer.module is self.first:
-                layer.moments = moments
-            covariance, cross, mean, target_mean = moments
+                layer.moments = found
+            covariance, cross, mean, target_mean = found
             weights, inverse = solve_rows(covariance, cross, layer.dense, mask, layer.least)
             bias = target_mean - weights @ mean
         if layer is self.classifier:
@@ -204,39 +205,42 @@ class Repairer:
         return weights, target_mean + shift - weights @ mean, inverse
 
     def weigh_errors(self) -> bool:
-        """Let each layer but a last one know what share its error on each image has: of the root of the mean squared gradient
-        of `DIRECTIONS` random sums of the dense model's logits by that output. Return whether there are gradients."""
+        """Let each layer but a last one know how much the logits feel its errors, in `DIRECTIONS` random directions; return
+        whether there are gradients."""
         generator = torch.Generator().manual_seed(0)
 
         def sums(logits: Tensor) -> list[Tensor]:
             drawn = torch.randn(DIRECTIONS, *logits.shape, generator=generator).to(logits.device)
             return [((way - way.mean(1, keepdim=True)) * logits).sum() for way in drawn]  # what all logits share is not felt
 
-        felt: dict[nn.Module, list[Tensor]] = {module: [] for module in self.layers if self.layers[module] is not self.classifier}
+        weighing = [module for module, layer in self.layers.items() if layer is not self.classifier]
+        felt: dict[nn.Module, list[Tensor]] = {module: [] for module in weighing}
+        made: dict[nn.Module, list[Tensor]] = {module: [] for module in weighing}
         try:
-            start = 0
-            for gradients in self.gradients(self.inputs, sums):
-                end = start + len(next(iter(gradients[0].values())))
-                for module, parts in felt.items():
+            done = 0
+            for outputs, gradients in self.gradients(self.inputs, sums):
+                here, done = slice(done, done + GRADIENT_BATCH), done + GRADIENT_BATCH
+                for module in weighing:
                     positions = self.layers[module].positions
-                    parts.append(sum((outputs_of(each[module], None if positions is None else positions[start:end]).square()
-                                      for each in gradients), start=torch.zeros(())))
-                start = end
+                    drawn = None if positions is None else positions[here]
+                    made[module].append(outputs_of(outputs[module].detach(), drawn))
+                    felt[module].append(reduce(torch.add, [outputs_of(each[module], drawn).square_() for each in gradients]))
         except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError as error:  # the user's model
             log.info("least squares weighs all errors alike, and weights are worth their LAMP score: gradients do not go through "
                      "the model (%s)", first_line(error))
             return False
-        for module, parts in felt.items():
-            root = torch.cat(parts).nan_to_num(posinf=0).sqrt()
-            even = torch.full_like(root, EVEN) + (1 - EVEN) * root / root.mean(0).clamp_min(1e-30)
-            self.layers[module].shares = even / even.sum(0)
+        for module in weighing:
+            layer = self.layers[module]
+            rows, spread = torch.cat(made.pop(module)), (layer.targets - layer.targets.mean(0)).norm()
+            if rows.shape == layer.targets.shape and (rows - layer.targets).norm() <= 0.1 * spread:  # else images are not first
+                layer.shares = shares_of(torch.cat(felt.pop(module)))
         return True
 
-    def gradients(self, images: Tensor, losses: Callable[[Tensor], Sequence[Tensor]]) -> Iterator[list[dict[nn.Module, Tensor]]]:
-        """Yield, for each batch of the images, the gradients by each solved layer's output of each loss made of the logits."""
-        outputs: dict[nn.Module, Tensor] = {}
+    def gradients(self, images: Tensor, losses: Callable[[Tensor], Sequence[Tensor]]) -> Iterator[tuple[Outputs, list[Outputs]]]:
+        """Yield, for each batch of the images, each solved layer's output, and its gradients of each loss made of the logits."""
+        outputs: Outputs = {}
 
         def note(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             outputs[module] = output + torch.zeros((), device=output.device, requires_grad=True)
@@ -249,7 +253,7 @@ class Repairer:
                     found = [dict(zip(outputs, torch.autograd.grad(loss, list(outputs.values()), retain_graph=True,
                                                                    materialize_grads=True)))
                              for loss in losses(logits_of(self.model(batch)).float())]
-                yield found
+                yield outputs, found
         finally:
             for hook in hooks:
                 hook.remove()
@@ -273,21 +277,12 @@ class Repairer:
             drawn = torch.multinomial(logits.detach().nan_to_num().softmax(1).cpu(), 1, generator=generator)[:, 0]
             return [F.cross_entropy(logits, drawn.to(logits.device), reduction="sum")]
 
-        for gradients, in self.gradients(images, loss):
+        for _, (gradients,) in self.gradients(images, loss):
             for module, gradient in gradients.items():
                 by_channel = gradient.movedim(1, -1) if isinstance(module, nn.Conv2d) else gradient
                 squares[module] += by_channel.float().square().flatten(0, -2).sum(0)
         return {layer.name: (layer.errors * (squares[module] / len(images)).sqrt()[:, None]).nan_to_num()
                 for module, layer in self.layers.items()}
-
-    def moments(self, layer: Solved, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return cov(X) (p, p), cov(X, Z) (p, out), mean(X) (p,), mean(Z) (out,); about zero where nothing takes the mean."""
-        rows = rows_of(layer.module, inputs, layer.positions).float()  # (rows, p)
-        mean, target_mean = rows.mean(0), layer.targets.mean(0)
-        if layer.centred:
-            rows = rows - mean
-        cross = rows.T @ (layer.targets - target_mean if layer.centred else layer.targets)
-        return (rows.T @ rows) / len(rows), cross / len(rows), mean, target_mean
 
 
 def take_statistics(norm: nn.Module, args: tuple[Tensor, ...]) -> None:

@@ -76,8 +76,13 @@ def main() -> None:
         logs = [rows(run / "log.csv") for run in sorted((folder / method).glob("seed-*"))]
         if all(len(log) > 1 and float(log[-1]["epochs"]) == 0 for log in logs):
             print(f"{method:42s}" + ", ".join(f"{float(log[0]['hvlog']):.3f} {float(log[-1]['hvlog']):.3f}" for log in logs))
-    settings = json.loads(next(folder.glob("*/seed-*/config.json")).read_text())
-    print(f"\n{settings['device']}, " + ", ".join(f"{name} {version}" for name, version in settings["versions"].items()))
+    where: dict[str, set[str]] = {}
+    for path in folder.glob("*/seed-*/config.json"):
+        about = json.loads(path.read_text())
+        versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+        where.setdefault(f"{about['device']}, {versions}", set()).add(path.parts[-3])
+    for machine, methods in sorted(where.items()):
+        print(f"\n{machine}" + (f": {', '.join(sorted(methods))}" if len(where) > 1 else ""))
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def repaired_obviously(dense, layout, kept, images, shares):
 def test_least_squares_equals_the_obvious_slow_way(mixed, density, weighed, monkeypatch):
     monkeypatch.setattr("evoprune.least_squares.ROWS", 10**6)  # all positions
     monkeypatch.setattr("evoprune.repair.DENSEST", float("inf") if weighed else -1)
-    monkeypatch.setattr("evoprune.least_squares.LARGEST", 50_000)  # several groups of rows
+    monkeypatch.setattr("evoprune.least_squares.LARGEST", {"cpu": 50_000})  # several groups of rows
     monkeypatch.setattr("evoprune.least_squares.SLOWER", 0)  # no conjugate gradients
     monkeypatch.setattr("evoprune.least_squares.FIT_STEPS", 0)
     layout = find_layers(mixed)
@@ -160,6 +160,28 @@ def test_an_error_weighs_what_the_logits_of_that_image_feel(mixed, monkeypatch):
             root = squares[layer.name.removesuffix(".weight")].flatten(0, 1).sqrt()
             felt = 0.05 + 0.95 * root / root.mean(0).clamp_min(1e-30)
             assert torch.allclose(layer.shares, felt / felt.sum(0), rtol=1e-3) and felt.std() > 0.1
+
+
+def test_errors_weigh_alike_where_images_do_not_come_first():
+    class Rowwise(nn.Module):
+        """Takes the rows of images as a sequence, its batch second, as torch's transformers do unless told otherwise."""
+
+        def __init__(self, images_first):
+            super().__init__()
+            self.images_first = images_first
+            self.fc1, self.fc2, self.fc3 = nn.Linear(8, 6), nn.Linear(6, 6), nn.Linear(6, 10)
+
+        def forward(self, x):
+            x = self.fc1(x[:, 0] if self.images_first else x[:, 0].transpose(0, 1)).relu()
+            return self.fc3(self.fc2(x).relu().mean(1 if self.images_first else 0))
+
+    torch.manual_seed(0)
+    images = torch.randn(90, 1, 8, 8)
+    for images_first in (True, False):
+        model = Rowwise(images_first).eval().requires_grad_(False)
+        repairer = Repairer("least-squares", model, find_layers(model), images)
+        assert repairer.differentiable
+        assert [each.shares is not None for each in repairer.layers.values()] == [images_first, images_first, False]
 
 
 def test_batch_norm_repair_equals_a_pass_in_training_mode(mixed):
