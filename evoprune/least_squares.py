@@ -63,7 +63,7 @@ def solve_weighed(inputs: Tensor, targets: Tensor, shares: Tensor, dense: Tensor
     damping = (DAMPING * variance).clamp_min(max(least, 1e-10))
     wanted = (wanted - mean * target_mean[:, None] + damping * dense) * mask
     weights, inverse = torch.zeros_like(dense), torch.ones_like(dense)
-    for rows, at, there in grouped(mask, LARGEST[inputs.device.type] // len(inputs)):
+    for rows, at, there in grouped(mask, LARGEST[inputs.device.type], len(inputs)):
         x, m = columns[at], mean[rows[:, None], at]  # (r, size, rows), (r, size)
         systems = (x * shares.T[rows][:, None]) @ x.transpose(1, 2) - m[:, :, None] * m[:, None, :]
         systems.diagonal(dim1=1, dim2=2).add_(damping[rows])
@@ -80,9 +80,9 @@ def shares_of(squares: Tensor) -> Tensor:
     return shares.div_(shares.sum(0))
 
 
-def grouped(mask: Tensor, most: int | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def grouped(mask: Tensor, most: int | None = None, among: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield rows that keep nearly equally many inputs, (r,), where those are, (r, size), and whether they are kept: False where
-    a row keeps fewer. Rows that keep none are passed over; with `most`, r * size is at most that, or r is 1."""
+    a row keeps fewer. Rows that keep none are passed over; r * size * (size or `among`) is at most `most`, or r is 1."""
     kept = mask.sum(1)
     order = torch.argsort(kept, stable=True)
     sizes = kept[order].tolist()
@@ -91,7 +91,7 @@ def grouped(mask: Tensor, most: int | None = None) -> Iterator[tuple[Tensor, Ten
     while start < len(order):
         end = start + 1
         while end < len(order) and sizes[end] <= 1.25 * sizes[start] + 4 and (
-                most is None or (end + 1 - start) * sizes[end] <= most):
+                most is None or (end + 1 - start) * sizes[end] * max(sizes[end], among) <= most):
             end += 1
         rows, at = order[start:end], places[start:end, :sizes[end - 1]]
         yield rows, at, mask[rows[:, None], at]

@@ -9,7 +9,8 @@ with X what enters the layer, Z the *dense* model's output of it (so that errors
 K = cov(X, Z), w0 the dense weights and d = 0.01 tr(C) / p. Means and covariances weigh each image, at each place, by how much
 the dense model's logits would feel an error of that output there (root mean square), plus a little that is the same for all:
 where an activation is saturated, or does not matter, nothing need be right. A last linear layer is then fitted to the
-dense model's probabilities. Batch norms take the statistics of the same pass.
+dense model's probabilities. Batch norms take the statistics of the same pass. Errors weigh alike where a mask keeps so much that
+weighing them would take long, gradients do not go through the model, or images do not come first.
 
 What least squares knows also says what a weight is worth (optimal brain surgeon: Hassibi and Stork, 1993, with the curvature in
 Kronecker factors, as in Martens and Grosse, 2015, arXiv:1503.05671): w^2 / [(C_SS + d I)^-1]_jj is the squared error that the
@@ -68,6 +69,7 @@ class Solved:
     dense: Tensor  # weights, (out, p)
     least: float = 0.0  # damping
     centred: bool = False  # a bias or a batch norm behind it takes the mean
+    normed: bool = False  # it is a batch norm, which takes the mean that all images and places make alike
     targets: Tensor = field(default_factory=lambda: torch.empty(0))  # the dense model's outputs, (rows, out)
     positions: Tensor | None = None  # (images, positions) drawn, of a convolution
     shares: Tensor | None = None  # of each error in the weight of all, (rows, out); None: alike
@@ -115,7 +117,7 @@ class Repairer:
         def before(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             called[module] = called.get(module, 0) + 1
             if isinstance(module, NORMS) and id(args[0]) in outputs:
-                outputs[id(args[0])].centred = True
+                normed[module] = outputs[id(args[0])]
             if module in self.layers:
                 self.layers[module].least = LEAST * float(args[0].float().var())
 
@@ -129,6 +131,7 @@ class Repairer:
             solved.targets = outputs_of(output.detach(), solved.positions)
 
         alive: list[Tensor] = []
+        normed: dict[nn.Module, Solved] = {}
         masked = [self.model.get_submodule(layer.name.rpartition(".")[0]) for layer in self.layout]
         watched = {*self.norms, *self.layers, *masked}
         hooks = [module.register_forward_pre_hook(before) for module in watched]
@@ -141,6 +144,8 @@ class Repairer:
         order = list(called)
         self.norms = [m for m in self.norms if called.get(m) == 1 and order.index(m) > order.index(self.first)] \
             if self.first is not None else []
+        for norm in set(normed).intersection(self.norms):
+            normed[norm].centred = normed[norm].normed = True
         self.layers = {m: solved for m, solved in self.layers.items() if called.get(m) == 1}
 
     def left(self) -> list[str]:
@@ -201,12 +206,11 @@ class Repairer:
         if layer.centred:
             rows, targets = rows - mean, targets - target_mean
         weights, inverse, shift = solve_weighed(rows, targets, layer.shares, layer.dense, mask, layer.least,
-                                                layer.module.bias is not None)
+                                                layer.module.bias is not None and not layer.normed)
         return weights, target_mean + shift - weights @ mean, inverse
 
     def weigh_errors(self) -> bool:
-        """Let each layer but a last one know how much the logits feel its errors, in `DIRECTIONS` random directions; return
-        whether there are gradients."""
+        """Let each layer but a last one know how much the logits feel its errors; return whether there are gradients."""
         generator = torch.Generator().manual_seed(0)
 
         def sums(logits: Tensor) -> list[Tensor]:
@@ -215,26 +219,29 @@ class Repairer:
 
         weighing = [module for module, layer in self.layers.items() if layer is not self.classifier]
         felt: dict[nn.Module, list[Tensor]] = {module: [] for module in weighing}
-        made: dict[nn.Module, list[Tensor]] = {module: [] for module in weighing}
+        off = dict.fromkeys(weighing, torch.zeros(()))  # squares: where batches are no rows of what all images made together
         try:
             done = 0
             for outputs, gradients in self.gradients(self.inputs, sums):
                 here, done = slice(done, done + GRADIENT_BATCH), done + GRADIENT_BATCH
-                for module in weighing:
-                    positions = self.layers[module].positions
-                    drawn = None if positions is None else positions[here]
-                    made[module].append(outputs_of(outputs[module].detach(), drawn))
-                    felt[module].append(reduce(torch.add, [outputs_of(each[module], drawn).square_() for each in gradients]))
+                for module in [module for module in weighing if module in outputs]:
+                    layer, at = self.layers[module], sum(map(len, felt[module]))
+                    drawn = None if layer.positions is None else layer.positions[here]
+                    rows = outputs_of(outputs[module].detach(), drawn)
+                    if len(wanted := layer.targets[at:at + len(rows)]) == len(rows):
+                        off[module] = off[module] + (rows - wanted).square().sum()
+                        felt[module].append(reduce(torch.add, [outputs_of(g[module], drawn).square_() for g in gradients]))
         except torch.cuda.OutOfMemoryError:
             raise
-        except RuntimeError as error:  # the user's model
-            log.info("least squares weighs all errors alike, and weights are worth their LAMP score: gradients do not go through "
-                     "the model (%s)", first_line(error))
+        except (RuntimeError, IndexError, TypeError, ValueError) as error:
+            if any(word in str(error) for word in ("alloc", "CUDA", "CUBLAS")):
+                raise  # the machine's and not the model's: it must not change what comes out
+            log.info("least squares weighs all errors alike, and weights are worth their LAMP score: no gradients go through the "
+                     "model (%s)", first_line(error))
             return False
         for module in weighing:
-            layer = self.layers[module]
-            rows, spread = torch.cat(made.pop(module)), (layer.targets - layer.targets.mean(0)).norm()
-            if rows.shape == layer.targets.shape and (rows - layer.targets).norm() <= 0.1 * spread:  # else images are not first
+            layer, spread = self.layers[module], (self.layers[module].targets - self.layers[module].targets.mean(0)).norm()
+            if sum(map(len, felt[module])) == len(layer.targets) and off[module].sqrt() <= 0.1 * spread:
                 layer.shares = shares_of(torch.cat(felt.pop(module)))
         return True
 
@@ -249,6 +256,7 @@ class Repairer:
         hooks = [module.register_forward_hook(note) for module in self.layers]
         try:
             for batch in torch.split(images, GRADIENT_BATCH):
+                outputs.clear()
                 with torch.enable_grad(), deterministic():
                     found = [dict(zip(outputs, torch.autograd.grad(loss, list(outputs.values()), retain_graph=True,
                                                                    materialize_grads=True)))

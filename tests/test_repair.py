@@ -8,7 +8,7 @@ from torch import nn
 from evoprune.evaluation import Evaluator, masks
 from evoprune.genome import from_masks, get_bits
 from evoprune.layers import find_layers
-from evoprune.least_squares import conjugate_gradients, draw_positions, fitted, solve_rows
+from evoprune.least_squares import conjugate_gradients, draw_positions, fitted, grouped, solve_rows
 from evoprune.repair import Repairer
 from evoprune.saliency import SALIENCIES
 from evoprune.splits import as_split, calibration
@@ -17,9 +17,9 @@ from evoprune.splits import as_split, calibration
 class Mixed(nn.Module):
     """Convolutions with and without a bias, strided, padded, dilated, grouped, batch norms, a linear layer without a bias."""
 
-    def __init__(self):
+    def __init__(self, bias=False):
         super().__init__()
-        self.conv1 = nn.Conv2d(1, 6, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(1, 6, 3, padding=1, bias=bias)
         self.norm1 = nn.BatchNorm2d(6)
         self.conv2 = nn.Conv2d(6, 8, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2))
         self.grouped = nn.Conv2d(8, 8, 1, groups=2)
@@ -162,6 +162,54 @@ def test_an_error_weighs_what_the_logits_of_that_image_feel(mixed, monkeypatch):
             assert torch.allclose(layer.shares, felt / felt.sum(0), rtol=1e-3) and felt.std() > 0.1
 
 
+def test_a_bias_before_a_batch_norm_changes_nothing(mixed, monkeypatch):
+    monkeypatch.setattr("evoprune.repair.DENSEST", float("inf"))
+    biased = Mixed(bias=True).eval().requires_grad_(False)
+    biased.load_state_dict({**mixed.state_dict(), "conv1.bias": torch.arange(6.0)})
+    biased.norm1.running_mean += torch.arange(6.0)
+    images = torch.randn(90, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    found = []
+    for model in (copy.deepcopy(mixed).requires_grad_(False), biased):
+        repairer = Repairer("least-squares", model, layout := find_layers(model), images)
+        changed, kept = masked(model, layout, 0.15)
+        model.load_state_dict(changed.state_dict())
+        repairer(kept)
+        found.append(model)
+    assert torch.allclose(found[0].conv1.weight, found[1].conv1.weight, rtol=1e-3, atol=1e-4)
+    assert torch.allclose(found[0](images), found[1](images), rtol=1e-2, atol=1e-2)
+
+
+def test_a_layer_that_some_images_pass_by_is_repaired(mixed):
+    class Branch(Mixed):
+        def forward(self, x):
+            return super().forward(x) if (x.mean((1, 2, 3)) > 0).any() else self.fc2(x.new_zeros(len(x), 12))
+
+    model = Branch().eval().requires_grad_(False)
+    model.load_state_dict(mixed.state_dict())
+    images = torch.randn(97, 1, 8, 8).abs()
+    images[:40] *= -1
+    repairer = Repairer("least-squares", model, find_layers(model), images)
+    assert repairer.differentiable and all(layer.shares is None for layer in repairer.layers.values())
+
+
+def test_what_the_machine_lacks_is_not_taken_for_the_models_fault(mixed, monkeypatch):
+    def fails(*args, **kwargs):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(torch.autograd, "grad", fails)
+    with pytest.raises(RuntimeError, match="allocate"):
+        Repairer("least-squares", mixed, find_layers(mixed), torch.randn(20, 1, 8, 8))
+
+
+def test_rows_are_solved_in_groups_of_a_size():
+    mask = torch.arange(40)[None] < torch.arange(20, 40)[:, None]
+    together, apart = list(grouped(mask)), list(grouped(mask, 3 * 40 * 50, 50))
+    assert len(together) < 5 and all(rows.numel() in (1, 2, 3, 4, 5) for rows, _, _ in apart) and len(apart) > 5
+    for groups in (together, apart):
+        assert sorted(torch.cat([rows for rows, _, _ in groups]).tolist()) == list(range(20))
+    assert all(at.shape[0] * at.shape[1] * 50 <= 3 * 40 * 50 for _, at, _ in apart)
+
+
 def test_errors_weigh_alike_where_images_do_not_come_first():
     class Rowwise(nn.Module):
         """Takes the rows of images as a sequence, its batch second, as torch's transformers do unless told otherwise."""
@@ -287,6 +335,7 @@ def test_a_model_that_runs_in_inference_mode_is_repaired(mixed, monkeypatch):
         model = kind().eval().requires_grad_(False)
         model.load_state_dict(mixed.state_dict())
         repairer = Repairer("least-squares", model, layout := find_layers(model), images)
+        assert repairer.differentiable == (kind is Mixed)
         changed, kept = masked(mixed, layout, 0.3)
         model.load_state_dict(changed.state_dict())
         repairer(kept)
@@ -390,7 +439,7 @@ def test_saliency_is_lamp_where_gradients_do_not_go_through(digits, caplog):
     evaluator.set_masks(from_masks([np.random.default_rng(0).random((10, 64)) < 0.2], "x"))
     assert torch.equal(evaluator.saliency()[0], SALIENCIES["lamp"]([evaluator.masked[0][0]])[0])
     assert [r.message.partition(" (")[0] for r in caplog.records if "LAMP" in r.message] == [
-        "least squares weighs all errors alike, and weights are worth their LAMP score: gradients do not go through the model"]
+        "least squares weighs all errors alike, and weights are worth their LAMP score: no gradients go through the model"]
 
 
 def test_calibration_images_are_a_fixed_draw(digits):
