@@ -1,4 +1,4 @@
-"""Every setting of a run, once: its name, default, help and limits; and the one error that users see.
+"""Every setting of a run, once: its name, default, help and limits; what --method and --start name; what goes together.
 
 The command line, the README's table and a run's config.json are made from the fields of `Config`.
 """
@@ -6,34 +6,27 @@ The command line, the README's table and a run's config.json are made from the f
 from __future__ import annotations
 
 import math
-import re
 import typing
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from typing import Any
 
+from .errors import EvopruneError
 
-class EvopruneError(Exception):
-    """A user's mistake, told in one line: where, what was found, what was expected, what to do."""
+KNOWLEDGE = ("none", "weights", "data")  # each allows what the one before it does
+ENGINES = ("local", "processes", "scoop", "dask")
+NEEDS = {"random": "none", "narrow": "none", "magnitude": "weights", "erk": "weights", "lamp": "weights", "fisher": "data",
+         "multishot": "weights"}  # rules, and the knowledge that each needs; the repair of multishot's path needs data
+SCORES = ("magnitude", "lamp", "fisher")  # rules that can also prune step by step
+SURGEON = "obs"  # optimal brain surgeon, a rule for multishot alone: saliency of what least squares knows
+METHODS = ("oneshot", "multishot", "gradual")
 
-
-def first_line(error: BaseException) -> str:
-    """Return what an exception says, in one line without terminal codes; a bare word gets its type before it."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
-    line = text.splitlines()[0] if text else ""
-    return line if " " in line else with_type(error, line)
-
-
-def with_type(error: BaseException, line: str | None = None) -> str:
-    """Return the type of an exception and what it says, in one line."""
-    name = type(error).__name__
-    line = first_line(error).removeprefix(f"{name}: ") if line is None else line
-    return f"{name}: {line}" if line else name
 
 
 def option(default: Any, help: str, *, low: float | None = None, high: float | None = None,
            choices: tuple[str, ...] | None = None, metavar: str | None = None) -> Any:
     """Declare a setting: a dataclass field with what the parser, the README and the checks need."""
+    # 6 arguments: the columns of the table of settings
     metadata = {"help": help, "low": low, "high": high, "choices": choices, "metavar": metavar}
     return field(default=default, metadata=metadata)
 
@@ -68,7 +61,7 @@ class Config:
     start: str = option("auto", "rules that make the first masks, comma-separated: random, narrow, magnitude, erk, lamp, fisher, "
                         "multishot; auto takes the best that --knowledge allows", metavar="RULES")
     knowledge: str = option("data", "what starts and operators may look at: nothing, the weights, or training data too",
-                            choices=("none", "weights", "data"))
+                            choices=KNOWLEDGE)
     repair: str | None = option(None, "what is made good in each masked model before it is measured, and in the result: "
                                 "batch-norm statistics, or all values layer by layer (bn with batch norms, else none)",
                                 choices=("none", "bn", "least-squares"))
@@ -108,7 +101,7 @@ class Config:
     cache_mb: int = option(1024, "memory for values that no mask changes: normalised images, or what enters the first "
                            "searched layer", low=0)
     engine: str = option("local", "where masks are evaluated and points repaired and trained: in this process, in others, "
-                         "under SCOOP or on Dask", choices=("local", "processes", "scoop", "dask"))
+                         "under SCOOP or on Dask", choices=ENGINES)
     workers: int | None = option(None, "processes of the engine (one a core)", low=1)
     job_timeout: float | None = option(None, "seconds that a mask or the last repair or training of a point may take in a worker "
                                        "before it counts as hanging and runs again", low=0.01, metavar="SECONDS")
@@ -140,16 +133,15 @@ class Config:
 
     def check_method(self) -> None:
         """Raise `EvopruneError` for a method that does not exist or whose settings do not go together."""
-        kind, colon, _ = self.method.partition(":")
-        if self.method != "evolve" and (kind not in METHODS or not colon):
-            raise EvopruneError(f"method: found {self.method!r}, expected evolve, oneshot:RULE, multishot:RULE or gradual:RULE")
+        kind = read_method(self.method).kind
         if kind == "gradual" and self.total_epochs is None:
             raise EvopruneError(f"method: found {self.method!r} without training; give --total-epochs")
         if self.total_epochs is not None and self.finetune_epochs:
             raise EvopruneError(f"finetune_epochs: found {self.finetune_epochs} with --total-epochs, whose points are trained "
                                 f"already; expected one of them")
-        if self.layerwise and (self.total_epochs is not None or self.method != "evolve"):
+        if self.layerwise and (self.total_epochs is not None or kind != "evolve"):
             raise EvopruneError("layerwise: found with --total-epochs or --method, expected it alone")
+        check_rules(self)
 
     @property
     def trains(self) -> bool:
@@ -159,6 +151,57 @@ class Config:
     def settings(self) -> dict[str, Any]:
         """Return the settings as plain data for config.json."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Method:
+    """What --method says: how masks are made, and by which rule."""
+
+    kind: str  # "evolve" or one of `METHODS`
+    rule: str = ""
+
+
+def read_method(text: str) -> Method:
+    """Return what --method says; nothing else reads it."""
+    if text == "evolve":
+        return Method(text)
+    kind, colon, rule = text.partition(":")
+    if kind not in METHODS or not colon:
+        raise EvopruneError(f"method: found {text!r}, expected evolve, oneshot:RULE, multishot:RULE or gradual:RULE")
+    return Method(kind, rule)
+
+
+def rule_names(start: str) -> list[str]:
+    """Return the rules that --start names; raise `EvopruneError` for one that does not exist."""
+    names = [name.strip() for name in start.split(",")]
+    for name in names:
+        if name not in NEEDS:
+            raise EvopruneError(f"start: found {name!r}, expected {', '.join(NEEDS)}, with commas between, or auto")
+    return names
+
+
+def check_rules(config: Config) -> None:
+    """Raise `EvopruneError` unless the rules of --start and --method exist and --knowledge allows them."""
+    for name in rule_names(config.start) if config.start != "auto" else []:
+        check_knowledge("start", name, NEEDS, config.knowledge)
+    method = read_method(config.method)
+    if method.kind == "oneshot":
+        check_knowledge("method", method.rule, {n: needed for n, needed in NEEDS.items() if n != "multishot"}, config.knowledge)
+    elif method.kind != "evolve":
+        own = {SURGEON: "data"} if method.kind == "multishot" else {}
+        check_knowledge("method", method.rule, {name: NEEDS[name] for name in SCORES} | own, config.knowledge)
+        if method.rule == SURGEON and config.repair != "least-squares":
+            raise EvopruneError(f"method: found {config.method!r}, which asks least squares what weights are worth; give "
+                                f"--repair least-squares")
+
+
+def check_knowledge(setting: str, rule: str, needs: dict[str, str], knowledge: str) -> None:
+    allowed = [name for name, needed in needs.items() if KNOWLEDGE.index(needed) <= KNOWLEDGE.index(knowledge)]
+    if rule not in needs:
+        raise EvopruneError(f"{setting}: found the rule {rule!r}, expected one of {', '.join(allowed)}")
+    if rule not in allowed:
+        raise EvopruneError(f"{setting}: found {rule!r}, which needs --knowledge {needs[rule]}, with --knowledge {knowledge}; "
+                            f"expected {', '.join(allowed) or 'more knowledge'}")
 
 
 def round_caps(config: Config) -> list[float]:
@@ -173,7 +216,6 @@ def round_caps(config: Config) -> list[float]:
     return caps
 
 
-METHODS = ("oneshot", "multishot", "gradual")
 EVEN = 0.9, 0.995  # sparsities that so many --targets spread between
 
 

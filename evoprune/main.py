@@ -1,21 +1,26 @@
-"""The command line: the fields of `Config` become flags, `prune` does the work, this file adds nothing to it."""
+"""The command line: the fields of `Config` become flags, `prune` does the work, this file adds nothing to it.
+
+SCOOP runs it as a file, so its imports are absolute; what needs torch is imported once the flags are known to be right.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
+import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from evoprune import EvopruneError, Front, prune
-from evoprune.config import Option, options
-from evoprune.engines import under_scoop
-from evoprune.processes import workers_of
+from evoprune.config import Config, Option, check_setting, options
+from evoprune.engines.scoop_pool import under_scoop
+from evoprune.errors import EvopruneError
+
+if TYPE_CHECKING:
+    from evoprune.results.front import Front
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,13 +51,36 @@ def help_of(about: Option) -> str:
     return text.replace("%", "%%")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status: 0 done, 2 bad input, 130 Ctrl-C, 143 SIGTERM."""
+def main(arguments: Sequence[str] | None = None, toolbox: Callable[..., Any] | None = None) -> int:
+    """Run the command line; return the exit status: 0 done, 2 bad input, 130 Ctrl-C, 143 SIGTERM.
+
+    A script may hand in what `prune` takes as `toolbox`.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
     given = vars(parser().parse_args(arguments))
-    if under_scoop():
-        given.setdefault("engine", "scoop")
-    elif engine_of(given) == "scoop":
-        return launch(sys.argv[1:] if arguments is None else arguments, given)
+    try:
+        check(given)
+        if under_scoop():
+            given.setdefault("engine", "scoop")
+        elif engine_of(given) == "scoop":
+            return launch(arguments, given, toolbox)
+        return run(arguments, given, toolbox)
+    except EvopruneError as error:
+        print(f"evoprune: {error}", file=sys.stderr)
+        return 2
+
+
+def check(given: dict[str, Any]) -> None:
+    """Raise `EvopruneError` for flags that cannot be, before anything that takes time."""
+    settings = {name: value for name, value in given.items() if name != "resume"}
+    if "resume" not in given:
+        Config(**settings)
+    for name, value in settings.items():
+        check_setting(name, value)
+
+
+def run(arguments: Sequence[str], given: dict[str, Any], toolbox: Callable[..., Any] | None) -> int:
+    """Prune, say what is found, and return the exit status."""
     logging.raiseExceptions = False  # a reader that goes away (| head) does not end a run
     terminated = []
 
@@ -65,11 +93,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log.addHandler(shown)
     log.setLevel(logging.INFO)
     try:
-        front = prune(**given)
+        from evoprune.pruning import prune
+
+        ours = {"command": command(arguments)} if toolbox is None else {"toolbox": toolbox}
+        front = prune(**ours, **given)
         log.info("\n%s\n\n%s", front, files(front))
-    except EvopruneError as error:
-        print(f"evoprune: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         return 143 if terminated else 130
     finally:
@@ -77,6 +105,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         flush_quietly()
         signal.signal(signal.SIGTERM, before)
     return 0
+
+
+def command(arguments: Sequence[str]) -> str:
+    """Return the command line as everyone can repeat it, however it was started."""
+    return shlex.join(["python", "-m", "evoprune.main", *arguments])
 
 
 def flush_quietly() -> None:
@@ -89,41 +122,45 @@ def flush_quietly() -> None:
 
 def engine_of(given: dict[str, Any]) -> str:
     """Return the engine that a command line asks for: its own, else that of the run to resume."""
+    from evoprune.results.folder import CONFIG
+    from evoprune.results.record import read_record
+
     if "engine" in given or "resume" not in given:
         return str(given.get("engine", options()["engine"].default))
     try:
-        return str(json.loads(Path(given["resume"], "config.json").read_text())["settings"]["engine"])
-    except (OSError, ValueError, KeyError, TypeError):  # no run there: `prune` says so
+        return read_record(Path(given["resume"], CONFIG)).config.engine
+    except (OSError, EvopruneError):  # no run there: `prune` says so
         return str(options()["engine"].default)
 
 
-def launch(arguments: Sequence[str], given: dict[str, Any]) -> int:
+def launch(arguments: Sequence[str], given: dict[str, Any], toolbox: Callable[..., Any] | None) -> int:
     """Start this command line again under SCOOP; return its exit status."""
-    from evoprune.scoop_launch import launch
+    from evoprune.engines.processes import workers_of
+    from evoprune.engines.scoop_launch import launch
 
-    try:
-        return launch(arguments, workers_of(given.get("workers")), given.get("listen"), given.get("hostfile"))
-    except EvopruneError as error:
-        print(f"evoprune: {error}", file=sys.stderr)
-        return 2
+    if toolbox is not None:
+        raise EvopruneError("engine: scoop starts the command line again, without the toolbox of this script; use processes")
+    return launch(arguments, workers_of(given.get("workers")), given.get("listen"), given.get("hostfile"))
 
 
 def files(front: Front) -> str:
     """Return where the files are and what to run next."""
-    path = front.path
-    lines = [f"{path}/front.csv    every point; layers.csv has its layers, masks.npz its masks",
-             f"{path}/front.png    the front; layers.png and progress.png beside it"]
+    from evoprune.results.folder import FRONT, FRONT_PLOT, LAYERS, LAYERS_PLOT, MASKS, PROGRESS_PLOT
+
+    path, record = front.path, front.record
+    lines = [f"{path}/{FRONT}    every point; {LAYERS} has its layers, {MASKS} its masks",
+             f"{path}/{FRONT_PLOT}    the front; {LAYERS_PLOT} and {PROGRESS_PLOT} beside it"]
     if not front.finished:
         return "\n".join([*lines, f"not finished; go on with: python -m evoprune.main --resume {path}"])
-    wish = 0.99 * front.config["dense"]["accuracy"]
+    wish = 0.99 * record.measured.accuracy
     lines += ["", "a model of it, in Python:",
               f"  import evoprune; model = evoprune.load_front({str(path)!r}).best(accuracy={wish:.3f}).model()"]
-    settings = front.config["settings"]
-    if not (settings["finetune_epochs"] or settings["layerwise"] or settings["total_epochs"]):
-        command = front.config["command"] or "python -m evoprune.main"
-        again = " --overwrite" if "--out" in command and "--overwrite" not in command else ""
+    config = record.config
+    if not (config.finetune_epochs or config.layerwise or config.total_epochs):
+        again = record.command or command([])
+        replaces = " --overwrite" if "--out" in again and "--overwrite" not in again else ""
         lines += ["train what is left of each point, and sparser points keep their accuracy:",
-                  f"  {command} --finetune-epochs 5{again}"]
+                  f"  {again} --finetune-epochs 5{replaces}"]
     return "\n".join(lines)
 
 

@@ -22,9 +22,9 @@ def main() -> None:
             continue
         print(f"{wish:8.2f}  {100 * point.sparsity:8.2f}  {100 * point.accuracy:7.2f}  {100 * point.test_accuracy:.2f} "
               f"({100 * point.test_low:.2f}-{100 * point.test_high:.2f})")
-    config = front.config
-    print(f"seed {config['settings']['seed']}, {config['device']}, {config['threads']} threads, "
-          + ", ".join(f"{k} {v}" for k, v in config["versions"].items()))
+    record = front.record
+    print(f"seed {record.config.seed}, {record.device}, {record.threads} threads, "
+          + ", ".join(f"{k} {v}" for k, v in record.versions.items()))
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ import numpy as np
 import torch
 
 from evoprune.config import Config
-from evoprune.engines import open_engine
-from evoprune.worker import nothing
+from evoprune.engines.engine import open_engine
+from evoprune.engines.worker import nothing
 
 ROOT = Path(__file__).resolve().parent.parent
 JOB = 0.05  # seconds of CPU
@@ -77,8 +77,8 @@ def burning(name: str, workers: int) -> dict[str, dict[str, Any]]:
 
     SCOOP's origin has the program's name from the launcher.
     """
-    start = f"import sys; from evoprune.scoop_launch import launch; sys.exit(launch({[name, str(workers)]}, {workers}, None, " \
-            f"None, 'bench_engines'))"
+    start = f"import sys; from evoprune.engines.scoop_launch import launch; " \
+            f"sys.exit(launch({[name, str(workers)]}, {workers}, None, None, 'bench_engines'))"
     command = ["-c", start] if name == "scoop" else [__file__, "--one", name, str(workers)]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'scripts'}:{ROOT}", "OMP_NUM_THREADS": "1"}
     count = workers if name == "local" else 1

@@ -26,14 +26,19 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision import transforms
 
 from evoprune.config import Config
-from evoprune.evaluation import Evaluator, batch_size_for, masks, probe
-from evoprune.evolution import begin, default_toolbox, evolve, nsga2
-from evoprune.genome import Individual, from_masks
-from evoprune.layers import Layout, find_layers
-from evoprune.models import LeNet5, resnet18
-from evoprune.operators import mate, mutate
-from evoprune.run import device_name, versions
-from evoprune.splits import Split
+from evoprune.evaluation.accuracy import batch_size_for, probe
+from evoprune.evaluation.evaluator import Evaluator
+from evoprune.evolution.generations import begin, evolve
+from evoprune.evolution.operators import mate, mutate
+from evoprune.evolution.selection import nsga2
+from evoprune.evolution.toolbox import default_toolbox
+from evoprune.inputs.models import LeNet5, resnet18
+from evoprune.inputs.splits import Split
+from evoprune.masks.genome import Individual, from_masks
+from evoprune.masks.layers import find_layers
+from evoprune.masks.layout import Layout
+from evoprune.masks.tensors import masks
+from evoprune.run.prepare import device_name, versions
 
 EVALUATIONS = 64  # a layer, where layers are searched one at a time; preparing and filling the cache count once
 RESNET_FLOPS = 2 * 555_422_720  # multiply-adds of ResNet-18 for one 32x32 image, twice
@@ -159,6 +164,19 @@ def matmul_peak(clock: Clock) -> float:
     return 2 * 2048**3 / clock.medians(lambda: a @ b)[0]
 
 
+class Random:
+    """Objectives at random."""
+
+    def __init__(self, rng: np.random.Generator):
+        self.rng = rng
+
+    def __call__(self, individual: Individual) -> tuple[float, float]:
+        return self.rng.random(), self.rng.random()
+
+    def simplify(self, individual: Individual) -> None:
+        """Leave it."""
+
+
 def overhead_of_a_generation(layout: Layout, population: int, generations: int = 3) -> tuple[float, float]:
     """Return CPU seconds a generation of everything but evaluation, and bits a gene and individual."""
     rng = np.random.default_rng(0)
@@ -166,7 +184,7 @@ def overhead_of_a_generation(layout: Layout, population: int, generations: int =
     first = [from_masks((np.ones(layer.genes, bool) for layer in layout), "dense")]
     first += [Individual([rng.integers(256, size=(layer.genes + 7) // 8, dtype=np.uint8) for layer in layout])
               for _ in range(population - 1)]
-    toolbox = default_toolbox(lambda individual: (rng.random(), rng.random()), layout, config)
+    toolbox = default_toolbox(Random(rng), layout, config)
     state = begin(first, toolbox, config)
     times = []
     states = evolve(state, toolbox, config)

@@ -19,10 +19,11 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from evoprune.config import Config
-from evoprune.evaluation import Evaluator
-from evoprune.evolution import begin, default_toolbox, evolve
-from evoprune.layers import find_layers
-from evoprune.starts import Known, first_population
+from evoprune.evaluation.evaluator import Evaluator
+from evoprune.evolution.generations import begin, evolve
+from evoprune.evolution.starts import Known, first_population
+from evoprune.evolution.toolbox import default_toolbox
+from evoprune.masks.layers import find_layers
 
 
 def generation(population: int, width: int, count: int) -> tuple[float, float]:
@@ -35,7 +36,7 @@ def generation(population: int, width: int, count: int) -> tuple[float, float]:
     spent = 0.0
 
     class Timed:
-        def many(self, individuals):  # type: ignore[no-untyped-def]
+        def many(self, individuals, progress):  # type: ignore[no-untyped-def]
             nonlocal spent
             started = time.process_time()
             found = evaluator.many(individuals)

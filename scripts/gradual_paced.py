@@ -9,16 +9,27 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from evoprune import main, search
-from evoprune.tuned import DENSEST, Job, rule_jobs
+from deap import base
+
+from evoprune import main
+from evoprune.config import Config
+from evoprune.evolution import default_toolbox
+from evoprune.evolution.tuned import DENSEST, Budget, Job
+from evoprune.masks.genome import Individual
+from evoprune.masks.layout import Layout
 
 
-def paced(*given: Any) -> list[Job]:
-    """Return the rule's jobs with `until`, `pace` and `mix` of the first children."""
-    until, pace, mix = DENSEST[2:].tolist()
-    return [replace(job, until=until, pace=pace, mix=mix) for job in rule_jobs(*given)]
+def toolbox(evaluate: Any, layout: Layout, config: Config) -> base.Toolbox:
+    """Return the usual toolbox, in which a rule's jobs have `until`, `pace` and `mix` of the first children."""
+    made = default_toolbox(evaluate, layout, config)
+    usual, (until, pace, mix) = made.jobs, DENSEST[2:].tolist()
+
+    def paced(masks: list[Individual], budget: Budget) -> list[Job]:
+        return [replace(job, until=until, pace=pace, mix=mix) for job in usual(masks, budget=budget)]
+
+    made.register("jobs", paced)
+    return made
 
 
 if __name__ == "__main__":
-    setattr(search, "rule_jobs", paced)  # noqa: B010  # mypy knows no such name there
-    sys.exit(main.main())
+    sys.exit(main.main(toolbox=toolbox))

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 import evoprune
-from evoprune.evolution import default_toolbox
+from evoprune.evolution.toolbox import default_toolbox
 
 
 def random_selection(evaluator, layout, config):

@@ -14,6 +14,7 @@ import tempfile
 
 import evoprune
 from evoprune.main import parser
+from evoprune.results.folder import DENSE
 
 
 def main() -> int:
@@ -29,9 +30,9 @@ def main() -> int:
         except evoprune.EvopruneError as error:
             print(f"train_dense: {error}", file=sys.stderr)
             return 2
-        shutil.copy(front.path / "dense.safetensors", sys.argv[1])
-    search, test = (100 * front.config["dense"][name] for name in ("accuracy", "test_accuracy"))
-    print(f"{sys.argv[1]}: {search:.2f} % on the search split, {test:.2f} % on the test split")
+        shutil.copy(front.path / DENSE, sys.argv[1])
+    dense = front.record.measured
+    print(f"{sys.argv[1]}: {100 * dense.accuracy:.2f} % on the search split, {100 * dense.test_accuracy:.2f} % on the test split")
     return 0
 
 

@@ -17,18 +17,12 @@ from typing import Any
 import numpy as np
 from deap import base
 
-import evoprune
-from evoprune import main, tuned
+from evoprune import main
 from evoprune.config import Config
-from evoprune.evolution import State, default_toolbox
-from evoprune.genome import Individual
-from evoprune.layers import Layout
-
-
-def random_targets(state: State, targets: Sequence[int], children: int, layout: Layout, seed: int) -> list[int]:
-    """Return the targets of a generation's children, each drawn at random."""
-    rng = np.random.default_rng((seed, state.generation, 1))
-    return [int(i) for i in rng.integers(len(targets), size=children)]
+from evoprune.evolution import default_toolbox
+from evoprune.evolution.generations import State
+from evoprune.masks.genome import Individual
+from evoprune.masks.layout import Layout
 
 
 def toolbox(evaluate: Any, layout: Layout, config: Config, anywhere: bool) -> base.Toolbox:
@@ -43,16 +37,17 @@ def toolbox(evaluate: Any, layout: Layout, config: Config, anywhere: bool) -> ba
         pool = born if anywhere and born else near
         return [pool[i] for i in rng.integers(len(pool), size=k)]
 
+    def aim(state: State, targets: Sequence[int], children: int, layout: Layout) -> list[int]:
+        rng = np.random.default_rng((config.seed, state.generation, 1))
+        return [int(i) for i in rng.integers(len(targets), size=children)]
+
     made = default_toolbox(evaluate, layout, config)
     made.register("select", select)
     made.register("survive", survive)
+    if anywhere:
+        made.register("aim", aim)
     return made
 
 
 if __name__ == "__main__":
-    anywhere = sys.argv.pop(1) == "any"
-    if anywhere:
-        seed = int(sys.argv[sys.argv.index("--seed") + 1])
-        setattr(tuned, "aims", partial(random_targets, seed=seed))  # noqa: B010  # mypy knows no such name there
-    setattr(main, "prune", partial(evoprune.prune, toolbox=partial(toolbox, anywhere=anywhere)))  # noqa: B010
-    sys.exit(main.main())
+    sys.exit(main.main(toolbox=partial(toolbox, anywhere=sys.argv.pop(1) == "any")))

@@ -13,13 +13,13 @@ from torch import nn
 
 import evoprune
 from evoprune.config import Config
-from evoprune.genome import get_bits
-from evoprune.layers import find_layers
-from evoprune.models import LeNet
-from evoprune.saliency import SALIENCIES
-from evoprune.sources import load_data
-from evoprune.starts import Known
-from evoprune.tuning import recipe_for, tune
+from evoprune.evolution.starts import Known
+from evoprune.inputs.models import LeNet
+from evoprune.inputs.sources import load_data
+from evoprune.masks.genome import Individual, get_bits
+from evoprune.masks.layers import find_layers
+from evoprune.masks.saliency import SALIENCIES
+from evoprune.values.training import recipe_for, tune
 
 ROOT = Path(__file__).parent.parent
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored, by what tests start too
@@ -35,6 +35,15 @@ def knowing(weights, layout):
         return [w * torch.from_numpy(get_bits(individual, i, layout)).view(w.shape) for i, w in enumerate(weights)]
 
     return Known(layout, lambda: weights, lambda: [torch.ones_like(w) for w in weights], settled, SALIENCIES["lamp"])
+
+
+def group_of(values):
+    """Individuals with these objectives and masks all different."""
+    group = []
+    for i, value in enumerate(values):
+        group.append(Individual([np.frombuffer(i.to_bytes(4, "big"), np.uint8).copy()]))
+        group[-1].fitness.values = tuple(float(v) for v in value)
+    return group
 
 
 def pytest_collection_modifyitems(items):

@@ -37,12 +37,12 @@ def command(pid):
 def workers(pid):
     """Return the worker processes of any engine below `pid`."""
     return [p for p in tree(pid)[1:] if "spawn_main" in command(p) or "dask_worker" in command(p)
-            or ("evoprune.scoop_worker" in command(p) and command(p).endswith(" worker"))]
+            or ("evoprune.engines.scoop_worker" in command(p) and command(p).endswith(" worker"))]
 
 
 def origin(pid):
     """Return the process that searches: `pid` itself, or what a SCOOP launcher started for it."""
-    return next((p for p in tree(pid) if "evoprune.scoop_worker" in command(p) and " origin " in command(p)), pid)
+    return next((p for p in tree(pid) if "evoprune.engines.scoop_worker" in command(p) and " origin " in command(p)), pid)
 
 
 def kill(pids):

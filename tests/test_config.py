@@ -1,6 +1,7 @@
 import pytest
 
-from evoprune.config import Config, EvopruneError, options
+from evoprune.config import Config, options
+from evoprune.errors import EvopruneError
 
 
 def test_every_setting_has_help():

@@ -14,11 +14,11 @@ from conftest import Small
 from safetensors.torch import load_file
 
 import evoprune
-from evoprune.evolution import default_toolbox
+from evoprune.evolution.toolbox import default_toolbox
 from evoprune.pruning import prune
+from evoprune.results.folder import CHECKPOINT, DOMINATED, FILES, MODELS
 
-FILES = {"config.json", "dense.safetensors", "log.csv", "front.csv", "layers.csv", "masks.npz", "front.png", "layers.png",
-         "progress.png", "checkpoint", "done.json"}
+ALWAYS = {*FILES, CHECKPOINT} - {DOMINATED, MODELS}
 SMALL = {"population": 8, "generations": 6, "threads": 1}
 
 
@@ -28,7 +28,7 @@ def results(folder):
 
 def test_a_run_leaves_its_files(run_folder, digits):
     names = {p.name for p in run_folder.iterdir()}
-    assert names - {"dominated.csv"} == FILES | {"models"}
+    assert names - {DOMINATED} == ALWAYS | {MODELS}
     config = json.loads((run_folder / "config.json").read_text())
     assert config["settings"]["population"] == 8 and config["settings"]["threads"] == 1 and config["weights"] == 11_208
     assert config["splits"] == {"train": 1151, "search": 287, "test": 359} and config["outputs"] == 10
@@ -168,7 +168,7 @@ def test_a_pair_is_enough_and_a_dataset_too(lenet, digits, tmp_path):
     images = digits.search.inputs(slice(None))
     a = prune(lenet, (images, digits.search.labels), out=str(tmp_path / "a"), **SMALL)
     b = prune(lenet, torch.utils.data.TensorDataset(images, digits.search.labels), out=str(tmp_path / "b"), **SMALL)
-    assert a.config["splits"] == {"train": 0, "search": 144, "test": 143}
+    assert a.record.splits == {"train": 0, "search": 144, "test": 143}
     assert results(a.path) == results(b.path)
 
 

@@ -37,14 +37,30 @@ def test_every_setting_stands_in_the_table():
         assert rows.get(flag) == ("no " if about.default is True else "") + about.help.replace("|", "\\|") + default, flag
 
 
-def test_the_file_map_names_every_module():
-    for path in (ROOT / "evoprune").glob("[a-z]*.py"):
-        assert f"`{path.stem}.py`" in README
+def test_the_map_of_the_wings_names_every_module():
+    paths = [p for p in (ROOT / "evoprune").rglob("*.py") if p.stem != "__init__"]
+    assert len(paths) > 40
+    for path in paths:
+        assert f"`{path.stem}.py`" in README, path
+    assert {f"`{p.name}/`" for p in (ROOT / "evoprune").iterdir() if (p / "__init__.py").exists()} <= set(
+        re.findall(r"`\w+/`", README))
 
 
-def test_pictures_and_files_that_the_readme_names_exist():
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+def test_the_readme_is_what_a_user_needs():
+    assert len([line for line in README.splitlines() if not line.startswith("| `--")]) <= 250
+
+
+@pytest.mark.parametrize("folder", [".", "results"])
+def test_pictures_and_files_that_a_readme_names_exist(folder):
+    links = re.findall(r"\]\(([^):]+)\)", (ROOT / folder / "README.md").read_text())
+    assert links
+    for target in links:
+        path, _, section = target.partition("#")
+        text = ROOT / folder / (path or "README.md")
+        assert text.exists(), target
+        heads = [re.sub(r"[^\w\- ]", "", h).strip().replace(" ", "-").lower()
+                 for h in re.findall(r"^#+ (.*)$", text.read_text(), re.MULTILINE)] if section else [section]
+        assert section in heads, target
 
 
 def test_the_blocks_run_as_a_new_user_would_run_them(tmp_path):

@@ -1,5 +1,6 @@
 """What users hand in that nobody planned for: each is either made to work or told in one line, and costs no run."""
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -7,7 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import Small
+from conftest import ROOT, Small
 from test_pruning import SMALL, results
 from torch import nn
 
@@ -136,7 +137,7 @@ def test_labels_of_every_whole_type_are_taken(labels, tmp_path):
 
 def test_two_samples_in_a_list_are_a_dataset(tmp_path):
     front = prune(nn.Linear(16, 3), [(torch.randn(16), 0), (torch.randn(16), 1)], out=tmp_path / "run", **small())
-    assert front.config["splits"] == {"train": 0, "search": 1, "test": 1}
+    assert front.record.splits == {"train": 0, "search": 1, "test": 1}
 
 
 @pytest.mark.parametrize(("model", "said"), [
@@ -193,9 +194,10 @@ def test_more_bad_input_is_one_line(arguments, said, capsys, tmp_path, monkeypat
     assert not zipfile.is_zipfile(tmp_path / "cut.npz")
     np.save(tmp_path / "one.npy", np.zeros(3))
     torch.save({1: torch.zeros(1)}, tmp_path / "numbers.pt")
-    for name, text in (("damaged", '{"settings": {}}'), ("whole", '{"settings": {"threads": 1}}')):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text(text)
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "config.json").write_text('{"settings": {}}')
+    (tmp_path / "whole").mkdir()
+    shutil.copy(ROOT / "results" / "lenet5_mnist" / "config.json", tmp_path / "whole")
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"evoprune: {said}") and error.count("\n") == 1
@@ -214,10 +216,10 @@ def test_damaged_results_are_one_line(lenet, digits, tmp_path):
     out = tmp_path / "run"
     prune(lenet, digits, out=out, **small())
     (out / "front.csv").write_text("id,accuracy\nx,y\n")
-    with pytest.raises(EvopruneError, match=r"config\.json or front\.csv is damaged"):
+    with pytest.raises(EvopruneError, match=r"run/front\.csv: damaged \(could not convert string to float: 'y'\)"):
         evoprune.load_front(out)
     (out / "config.json").write_text("[]")
-    with pytest.raises(EvopruneError, match=r"config\.json or front\.csv is damaged"):
+    with pytest.raises(EvopruneError, match=r"run/config\.json: found list, no object; expected what the run wrote"):
         evoprune.load_front(out)
 
 
@@ -234,7 +236,7 @@ def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path, weights_file):
 
 
 def test_an_engine_that_is_not_installed_leaves_no_folder(lenet, digits, tmp_path, monkeypatch):
-    monkeypatch.setattr("evoprune.engines.find_spec", lambda name: None)
+    monkeypatch.setattr("evoprune.engines.engine.find_spec", lambda name: None)
     with pytest.raises(EvopruneError, match=r"^engine: dask is not installed; pip install 'evoprune\[dask\]'$"):
         prune(lenet, digits, out=tmp_path / "run", engine="dask", **small())
     assert not (tmp_path / "run").exists()

@@ -1,39 +1,288 @@
-import ast
+"""How the house is built: each wing imports only wings before it, each file only files before it, and each kind of knowledge has
+one room. `faults(...)` take sources by path, so that each rule can be shown to find what it forbids."""
 
+import ast
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
 from conftest import ROOT
 
-ORDER = ["config", "models", "named", "splits", "sources", "layers", "saliency", "genome", "paths", "starts", "operators",
-         "fast", "prepared", "least_squares", "repair", "evaluation", "tuning", "worker", "team", "processes", "engines",
-         "evolution", "tuned", "checkpoint", "front", "export", "settings", "run", "jobs", "search", "layerwise", "pruning",
-         "scoop_launch", "main", "scoop_worker"]
+from evoprune.config import ENGINES, NEEDS, SCORES
+from evoprune.evolution.starts import STARTS
+from evoprune.masks.saliency import SALIENCIES
+from evoprune.results.folder import FILES
+
+BELOW = ["errors", "files", "config"]
+WINGS = {
+    "inputs": ["models", "named", "splits", "sources"],
+    "engines": ["worker", "team", "processes", "scoop_pool", "dask_pool", "engine", "scoop_launch", "scoop_worker"],
+    "masks": ["layout", "layers", "genome", "tensors", "saliency", "channels", "paths"],
+    "values": ["fast", "training", "least_squares", "sensitivity", "repair", "inherited"],
+    "evaluation": ["accuracy", "graph", "prepared", "evaluator"],
+    "evolution": ["selection", "operators", "starts", "generations", "tuned", "toolbox", "checkpoint"],
+    "results": ["points", "record", "plots", "folder", "front"],
+    "run": ["settings", "run", "progress", "prepare", "rebuild", "jobs", "search", "layerwise", "finish"]}
+ABOVE = ["pruning", "main", "__main__"]
+ORDER = [*BELOW, *(f"{wing}.{name}" for wing, names in WINGS.items() for name in names), *ABOVE]
+FORBIDDEN = {"results": {"evaluation", "evolution", "run"}, "masks": {"values"}, "evaluation": {"evolution"},
+             "evolution": {"evaluation"}, "engines": set(WINGS) - {"engines"}}  # beside what comes later
+GIVEN_CONFIG = {"inputs.named", "inputs.sources", "engines.engine", "evolution.generations", "evolution.tuned",
+                "evolution.toolbox", "config", "pruning"}  # may take a `Config`, as may all of run
+ATTRIBUTES = {"evaluation.graph": {"output"}, "engines.scoop_launch": {"self.socket"}, "engines.scoop_worker": {"future"},
+              "run.settings": {"config"}}  # objects that are asked by name what they have: none is an evaluator
+SOURCES = {".".join(p.relative_to(ROOT / "evoprune").with_suffix("").parts): p.read_text()
+           for p in (ROOT / "evoprune").rglob("*.py")}
+MODULES = {name: text for name, text in SOURCES.items() if name.rpartition(".")[2] != "__init__"}
 
 
-def test_modules_import_only_earlier_ones():
-    for i, name in enumerate(ORDER):
-        used = set()
-        for node in ast.walk(ast.parse((ROOT / "evoprune" / f"{name}.py").read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("evoprune")):
-                stem = (node.module or "").removeprefix("evoprune").lstrip(".")
-                used |= {stem.split(".")[0]} if stem else {alias.name for alias in node.names}
-            elif isinstance(node, ast.Import):
-                used |= {a.name.split(".")[1] for a in node.names if a.name.startswith("evoprune.")}
-        if name == "main":
-            used -= {"EvopruneError", "Front", "prune"}  # the public names of the package
-        assert used <= set(ORDER[:i]), f"{name} imports {used - set(ORDER[:i])}"
+def imported(name, tree):
+    """The modules of the package that a module imports at any depth, by their place in `ORDER`."""
+    wing, found = name.rpartition(".")[0], set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            parts = [wing] if node.level == 1 and wing else []
+            base = ".".join([*parts, *filter(None, [node.module])])
+            found |= {base} if base in ORDER else {f"{base}.{a.name}".strip(".") for a in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("evoprune."):
+            found.add(node.module.removeprefix("evoprune."))
+        elif isinstance(node, ast.Import):
+            found |= {a.name.removeprefix("evoprune.") for a in node.names if a.name.startswith("evoprune.")}
+    return found
 
 
-def test_every_module_has_a_place_in_the_order():
-    assert {p.stem for p in (ROOT / "evoprune").glob("*.py")} == {*ORDER, "__init__"}
+def out_of_order(sources):
+    wrong = []
+    for name, text in sources.items():
+        used = imported(name, ast.parse(text))
+        wrong += [f"{name} imports {other}" for other in used - set(ORDER[:ORDER.index(name)])]
+        wrong += [f"{name} imports {other}" for other in used
+                  if other.split(".")[0] in FORBIDDEN.get(name.split(".")[0], ())]
+    return wrong
 
 
-def test_nothing_is_unpickled():
-    for path in (ROOT / "evoprune").glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if not isinstance(node, ast.Call):
+def asked_by_name(sources):
+    """hasattr and getattr where evaluators are."""
+    return [f"{name}: {ast.unparse(node)}" for name, text in sources.items()
+            if name.split(".")[0] in ("engines", "evaluation", "evolution", "run", "pruning", "main")
+            for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)
+            and ast.unparse(node.func) in ("hasattr", "getattr")
+            and ast.unparse(node.args[0]) not in ATTRIBUTES.get(name, ())]
+
+
+def method_readers(sources):
+    """What takes --method apart, or compares it, outside of `read_method`."""
+    wrong = []
+    for name, text in sources.items():
+        tree = ast.parse(text)
+        allowed = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) and f.name == "read_method"
+                   for n in ast.walk(f)}
+        for node in ast.walk(tree):
+            if id(node) in allowed:
                 continue
-            called, keywords = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
-            assert not called.startswith(("pickle.load", "pickle.Unpickler")), path
-            if called == "torch.load":
-                assert keywords["weights_only"] == "True", path
-            if called == "np.load":
-                assert keywords["allow_pickle"] == "False", path
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and \
+                    node.func.attr in ("partition", "rpartition", "split", "startswith", "endswith", "removeprefix") and \
+                    "method" in ast.unparse(node.func.value):
+                wrong.append(f"{name}: {ast.unparse(node)}")
+            if isinstance(node, ast.Compare) and ast.unparse(node.left).endswith("method"):
+                wrong.append(f"{name}: {ast.unparse(node)}")
+    return wrong
+
+
+def docstrings(tree):
+    return {id(node.body[0].value) for node in ast.walk(tree)
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and node.body
+            and isinstance(node.body[0], ast.Expr)}
+
+
+def files_named(sources):
+    """Names of a run's files in strings, but for docstrings and the help of a setting."""
+    names = re.compile(rf"(?<![\w.])({'|'.join(re.escape(f) for f in FILES if '.' in f)}|models/)")
+    wrong = []
+    for name, text in sources.items():
+        if name == "results.folder":
+            continue
+        tree = ast.parse(text)
+        helps = {id(n) for call in ast.walk(tree) if isinstance(call, ast.Call) and ast.unparse(call.func) == "option"
+                 for n in ast.walk(call)}
+        wrong += [f"{name}: {node.value!r}" for node in ast.walk(tree)
+                  if isinstance(node, ast.Constant) and isinstance(node.value, str) and names.search(node.value)
+                  and id(node) not in docstrings(tree) | helps]
+    return wrong
+
+
+def carries_everything(sources):
+    """Parameters that are a whole `Config` or `Run`."""
+    wrong = []
+    for name, text in sources.items():
+        for node in ast.walk(ast.parse(text)):
+            for argument in every_argument(node):
+                kind = ast.unparse(argument.annotation) if argument.annotation else ""
+                if (re.search(r"\bConfig\b", kind) and name not in GIVEN_CONFIG and not name.startswith("run.")) or (
+                        re.search(r"\bRun\b", kind) and name != "pruning" and not name.startswith("run.")):
+                    wrong.append(f"{name}: {argument.arg}: {kind}")
+    return wrong
+
+
+def every_argument(node):
+    if not isinstance(node, ast.FunctionDef):
+        return []
+    return [a for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs) if a.arg not in ("self", "cls")]
+
+
+def unpickled(sources):
+    wrong = []
+    for name, text in sources.items():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Call):
+                called, keywords = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+                if called.startswith(("pickle.load", "pickle.Unpickler")) or \
+                        (called == "torch.load" and keywords.get("weights_only") != "True") or \
+                        (called == "np.load" and keywords.get("allow_pickle") != "False"):
+                    wrong.append(f"{name}: {called}")
+    return wrong
+
+
+def too_large(sources):
+    """Functions of over 40 lines or 5 arguments without a reason beside them, and files of over 300 lines."""
+    wrong = [f"{name}: {text.count(chr(10))} lines" for name, text in sources.items() if text.count("\n") > 300]
+    for name, text in sources.items():
+        lines = text.splitlines()
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                beside = "\n".join(lines[node.lineno - 1:node.body[0].end_lineno + 1])
+                if len(every_argument(node)) > 5 and not re.search(r"# \d+ arguments: \w", beside):
+                    wrong.append(f"{name}.{node.name}: {len(every_argument(node))} arguments")
+                if node.end_lineno - node.lineno + 1 > 40 and not re.search(r"#.* \d+ lines: \w", beside):
+                    wrong.append(f"{name}.{node.name}: {node.end_lineno - node.lineno + 1} lines")
+    return wrong
+
+
+def stop_words(sources):
+    """Functions that tell by a string beside their result that they stopped."""
+    return [f"{name}.{node.name}" for name, text in sources.items() if name.startswith(("run.", "pruning"))
+            for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef) and node.returns is not None
+            and re.fullmatch(r"tuple\[.*, str\]", ast.unparse(node.returns))]
+
+
+def records_read(sources):
+    """What reads config.json by hand: by JSON outside the modules that have files of their own."""
+    own = {"files", "results.record", "results.folder", "evolution.checkpoint", "run.layerwise"}
+    return [f"{name}: {ast.unparse(node)}" for name, text in sources.items() if name not in own
+            for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)
+            and ast.unparse(node.func).startswith("json.load")]
+
+
+def module_attributes_set(sources):
+    return [f"{name}: {ast.unparse(node)}" for name, text in sources.items() for node in ast.walk(ast.parse(text))
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "setattr"]
+
+
+def absolute(sources):
+    """Imports of the package by its name, which only the files that are run as programs may have."""
+    return [f"{name}: {ast.unparse(node)}" for name, text in sources.items() if name not in ("main", "__main__")
+            for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom) and not node.level
+            and (node.module or "").split(".")[0] == "evoprune"]
+
+
+RULES = {  # a rule, and a module with a source that it must find fault with
+    out_of_order: ("masks.layers", "from ..values.repair import IMAGES"),
+    asked_by_name: ("evolution.toolbox", "weights = getattr(evaluate, 'weights', None)"),
+    method_readers: ("run.jobs", "kind, _, rule = config.method.partition(':')"),
+    files_named: ("run.finish", "folder.remove('front.csv')"),
+    carries_everything: ("values.repair", "def default(model: int, config: Config) -> str:\n    return ''"),
+    unpickled: ("inputs.sources", "np.load(path)"),
+    too_large: ("run.run", "def f(a, b, c, d, e, f):\n    pass"),
+    stop_words: ("run.search", "def search(run) -> tuple[State, str]:\n    pass"),
+    records_read: ("run.rebuild", "about = json.loads(text)"),
+    module_attributes_set: ("scripts.x", "setattr(search, 'rule_jobs', paced)"),
+    absolute: ("run.run", "from evoprune.config import Config")}
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_the_package_keeps_each_rule_and_each_rule_can_be_broken(rule):
+    assert rule(MODULES) == []
+    name, source = RULES[rule]
+    assert len(set(rule({name: source}))) == 1
+
+
+@pytest.mark.parametrize(("name", "source"), [
+    ("results.front", "from ..evaluation.accuracy import correct"), ("evolution.starts", "from ..evaluation import evaluator"),
+    ("engines.engine", "from ..inputs.models import MODELS"), ("run.prepare", "from .rebuild import here"),
+    ("inputs.named", "import evoprune.run.run"), ("errors", "from .config import Config")])
+def test_each_kind_of_import_that_climbs_is_found(name, source):
+    assert out_of_order({name: source})
+
+
+def test_functions_that_are_too_long_or_compare_the_method_are_found():
+    assert too_large({"run.run": "def f():\n" + "    x = 1\n" * 40}) and too_large({"run.run": "x = 1\n" * 301})
+    assert not too_large({"run.run": "def f(a, b, c, d, e, f):  # 6 arguments: they are six\n    pass"})
+    assert method_readers({"run.run": "if config.method == 'evolve':\n    pass"})
+    assert carries_everything({"results.front": "def f(run: Run):\n    pass"})
+
+
+def test_scripts_set_no_attribute_of_a_module_and_take_no_method_apart():
+    scripts = {f"scripts.{p.stem}": p.read_text() for p in (ROOT / "scripts").glob("*.py")}
+    assert len(scripts) > 5 and module_attributes_set(scripts) == [] and method_readers(scripts) == []
+
+
+def test_every_module_has_a_place_in_the_order_and_says_what_it_is():
+    assert set(MODULES) == set(ORDER)
+    for name, text in SOURCES.items():
+        assert ast.get_docstring(ast.parse(text)), name
+    for wing, names in WINGS.items():
+        assert len(names) <= 10 and len(ast.parse(SOURCES[f"{wing}.__init__"]).body) == (3 if wing == "evolution" else 1)
+
+
+def test_choices_have_what_they_name():
+    assert list(STARTS) == list(NEEDS) and set(SALIENCIES) == set(SCORES)
+    cases = re.findall(r'case "(\w+)"', SOURCES["engines.engine"])
+    assert {*cases, "local"} == set(ENGINES)
+
+
+def test_modules_named_in_strings_can_be_imported():
+    texts = [*SOURCES.values(), *(p.read_text() for folder in ("scripts", "tests") for p in (ROOT / folder).rglob("*.py"))]
+    found = {match for text in texts for match in re.findall(r"""["' ](evoprune(?:\.[a-z_]\w*)+)""", text)}
+    assert {"evoprune.engines.scoop_worker", "evoprune.engines.scoop_launch", "evoprune.engines.worker", "evoprune.main"} <= found
+    for name in found - {"evoprune.main.py"}:
+        module, rest = name, []
+        while not resolves(module):
+            module, _, last = module.rpartition(".")
+            rest.insert(0, last)
+            assert module, name
+        value = import_module(module)
+        for attribute in rest:
+            value = getattr(value, attribute)
+
+
+def resolves(module):
+    path = Path(ROOT, *module.split("."))
+    return path.with_suffix(".py").exists() or path.is_dir()
+
+
+LIGHT = """
+import sys
+{program}
+heavy = {{"torch", "matplotlib", "moocore"}} & set(sys.modules)
+sys.exit(f"imported {{heavy}}" if heavy else 0)
+"""
+
+
+@pytest.mark.parametrize("program", [
+    "from evoprune.main import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass",
+    "from evoprune.main import main\ntry:\n    main(['--no-such-flag'])\nexcept SystemExit:\n    pass",
+    "from evoprune.main import main\nassert main(['--population', '7']) == 2",
+    "from evoprune.main import main\nassert main(['--start', 'luck']) == 2",
+    "from evoprune.main import main\nassert main(['--method', 'gradual:fisher']) == 2",
+    "import evoprune\nfront = evoprune.load_front('results/lenet5_mnist')\nprint(front, front.best(accuracy=0.98))"])
+def test_what_needs_no_torch_imports_none(program):
+    done = subprocess.run([sys.executable, "-c", LIGHT.format(program=program)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_light_program_that_imports_torch_is_found():
+    done = subprocess.run([sys.executable, "-c", LIGHT.format(program="import evoprune\nevoprune.accuracy")], cwd=ROOT)
+    assert done.returncode == 1

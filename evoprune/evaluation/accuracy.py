@@ -1,0 +1,102 @@
+"""Right answers of a model, and how many images to take at a time."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import EvopruneError, first_line
+from ..inputs.models import logits_of
+from ..inputs.splits import Split, as_split
+
+ACTIVATION_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}  # largest activation of a batch; page faults slow a CPU far beyond
+LARGEST_BATCH = {"cpu": 256, "cuda": 8192}
+
+
+def correct(model: nn.Module, split: Split, batch_size: int) -> Tensor:
+    """Count right answers, as a tensor () on the device; a non-finite logit is a wrong answer. Call under eval()."""
+    count = torch.zeros((), dtype=torch.int64, device=split.labels.device)
+    with torch.inference_mode():
+        for i in range(0, len(split), batch_size):
+            count += right_answers(model(split.inputs(slice(i, i + batch_size))), split.labels[i:i + batch_size])
+    return count
+
+
+def right_answers(output: Any, labels: Tensor) -> Tensor:
+    """Count right answers in what a model returned, as a tensor (); a non-finite logit is a wrong answer."""
+    logits = logits_of(output)  # (batch, classes)
+    return ((logits.argmax(1) == labels) & torch.isfinite(logits).all(1)).sum()
+
+
+def accuracy(model: nn.Module, data: Any, batch_size: int | None = None) -> float:
+    """Return the share of right answers of `model` on a split, (images, labels) or a Dataset, as a run measures it.
+
+    Runs on the model's own device; its training flags are put back. The batch size is a run's own unless given.
+    """
+    parameter = next(model.parameters(), torch.empty(0))
+    split = as_split(data, "data").to(parameter.device, dtype_of(model))
+    batch_size = batch_size or batch_size_for(probe(model, split, 0)[1], parameter.device)
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        return int(correct(model, split, batch_size)) / len(split)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def private_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of the user's model on the CPU; raise `EvopruneError` where Python cannot copy it."""
+    try:
+        return copy.deepcopy(model).cpu()
+    except Exception as error:  # noqa: BLE001  # the user's model
+        raise EvopruneError(f"model: {type(model).__name__} cannot be copied: {first_line(error)}; remove hooks and "
+                            f"reparametrisations first (torch.nn.utils.prune.remove, remove_weight_norm)") from None
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """Return the type of the model's first floating parameter."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
+def probe(model: nn.Module, split: Split, classes: int) -> tuple[int, int]:
+    """Run two images through a copy of `model`; return (outputs, bytes of the largest activation of one image).
+
+    Raises:
+        EvopruneError: the model does not take these images, or has fewer outputs than there are classes.
+    """
+    model = private_copy(model).to(split.labels.device).eval()
+    sizes = [split.inputs(slice(0, 1)).nbytes]
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            sizes.append(output.nbytes // max(1, len(batch)))
+
+    for module in model.modules():
+        module.register_forward_hook(note)
+    batch = split.inputs(slice(0, 2))
+    shape = tuple(batch.shape[1:])
+    try:
+        with torch.inference_mode():
+            logits = logits_of(model(batch))
+    except EvopruneError:
+        raise
+    except Exception as error:  # noqa: BLE001  # the user's model
+        raise EvopruneError(f"data: images of shape {shape} do not go through the model: {first_line(error)}") from None
+    if logits.dim() != 2 or len(logits) != len(batch):
+        raise EvopruneError(f"model: returned logits of shape {tuple(logits.shape)} for {len(batch)} images, "
+                            f"expected ({len(batch)}, classes)")
+    if classes > logits.shape[1]:
+        raise EvopruneError(f"data: found label {classes - 1}, expected 0 to {logits.shape[1] - 1}: the model has "
+                            f"{logits.shape[1]} outputs")
+    return logits.shape[1], max(sizes)
+
+
+def batch_size_for(activation_bytes: int, device: torch.device) -> int:
+    """Return the power of two whose largest activation is nearest to `ACTIVATION_BYTES`: the same on every machine."""
+    fits = max(1.0, ACTIVATION_BYTES[device.type] / activation_bytes)
+    return min(LARGEST_BATCH[device.type], 1 << round(math.log2(fits)))

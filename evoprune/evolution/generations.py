@@ -1,0 +1,142 @@
+"""NSGA-II as a generator: a state goes in, the next state comes out (Deb et al., 2002, doi:10.1109/4235.996017).
+
+Each generation draws from its own generator, seeded by (seed, generation), so a state needs to carry no random state:
+whoever continues from it gets the same generations as whoever never stopped. What masks and trained individuals do not share,
+`breed`, `measure` and `epochs`, is registered in the toolbox.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from deap import base
+
+from ..config import Config
+from ..masks.genome import Individual, Measurement, Result
+from .selection import Values, hvlog, non_dominated, objectives
+
+WORST = 0.0, 0.0  # objectives of a mask that no worker survived measuring
+RETRIES = 4  # further mutations of a child whose mask was measured before
+
+
+@dataclass(frozen=True)
+class State:
+    """All that the next generation depends on."""
+
+    generation: int
+    population: list[Individual]
+    archive: list[Individual]  # every non-dominated individual seen, and the unpruned model first
+    seen: dict[bytes, Values]  # objectives of every mask measured, by Individual.key()
+    log: tuple[dict[str, float], ...]  # a row a generation
+
+    @property
+    def evaluations(self) -> int:
+        return len(self.seen)
+
+
+def begin(offspring: Sequence[Any], toolbox: base.Toolbox, config: Config, measured: Sequence[Individual] = ()) -> State:
+    """Return generation 0: what is `measured` already, then `offspring`, which are measured now; the unpruned model first."""
+    seen: dict[bytes, Values] = {}
+    started = perf_counter()
+    for each in offspring:
+        toolbox.simplify(each)
+    population = [*measured, *toolbox.measure(offspring, seen=seen)]
+    archive = non_dominated(population, config.accuracy_floor, always=population[0])
+    state = State(0, population, archive, seen, ())
+    return replace(state, log=(log_row(state, toolbox, config, perf_counter() - started),))
+
+
+def evolve(state: State, toolbox: base.Toolbox, config: Config) -> Iterator[State]:
+    """Yield a state a generation, up to `config.generations`; saving, logging and stopping belong to the caller."""
+    while state.generation < config.generations:
+        started = perf_counter()
+        rng = np.random.default_rng((config.seed, state.generation + 1))
+        seen = dict(state.seen)
+        children = toolbox.measure(toolbox.breed(state, rng=rng), seen=seen)
+        survivors = toolbox.survive(state.population + children, config.population, rng=rng)
+        archive = non_dominated(state.archive + children, config.accuracy_floor, always=state.archive[0])
+        state = State(state.generation + 1, survivors, archive, seen, state.log)
+        row = log_row(state, toolbox, config, state.log[-1]["seconds"] + perf_counter() - started)
+        state = replace(state, log=(*state.log, row))
+        yield state
+
+
+def breed(state: State, rng: np.random.Generator, toolbox: base.Toolbox, size: int) -> list[Individual]:
+    """Return the children of the next generation, masks still to be measured."""
+    parents = toolbox.select(state.population, size, rng=rng)
+    return vary(parents, toolbox, rng, state.seen, state.generation + 1)
+
+
+def vary(parents: Sequence[Individual], toolbox: base.Toolbox, rng: np.random.Generator, seen: dict[bytes, Values],
+         generation: int) -> list[Individual]:
+    """Return a child a parent: neighbours in sparsity mate (p = 0.7), then one in two mutates, and always those that
+    would otherwise be a mask measured before."""
+    children = [toolbox.clone(parent) for parent in sorted(parents, key=lambda p: p.fitness.values[1])]
+    mated = np.zeros(len(children), bool)
+    for i in range(0, len(children) - 1, 2):
+        if rng.random() < 0.7:
+            toolbox.mate(children[i], children[i + 1], rng=rng)
+            mated[i:i + 2] = True
+    keys = set(seen)
+    for child, origin in zip(children, np.where(mated, "mate", "")):
+        origins = [origin] if origin else []
+        if rng.random() < 0.5 or child.key() in keys:
+            toolbox.mutate(child, rng=rng)
+            origins.append("mutate")
+        toolbox.simplify(child)
+        for _ in range(RETRIES):
+            if child.key() not in keys:
+                break
+            toolbox.mutate(child, rng=rng)
+            toolbox.simplify(child)
+        keys.add(child.key())
+        child.origin, child.generation = "+".join(origins), generation
+        del child.fitness.values
+    return children
+
+
+def measure(individuals: Sequence[Individual], seen: dict[bytes, Values], toolbox: base.Toolbox) -> list[Individual]:
+    """Give each individual its objectives, measuring only masks that are not in `seen`, and each of those once; return them.
+
+    Where `toolbox.evaluate` returns a `Result`, also the mask that was measured and what its children inherit.
+    """
+    keys = [(individual.key(), individual) for individual in individuals]
+    new = {key: individual for key, individual in reversed(keys) if key not in seen}
+    results = dict(zip(new, map(as_result, toolbox.map(toolbox.evaluate, list(new.values())))))
+    for key, individual in keys:
+        result = results.get(key) or Result(seen[key])
+        if result.bits is not None:
+            individual[:] = [bits.copy() for bits in result.bits]
+        if result.saliency is not None:
+            individual.saliency = dict(result.saliency)
+        if result.values is not None:
+            individual.values = dict(result.values)
+        individual.fitness.values = result.objectives
+    for key, result in results.items():
+        seen[new[key].key()] = result.objectives
+    return list(individuals)
+
+
+def as_result(found: Measurement | None) -> Result:
+    """Return what an evaluation returned as a `Result` of plain floats; None if no worker survived it."""
+    result = found if isinstance(found, Result) else Result(WORST if found is None else found)
+    accuracy, sparsity = result.objectives
+    return replace(result, objectives=(float(accuracy), float(sparsity)))
+
+
+def no_epochs(state: State) -> int:
+    """Return the epochs that a search of masks has trained."""
+    return 0
+
+
+def log_row(state: State, toolbox: base.Toolbox, config: Config, seconds: float) -> dict[str, float]:
+    """Return a row of the log: how good the archive is, and what it took."""
+    points = non_dominated(state.archive, config.accuracy_floor)
+    values = objectives(points)
+    return {"generation": state.generation, "evaluations": len(state.seen), "epochs": toolbox.epochs(state),
+            "seconds": round(seconds, 3), "hvlog": hvlog(values), "points": len(points),
+            "best_accuracy": float(values[:, 0].max(initial=0)), "max_sparsity": float(values[:, 1].max(initial=0))}

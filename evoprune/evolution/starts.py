@@ -1,0 +1,170 @@
+"""First individuals: random masks, and the masks of rules, spread over a grid in log density.
+
+A rule takes what is `Known` of the model and returns `mask(density, rng)`, which keeps that share of the searched weights
+and returns a bool array a layer. `--knowledge` says which rules may be used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from ..config import NEEDS, SURGEON, read_method, rule_names
+from ..masks.channels import Channels
+from ..masks.genome import Individual, dense_individual, from_masks
+from ..masks.layout import Layer, Layout
+from ..masks.saliency import NEEDS_DATA, SALIENCIES, keep_top
+
+Masks = list[npt.NDArray[np.bool_]]
+Rule = Callable[[float, np.random.Generator], Masks]
+DENSEST, SPARSEST = 0.8, 0.004  # of the grid; hvlog looks at 0.5 to 0.005
+SHOTS = 160  # steps of the multi-shot path from dense to `SPARSEST`
+
+
+@dataclass(frozen=True)
+class Known:
+    """What rules may look at; what `--knowledge` forbids raises when it is called."""
+
+    layout: Layout
+    weights: Callable[[], list[Tensor]]  # dense, shaped like the layers
+    squares: Callable[[], list[Tensor]]  # mean squared gradients
+    settled: Callable[[Individual], list[Tensor]]  # values after dead paths are dropped, in place, and the rest repaired
+    worth: Callable[[Sequence[Tensor]], list[Tensor]]  # saliency of the values settled last
+    channels: Callable[[], Sequence[Channels]] = list  # how layers are connected, which is no knowledge of weights
+
+
+def first_population(known: Known, start: str, size: int, rng: np.random.Generator) -> list[Individual]:
+    """Return `size` individuals: the unpruned model, and the rules of `start` in turn over the density grid."""
+    rules = [(name, STARTS[name](known)) for name in rule_names(start)]
+    population = [dense_individual(known.layout)]
+    for i, density in enumerate(np.geomspace(DENSEST, SPARSEST, size - 1)):
+        name, rule = rules[i % len(rules)]
+        population.append(from_masks(rule(density, rng), f"{name}@{1 - density:.4g}"))
+    return population
+
+
+def erk_densities(layout: Layout, density: float) -> list[float]:
+    """Return a density a layer with `density` overall: Erdos-Renyi-Kernel (Evci et al., 2020, arXiv:1911.11134).
+
+    A layer's density is proportional to (sum of its dimensions) / (product of them), and at most 1.
+    """
+    weights = np.array([layer.weights for layer in layout], float)
+    raw = np.array([max(1, sum(layer.shape)) for layer in layout]) / weights
+    full = np.zeros(len(layout), bool)
+    while True:
+        scale = (density * weights.sum() - weights[full].sum()) / (raw * weights)[~full].sum() if not full.all() else 0
+        over = ~full & (scale * raw > 1)
+        if not over.any():
+            return list(np.where(full, 1.0, scale * raw))
+        full |= over
+
+
+def random(known: Known) -> Rule:
+    """Keep weights at random with ERK layer densities: looks at shapes, never at a weight."""
+    def mask(density: float, rng: np.random.Generator) -> Masks:
+        return [(rng.permutation(layer.genes) < keep(d, layer.genes)).reshape(layer.gene_shape)
+                for layer, d in zip(known.layout, erk_densities(known.layout, density))]
+
+    return mask
+
+
+def narrow(known: Known) -> Rule:
+    """Keep weights at random among some of the channels between layers: looks at shapes and at what is connected, never at a
+    weight. Few weights spread over all channels leave a unit hardly any input; fewer channels leave each of them more.
+
+    The share of channels is log-uniform from the root of the density, so that a layer can still hold that share of its weights (a
+    few less, where there are few channels and the density is high); within what is left, ERK densities.
+    """
+    layout, channels = known.layout, known.channels()
+
+    def mask(density: float, rng: np.random.Generator) -> Masks:
+        lives = [[np.ones(size, bool) for size in layer.shape] for layer in layout]
+        for each in channels:
+            here = rng.permutation(each.count) < keep(density ** rng.uniform(0, 0.5), each.count)
+            for i in each.makers:
+                lives[i][0] &= here
+            for i in each.readers:
+                lives[i][1] &= here.repeat(len(lives[i][1]) // each.count)
+        layers = tuple(Layer(layer.name, tuple(int(d.sum()) for d in dims)) for layer, dims in zip(layout, lives))
+        left = Layout(layers, sum(layer.weights for layer in layers))
+        masks = [np.zeros(layer.shape, bool) for layer in layout]
+        for m, layer, dims, d in zip(masks, left, lives, erk_densities(left, min(1.0, density * layout.weights / left.weights))):
+            m[np.ix_(*dims)] = (rng.permutation(layer.weights) < keep(d, layer.weights)).reshape(layer.shape)
+        return masks
+
+    return mask
+
+
+def erk(known: Known) -> Rule:
+    """Keep the largest weights of each layer, with ERK layer densities."""
+    scores = SALIENCIES["magnitude"](known.weights(), None)
+
+    def mask(density: float, rng: np.random.Generator) -> Masks:
+        return [keep_top([score], keep(d, layer.genes))[0].numpy()
+                for score, layer, d in zip(scores, known.layout, erk_densities(known.layout, density))]
+
+    return mask
+
+
+def by_saliency(name: str) -> Callable[[Known], Rule]:
+    """Return the rule that keeps the weights of the highest scores of all layers together."""
+    def rule(known: Known) -> Rule:
+        scores = SALIENCIES[name](known.weights(), known.squares() if NEEDS[name] == "data" else None)
+
+        def mask(density: float, rng: np.random.Generator) -> Masks:
+            return [kept.numpy() for kept in keep_top(scores, keep(density, known.layout.weights))]
+
+        return mask
+
+    return rule
+
+
+def multishot(known: Known, saliency: str = SURGEON, densities: Sequence[float] = ()) -> Rule:
+    """Prune step by step from dense, each time what scores lowest of the values as repaired after the step before.
+
+    Equal steps in log density, and `densities` between them; each drops dead paths. `SURGEON` takes what repair says each
+    weight is worth, where it knows. Without repair, the rule scores the same values again at each step.
+    """
+    layout, path = known.layout, []
+    squares = known.squares() if saliency in NEEDS_DATA else None
+    values = known.settled(dense_individual(layout)) if saliency == SURGEON else known.weights()
+    for density in sorted({*np.geomspace(1, SPARSEST, SHOTS + 1)[1:], *densities}, reverse=True):
+        scores = known.worth(values) if saliency == SURGEON else SALIENCIES[saliency](values, squares)
+        kept = [mask & (value != 0) for mask, value in zip(keep_top(scores, keep(density, layout.weights)), values)]
+        individual = from_masks((mask.numpy() for mask in kept), "multishot")
+        values = known.settled(individual)
+        path.append((np.log(density), [(value != 0).numpy() for value in values]))
+
+    def mask(density: float, rng: np.random.Generator) -> Masks:
+        return min(path, key=lambda step: abs(step[0] - np.log(density)))[1]
+
+    return mask
+
+
+def at_targets(known: Known, method: str, targets: Sequence[int], seed: int) -> list[Individual]:
+    """Return the masks of oneshot:RULE or multishot:RULE that keep so many of the searched weights each, or a few less."""
+    how = read_method(method)
+    densities = [kept / known.layout.weights for kept in targets]
+    rule = multishot(known, how.rule, densities) if how.kind == "multishot" else STARTS[how.rule](known)
+    found = []
+    for kept, density in zip(targets, densities):
+        masks = rule(density, np.random.default_rng(seed))
+        while sum(int(mask.sum()) for mask in masks) > kept:  # rounding, layer by layer
+            density -= 1 / known.layout.weights
+            masks = rule(density, np.random.default_rng(seed))
+        found.append(from_masks(masks, f"{method}@{1 - density:.4g}"))
+    return found
+
+
+def keep(density: float, genes: int) -> int:
+    """Return how many of `genes` to keep: at least one, so that no layer is cut through."""
+    return max(1, round(density * genes))
+
+
+STARTS: dict[str, Callable[[Known], Rule]] = {
+    "random": random, "narrow": narrow, "magnitude": by_saliency("magnitude"), "erk": erk, "lamp": by_saliency("lamp"),
+    "fisher": by_saliency("fisher"), "multishot": multishot}

@@ -1,0 +1,91 @@
+"""DEAP's toolbox with evoprune's operators: where a user, or a script, plugs in others.
+
+Both kinds of search have `evaluate`, `map`, `select`, `mate`, `mutate`, `clone`, `survive` and `simplify`, and three that make
+them one loop: `breed(state, rng)` returns what is to be measured next, `measure(offspring, seen)` the individuals it becomes,
+`epochs(state)` what has been trained. With --total-epochs, offspring are jobs, and there are `aim(state, targets, children,
+layout)`, the targets of a generation's children, and `jobs(masks, budget)`, those of a rule to compare with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from deap import base
+from torch import Tensor
+
+from ..config import Config
+from ..engines.engine import local
+from ..masks.genome import Individual, Measurement, Result
+from ..masks.layout import Layout
+from ..masks.saliency import SALIENCIES, logarithm
+from .generations import breed, measure, no_epochs
+from .operators import mate, mutate, refine
+from .selection import nsga2, tournament
+from .tuned import Job, breed_jobs, measure_jobs, mutate_strategy, rule_jobs, unite, weakest
+
+
+class Evaluate(Protocol):
+    """What measures masks: an `Evaluator`, or what stands for one in a worker process."""
+
+    def __call__(self, individual: Individual) -> Measurement:
+        """Return (accuracy, sparsity), or a `Result`."""
+
+    def many(self, individuals: Iterable[Individual], progress: Callable[[int, int], None]) -> list[Measurement]:
+        """Return the same of each, in order; call `progress(done, of)` after each."""
+
+    def simplify(self, individual: Individual) -> None:
+        """Drop the dead paths of a mask."""
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """The dense weights, flat, a tensor a layer."""
+
+
+Make = Callable[[Any, Layout, Config], base.Toolbox]  # what `prune(toolbox=...)` takes; `default_toolbox` is one
+
+
+def default_toolbox(evaluate: Evaluate | Callable[[Job], Result], layout: Layout, config: Config) -> base.Toolbox:
+    """Return DEAP's toolbox with evoprune's operators; register others to change the search."""
+    toolbox = base.Toolbox()
+    toolbox.register("clone", Individual.clone)
+    toolbox.register("evaluate", evaluate)
+    toolbox.register("map", local)  # `prune` puts the engine's map here
+    repaired = config.total_epochs is None and config.repair == "least-squares"
+    toolbox.register("select", tournament, niches=repaired)
+    toolbox.register("survive", nsga2, floor=config.accuracy_floor, niches=repaired)
+    if config.total_epochs is None:
+        register_masks(toolbox, evaluate, layout, config)  # type: ignore[arg-type]  # settings say which of the two it is
+    else:
+        register_jobs(toolbox, layout, config)
+    return toolbox
+
+
+def register_masks(toolbox: base.Toolbox, evaluate: Evaluate, layout: Layout, config: Config) -> None:
+    """Register what only a search of masks has."""
+    if config.repair == "least-squares" and config.knowledge != "none":  # blind operators win elsewhere: LOG.md
+        toolbox.register("mate", mate, p=0.2, uniform=0.0, layout=layout)
+        toolbox.register("mutate", refine, layout=layout, growth=[
+            logarithm(score).numpy() for score in SALIENCIES["lamp"](evaluate.weights, None)])
+    else:
+        toolbox.register("mate", mate)
+        toolbox.register("mutate", mutate, layout=layout)
+    toolbox.register("simplify", evaluate.simplify)  # before an individual is measured
+    toolbox.register("breed", breed, toolbox=toolbox, size=config.population)
+    toolbox.register("measure", measure, toolbox=toolbox)
+    toolbox.register("epochs", no_epochs)
+
+
+def register_jobs(toolbox: base.Toolbox, layout: Layout, config: Config) -> None:
+    """Register what only a tuned run has; the run itself adds `steps(job)` and `epochs(state)`, which its data decide."""
+    toolbox.register("mate", unite)  # training decides which weights a child loses, its strategy how it trains
+    toolbox.register("mutate", mutate_strategy)
+    toolbox.register("simplify", leave)
+    toolbox.register("aim", weakest)
+    toolbox.register("breed", breed_jobs, toolbox=toolbox, config=config, layout=layout)
+    toolbox.register("measure", measure_jobs, toolbox=toolbox)
+    toolbox.register("jobs", rule_jobs, config=config, layout=layout)
+
+
+def leave(job: Job) -> None:
+    """Leave a job as it is: dead paths are dropped after its training."""

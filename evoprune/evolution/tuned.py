@@ -1,0 +1,213 @@
+"""Tuned runs: a child inherits its parent's values, grows back some weights, trains, loses as many again, and is measured.
+
+The first generation has a child of the dense model for each target; later ones have few children, so that lines of descent
+grow long, most of them where the front is weakest. A parent stands at the child's own target or at the next denser one, and
+NSGA-II says who stays. How a child trains, its strategy, is inherited too and mutates: learning rate, growth, pace of pruning,
+saliency, and when its mask comes to rest (population-based training; Jaderberg et al., 2017, arXiv:1711.09846). The steps of all
+jobs together are the run's budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from deap import base
+
+from ..config import Config, read_method, target_sparsities
+from ..errors import EvopruneError
+from ..masks.genome import Individual, Strategy, dense_individual, pruned_weights
+from ..masks.layout import Layout
+from ..values.inherited import spread
+from ..values.training import steps_an_epoch
+from .generations import State
+from .selection import Values
+
+# of a strategy: learning rate (times the usual one), growth (times the target's weights), and `Shrink`'s until, pace and mix
+DENSEST = np.array([0.5, 4.0, 0.6, 4.0, 0.75])  # that of the first child of the first target,
+SPARSEST = np.array([1.0, 8.0, 0.6, 4.0, 0.75])  # and of the last
+LOW, HIGH = np.array([0.2, 1.5, 0.4, 1.0, 0.25]), np.array([2.0, 16.0, 0.85, 8.0, 1.0])
+SPREAD = np.array([0.15, 0.2, 0.08, 0.2, 0.1])  # of the logarithm of the factor by which each mutates
+FIRST_SHARE = 0.4  # of the budget, for the first children, one a target, of the dense model
+SHORT = 5  # epochs a target, below which a rule's learning rate is the usual one, and from which on half of it
+GOLDEN = 0.5 * (5**0.5 - 1)
+OWN = 0.9  # probability that a parent stands at the target itself, once something does
+
+
+def unite(a: Individual, b: Individual, rng: np.random.Generator, p: float = 0.3) -> tuple[Individual, Individual]:
+    """Let `a` keep what `b` keeps too, in each layer with probability `p`: for children that train before they lose as many
+    weights again. Changes `a` in place and returns both."""
+    for i in np.flatnonzero(rng.random(len(a)) < p):
+        a[i] |= b[i]
+    return a, b
+
+
+def mutate_strategy(strategy: Strategy, rng: np.random.Generator) -> tuple[Strategy]:
+    """Return a strategy, float of shape (5,), each number times a log-normal one and kept within its limits."""
+    return (np.clip(strategy * np.exp(SPREAD * rng.normal(size=len(strategy))), LOW, HIGH),)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A child before its training, as plain data."""
+
+    individual: Individual  # its mask and, unless it comes from the dense model, its values
+    kept: int  # weights at the end
+    steps: int
+    seed: int
+    learning_rate: float = 1.0  # times the usual one
+    growth: float = 1.0  # times `kept`: how many weights its mask has before the first pruning, at least
+    until: float = 0.7  # share of the steps after which the mask stays
+    pace: float | None = None  # of the pruning; None: cubic
+    mix: float = 1.0  # power of the mean squared gradients in the saliency
+    saliency: str = "fisher"  # what is pruned first
+    what: str = "a child"  # for the progress
+
+    @property
+    def strategy(self) -> Strategy:
+        """How it trains, as children inherit it."""
+        return np.array([self.learning_rate, self.growth, self.until, self.pace, self.mix], float)
+
+
+def kept_at_targets(config: Config, layout: Layout) -> list[int]:
+    """Return how many of the searched weights are kept at each target, falling.
+
+    Raises:
+        EvopruneError: the layers that are searched cannot give so much sparsity.
+    """
+    found = []
+    for sparsity in target_sparsities(config):
+        kept = layout.weights - (int(np.ceil(sparsity * layout.total - 1e-6)) - layout.pruned)
+        if kept < len(layout):
+            most = (layout.pruned + layout.weights - len(layout)) / layout.total
+            raise EvopruneError(f"targets: found {sparsity:.6g}, expected at most {most:.6g}: so much do the searched layers "
+                                f"allow, with a weight left in each")
+        found.append(min(kept, layout.weights))
+    return found
+
+
+@dataclass(frozen=True)
+class Budget:
+    """So many steps for so many jobs, to the step; the first `first` jobs share `share` of them."""
+
+    epochs: float
+    steps: int
+    jobs: int
+    first: int
+    share: float
+    children: int = 1  # that each generation after the first has
+
+    def upto(self, job: int) -> int:
+        """Return the steps of all jobs before `job`."""
+        early = round(self.share * self.steps) if self.first < self.jobs else self.steps
+        if job <= self.first:
+            return early * job // self.first
+        return early + (self.steps - early) * (job - self.first) // (self.jobs - self.first)
+
+    def of(self, job: int) -> int:
+        """Return the steps of `job`, counted from 0."""
+        return self.upto(job + 1) - self.upto(job)
+
+    def spent(self, state: State) -> float:
+        """Return the epochs that all jobs up to a state took; those of a rule are its generation 0."""
+        if not state.generation:
+            return self.epochs if state.seen else 0
+        return self.epochs * self.upto(self.first + self.children * (state.generation - 1)) / self.steps
+
+
+def budget_of(config: Config, images: int, batch_size: int) -> Budget:
+    """Return the budget of a run: a job a target, then, unless a rule makes the masks, the children of each generation.
+
+    Raises:
+        EvopruneError: it has not a step for each job.
+    """
+    first, epochs = len(target_sparsities(config)), config.total_epochs or 0.0
+    jobs = first + children_of(config) * max(0, config.generations - 1)
+    budget = Budget(epochs, round(epochs * steps_an_epoch(images, batch_size)), jobs, first, FIRST_SHARE, children_of(config))
+    if not all(budget.of(job) for job in range(jobs)):
+        raise EvopruneError(f"total_epochs: found {epochs:g}, which is {budget.steps} steps for {jobs} jobs, expected at least "
+                            f"one each; raise it, or lower population, generations or targets")
+    return budget
+
+
+def children_of(config: Config) -> int:
+    """Return how many children a generation has: the fewer, the longer the lines of descent that a budget allows."""
+    return max(1, config.population // 8)
+
+
+def rule_jobs(masks: Sequence[Individual], budget: Budget, config: Config, layout: Layout) -> list[Job]:
+    """Return a job a target: from the mask of a rule, or from the dense model with the rule pruning on the way."""
+    method = read_method(config.method)
+    gradual = method.kind == "gradual"
+    targets = kept_at_targets(config, layout)
+    rate = 1.0 if budget.epochs / len(targets) < SHORT else 0.5
+    if gradual:
+        dense = dense_individual(layout)
+        dense.origin = config.method
+        masks = [dense] * len(targets)
+    return [Job(mask, kept, budget.of(i), config.seed + i, rate, saliency=method.rule if gradual else "magnitude",
+                what=f"target {i + 1} of {len(targets)}") for i, (mask, kept) in enumerate(zip(masks, targets))]
+
+
+def breed_jobs(state: State, rng: np.random.Generator, toolbox: base.Toolbox, config: Config, layout: Layout) -> list[Job]:
+    """Return the jobs of the next generation: a child of the dense model a target, then children where `toolbox.aim` says."""
+    targets, children = kept_at_targets(config, layout), children_of(config)
+    generation = state.generation + 1
+    first = 0 if generation == 1 else len(targets) + children * (generation - 2)
+    aims = range(len(targets)) if generation == 1 else toolbox.aim(state, targets, children, layout)
+    return [child_for(aim, targets, state, toolbox, layout, rng, toolbox.steps(first + i)) for i, aim in enumerate(aims)]
+
+
+def measure_jobs(jobs: Sequence[Job], seen: dict[bytes, Values], toolbox: base.Toolbox) -> list[Individual]:
+    """Return the individuals that jobs become; those given up are missing."""
+    born = []
+    for job, result in zip(jobs, toolbox.map(toolbox.evaluate, jobs)):
+        if result is not None and result.bits is not None and result.values is not None:
+            child = Individual((bits.copy() for bits in result.bits), job.individual.origin, job.individual.generation)
+            child.values, child.strategy = dict(result.values), job.strategy
+            child.fitness.values = seen[child.key()] = result.objectives
+            born.append(child)
+    return born
+
+
+def weakest(state: State, targets: Sequence[int], children: int, layout: Layout) -> list[int]:
+    """Return the targets of a generation's children: the weaker the front is at a target, against the dense model, the
+    more. Stochastic universal sampling (Baker, 1987), its start turned by the golden ratio from generation to generation,
+    so that few children too are spread as they should be."""
+    best = [best_within(state.archive, kept, layout) for kept in targets]
+    weak = np.cumsum([max(state.archive[0].fitness.values[0] - accuracy, 1e-3) for accuracy in best])
+    start = (state.generation * GOLDEN) % 1
+    return list(map(int, np.searchsorted(weak, (start + np.arange(children)) / children * weak[-1])))
+
+
+def best_within(individuals: Sequence[Individual], kept: int, layout: Layout) -> float:
+    """Return the best accuracy of those that keep at most `kept` weights, 0 if there is none."""
+    return max((each.fitness.values[0] for each in individuals if kept_in(each, layout) <= kept), default=0.0)
+
+
+def kept_in(individual: Individual, layout: Layout) -> int:
+    return layout.weights - pruned_weights(individual, layout)
+
+
+def child_for(aim: int, targets: Sequence[int], state: State, toolbox: base.Toolbox, layout: Layout,
+              rng: np.random.Generator, steps: int) -> Job:  # 7 arguments: it is the body of one loop
+    """Return a child for a target: a parent of its own niche or of the nearest denser one, a mate, a mutated strategy."""
+    niches: dict[int, list[Individual]] = {}
+    for individual in state.population:  # the dense model is in niche -1
+        kept = kept_in(individual, layout)
+        niches.setdefault(sum(kept <= target for target in targets) - 1, []).append(individual)
+    own = niches.get(aim, [])
+    denser = niches[max(niche for niche in niches if niche < aim)] if min(niches) < aim else own
+    near = own if own and rng.random() < OWN else denser or own
+    if not near:  # only sparser ones are left
+        near = list(state.population)
+    parent, mate = toolbox.select(near, 2, rng=rng)
+    child = toolbox.clone(parent)
+    usual = DENSEST * (SPARSEST / DENSEST) ** (aim / max(1, len(targets) - 1))
+    toolbox.mate(child, mate, rng=rng)
+    spread(child, parent, layout)
+    strategy, = toolbox.mutate(usual if child.strategy is None else child.strategy, rng=rng)
+    rate, growth, until, pace, mix = strategy.tolist()
+    child.origin, child.generation = "tune", state.generation + 1
+    return Job(child, targets[aim], steps, int(rng.integers(2**32)), rate, growth, until, pace, mix)

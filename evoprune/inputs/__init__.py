@@ -1,0 +1,1 @@
+"""A model, images and labels, as the run is given them."""

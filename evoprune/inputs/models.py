@@ -1,0 +1,69 @@
+"""The built-in architectures, by name: each takes the number of outputs and of input channels; and the logits of any model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import EvopruneError
+
+
+class LeNet(nn.Module):
+    """A small LeNet for 8x8 scans, 11,208 weights in four layers."""
+
+    def __init__(self, outputs: int = 10, channels: int = 1):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 8, 3, padding=1)
+        self.conv2 = nn.Conv2d(8, 32, 3, padding=1)
+        self.fc1 = nn.Linear(32 * 2 * 2, 64)
+        self.fc2 = nn.Linear(64, outputs)
+        self.pool = nn.AvgPool2d(2)
+
+    def forward(self, x):  # type: ignore[no-untyped-def]  # (batch, channels, 8, 8) -> (batch, outputs)
+        x = self.pool(self.conv1(x).relu())
+        x = self.pool(self.conv2(x).relu())
+        return self.fc2(self.fc1(x.flatten(1)).relu())
+
+
+class LeNet5(nn.Module):
+    """LeNet-5 for 28x28 images, 61,470 weights in five layers (LeCun et al., 1998, doi:10.1109/5.726791)."""
+
+    def __init__(self, outputs: int = 10, channels: int = 1):
+        super().__init__()
+        self.feature = nn.Sequential(
+            nn.Conv2d(channels, 6, 5, padding=2), nn.Tanh(), nn.AvgPool2d(2),
+            nn.Conv2d(6, 16, 5), nn.Tanh(), nn.AvgPool2d(2))
+        self.classifier = nn.Sequential(
+            nn.Flatten(), nn.Linear(16 * 5 * 5, 120), nn.Tanh(), nn.Linear(120, 84), nn.Tanh(), nn.Linear(84, outputs))
+
+    def forward(self, x):  # type: ignore[no-untyped-def]  # (batch, channels, 28, 28) -> (batch, outputs)
+        return self.classifier(self.feature(x))
+
+
+def resnet18(outputs: int = 10, channels: int = 3) -> nn.Module:
+    """ResNet-18 as used on CIFAR: a 3x3 stem of stride 1 and no first pooling (He et al., 2016, arXiv:1512.03385)."""
+    from torchvision.models import resnet18
+
+    model: nn.Module = resnet18(num_classes=outputs)
+    model.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+    model.maxpool = nn.Identity()
+    return model
+
+
+MODELS: dict[str, Callable[[int, int], nn.Module]] = {"lenet": LeNet, "lenet5": LeNet5, "resnet18": resnet18}
+
+
+def logits_of(output: Any) -> Tensor:
+    """Return the logits (batch, classes) from what a model returned: a tensor, or one in a tuple, a dict or `.logits`."""
+    if isinstance(output, Tensor):
+        return output
+    if hasattr(output, "logits"):
+        return logits_of(output.logits)
+    if isinstance(output, dict) and output:
+        return logits_of(output.get("logits", next(iter(output.values()))))
+    if isinstance(output, (tuple, list)) and output:
+        return logits_of(output[0])
+    raise EvopruneError(f"model: returned {type(output).__name__}, expected logits: a tensor, or one in a tuple, "
+                        f"a dict or an object with .logits")

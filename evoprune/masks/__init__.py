@@ -1,0 +1,1 @@
+"""Which weights a mask keeps, which channels tie layers together, which paths are dead."""

@@ -1,0 +1,140 @@
+"""Which channels lie between layers: who makes them, who reads them.
+
+`torch.fx` follows each layer's outputs through elementwise functions, norms, pools, flattening and sums to the layers that
+read them. Where the graph cannot be told, everything counts as read.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+from torch.nn import functional as F
+
+from .layout import Layout
+
+READERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CHANNELWISE = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid,
+               nn.Hardtanh, nn.Softplus, nn.Tanh, nn.Sigmoid, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d,
+               nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d,
+               nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
+               nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d, nn.Flatten)
+FUNCTIONS = {torch.relu, torch.tanh, torch.sigmoid, torch.flatten, F.relu, F.tanh, F.sigmoid, F.gelu, F.silu, F.leaky_relu,
+             F.avg_pool2d, F.max_pool2d, F.adaptive_avg_pool2d, F.dropout}
+METHODS = {"relu", "relu_", "tanh", "sigmoid", "flatten", "view", "reshape", "contiguous"}
+SUMS = {operator.add, operator.iadd, torch.add, "add", "add_"}
+log = logging.getLogger("evoprune")
+
+
+@dataclass
+class Channels:
+    """Values with one meaning along dimension 1: who makes them, who reads them."""
+
+    count: int
+    makers: list[int] = field(default_factory=list)  # layers, by place in the layout
+    readers: list[int] = field(default_factory=list)
+    open: bool = False  # something else reads them
+    padded: bool = False  # with zeros, so that a channel of one number does not stay one
+
+    def join(self, other: Channels) -> None:
+        """Take over what `other` stands for: the two are summed."""
+        self.makers, self.readers = self.makers + other.makers, self.readers + other.readers
+        self.open |= other.open
+
+
+def find_channels(model: nn.Module, layout: Layout, inputs: Tensor) -> list[Channels]:
+    """Return the channels between the layers of `model`, later ones first; none where it cannot be traced."""
+    try:
+        graph = fx.symbolic_trace(copy.deepcopy(model).eval())
+        with torch.no_grad():
+            ShapeProp(graph).propagate(inputs)
+    except Exception:  # noqa: BLE001  # tracing runs the user's code on stand-ins, which may raise anything
+        log.info("dead paths are not looked for: torch.fx cannot trace the model")
+        return []
+    return Reader(graph, layout).read()
+
+
+class Reader:
+    """Goes through a graph once and says which channels a node's value has."""
+
+    def __init__(self, graph: fx.GraphModule, layout: Layout):
+        self.graph, self.modules = graph, dict(graph.named_modules())
+        owners = [id(p) for m in graph.modules() for p in m.parameters(recurse=False)]
+        used = [node.target for node in graph.graph.nodes]
+        self.places: dict[str, int] = {}  # of layers that can be told, by module
+        for i, layer in enumerate(layout):
+            module = self.modules.get(layer.name.rpartition(".")[0])
+            if (isinstance(module, READERS) and getattr(module, "groups", 1) == 1 and owners.count(id(module.weight)) == 1
+                    and module.weight.shape == layer.shape and used.count(layer.name.rpartition(".")[0]) == 1):
+                self.places[layer.name.rpartition(".")[0]] = i
+        self.of: dict[fx.Node, Channels] = {}
+
+    def read(self) -> list[Channels]:
+        """Return all channels, later ones first."""
+        for node in self.graph.graph.nodes:
+            self.visit(node)
+        unique = {id(channels): channels for channels in self.of.values()}
+        return [channels for channels in reversed(unique.values()) if channels.makers and not channels.open]
+
+    def visit(self, node: fx.Node) -> None:
+        """Note what a node reads and makes."""
+        shape = shape_of(node)
+        known = [source for source in node.all_input_nodes if source in self.of]
+        if node.op == "call_module" and str(node.target) in self.places and shape is not None:
+            module, place = self.modules[str(node.target)], self.places[str(node.target)]
+            source = node.args[0] if node.args else None
+            plain = not isinstance(module, nn.Linear) or len(shape) == 2
+            if plain and isinstance(source, fx.Node) and source in self.of:
+                self.of[source].readers.append(place)
+            elif known:
+                self.open(known)
+            if plain:
+                self.of[node] = Channels(shape[1], [place])
+        elif self.passes(node, known, shape):
+            first, *others = (self.of[source] for source in known)
+            first.padded |= (node.op != "call_module" and node.target is F.avg_pool2d) or \
+                bool(np.any(getattr(self.modules.get(str(node.target)), "padding", 0)))
+            for other in others:
+                if other is not first:
+                    first.join(other)
+                    self.of = {n: first if c is other else c for n, c in self.of.items()}
+            self.of[node] = first
+        else:
+            self.open(known)
+
+    def passes(self, node: fx.Node, known: Sequence[fx.Node], shape: Sequence[int] | None) -> bool:
+        """Say whether each channel of a node's value depends on that channel of its inputs alone."""
+        if not known or shape is None:
+            return False
+        if node.target in SUMS:
+            tensors = [source for source in node.all_input_nodes if shape_of(source) is not None]
+            return all(shape_of(source) == shape for source in tensors) and len({self.of[s].count for s in known}) == 1
+        channelwise = isinstance(self.modules[str(node.target)], CHANNELWISE) if node.op == "call_module" else \
+            node.target in FUNCTIONS or (node.op == "call_method" and node.target in METHODS)
+        before = shape_of(known[0])
+        if not channelwise or len(node.all_input_nodes) > 1 or before is None or len(shape) < 2:
+            return False
+        flat = len(shape) == 2 and before[0] == shape[0]  # all behind the first dimension in one
+        return before[:2] == shape[:2] or (flat and numel(before) == numel(shape))
+
+    def open(self, nodes: Sequence[fx.Node]) -> None:
+        for node in nodes:
+            self.of[node].open = True
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...] | None:
+    """Return the shape of a node's value, None if it is not one tensor."""
+    meta: Any = node.meta.get("tensor_meta")
+    return tuple(meta.shape) if hasattr(meta, "shape") else None
+
+
+def numel(shape: Sequence[int]) -> int:
+    return int(np.prod(shape))

@@ -1,0 +1,115 @@
+"""An individual: a list of packed bit arrays, one a layer, and a fitness.
+
+individual[i] is uint8 of shape (ceil(layout[i].genes / 8),), `numpy.packbits` order "big", padding bits 0, 1 = kept.
+Ordinary classes, not DEAP's `creator`: those overwrite themselves when unpickled, and packed arrays need their own `==`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from deap import base
+
+from .layout import Layout
+
+Bits = npt.NDArray[np.uint8]  # packed, 8 genes a byte
+Genes = npt.NDArray[np.bool_]  # unpacked, one gene an item
+Arrays = dict[str, npt.NDArray[Any]]  # by name; arrays are shared between individuals and never changed in place
+Strategy = npt.NDArray[np.float64]  # how a tuned individual trains: learning rate, growth, until, pace, mix
+
+
+class Fitness(base.Fitness):  # type: ignore[misc]  # deap is untyped
+    """(accuracy, sparsity), both in [0, 1], both maximised."""
+
+    weights = (1.0, 1.0)
+
+
+class Individual(list[Bits]):
+    """A mask of the whole model; equal to, and hashed like, any other with the same bits."""
+
+    def __init__(self, bits: Iterable[Bits] = (), origin: str = "", generation: int = 0):
+        super().__init__(bits)
+        self.fitness = Fitness()
+        self.origin = origin  # how it came to be: "lamp@0.95", "mate", ...
+        self.generation = generation  # when it came to be
+        self.saliency: Arrays = {}  # logarithms of what kept genes are worth, by layer, where its mask is as it was measured
+        self.values: Arrays = {}  # trained ones of parameters and buffers, of layers those kept; none: the dense model's
+        self.strategy: Strategy | None = None  # how it was trained, for its children to inherit
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Individual) and self.key() == other.key()
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:  # type: ignore[override]  # list says it has none
+        return hash(self.key())
+
+    def key(self) -> bytes:
+        """Return 16 bytes that stand for the mask; two masks share them with probability 2^-128."""
+        digest = hashlib.blake2b(digest_size=16)
+        for bits in self:
+            digest.update(bits.data)
+        return digest.digest()
+
+    def clone(self) -> Individual:
+        """Return an independent copy, fitness included; registered as `toolbox.clone`."""
+        copy = Individual((bits.copy() for bits in self), self.origin, self.generation)
+        copy.saliency, copy.values, copy.strategy = dict(self.saliency), dict(self.values), self.strategy
+        if self.fitness.valid:
+            copy.fitness.values = self.fitness.values
+        return copy
+
+
+@dataclass(frozen=True)
+class Result:
+    """What measuring an individual gives, where that is more than its objectives; `toolbox.evaluate` may return either."""
+
+    objectives: tuple[float, float]  # (accuracy, sparsity)
+    bits: Sequence[Bits] | None = None  # the mask that was measured, where it is another than was asked for
+    saliency: Arrays | None = None  # see `Individual`
+    values: Arrays | None = None
+
+
+Measurement = tuple[float, float] | Result
+
+
+def get_bits(individual: Individual, i: int, layout: Layout) -> Genes:
+    """Return the genes of layer `i`, bool of shape (genes,), True = kept."""
+    return np.unpackbits(individual[i], count=layout[i].genes).view(np.bool_)
+
+
+def set_bits(individual: Individual, i: int, genes: Genes) -> None:
+    """Set the genes of layer `i` from bool of shape (genes,); delete the fitness yourself, as with DEAP's operators."""
+    individual[i] = np.packbits(genes)
+
+
+def from_masks(masks: Iterable[npt.NDArray[np.bool_]], origin: str) -> Individual:
+    """Pack a mask a layer, of any shape, into an individual."""
+    return Individual((np.packbits(mask.reshape(-1)) for mask in masks), origin)
+
+
+def dense_individual(layout: Layout) -> Individual:
+    """Return the unpruned model."""
+    return from_masks((np.ones(layer.genes, bool) for layer in layout), "dense")
+
+
+def kept_genes(bits: Bits) -> int:
+    """Count the 1 bits of one layer."""
+    return int(np.bitwise_count(bits).sum())
+
+
+def pruned_weights(individual: Individual, layout: Layout) -> int:
+    """Count the weights of the whole model that are pruned."""
+    return layout.pruned + sum((layer.genes - kept_genes(bits)) * (layer.weights // layer.genes)
+                               for bits, layer in zip(individual, layout))
+
+
+def sparsity(individual: Individual, layout: Layout) -> float:
+    """Return the share of the model's prunable weights that is pruned, left-out layers counted as kept; in [0, 1]."""
+    return pruned_weights(individual, layout) / layout.total

@@ -1,0 +1,77 @@
+"""How much each weight matters: scores a layer, shaped like its weights, higher = keep; and the masks of the highest scores.
+
+A score looks at the weights, and those of `NEEDS_DATA` also at `squares`, the mean squared gradients of the loss.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..inputs.models import logits_of
+from ..inputs.splits import Split
+
+Score = Callable[[Sequence[Tensor], Sequence[Tensor] | None], list[Tensor]]
+
+
+def magnitude(weights: Sequence[Tensor], squares: Sequence[Tensor] | None = None) -> list[Tensor]:
+    """Score |w| (Han et al., 2015, arXiv:1506.02626)."""
+    return [w.abs() for w in weights]
+
+
+def lamp(weights: Sequence[Tensor], squares: Sequence[Tensor] | None = None) -> list[Tensor]:
+    """Score w^2 over the sum of the layer's w^2 that are not smaller (Lee et al., 2021, arXiv:2010.07611, equation 4)."""
+    scores = []
+    for w in weights:
+        square, order = w.reshape(-1).double().square().sort(descending=True, stable=True)
+        score = torch.zeros_like(square)
+        score[order] = square / square.cumsum(0).clamp_min(torch.finfo(square.dtype).tiny)
+        scores.append(score.view(w.shape))
+    return scores
+
+
+def fisher(weights: Sequence[Tensor], squares: Sequence[Tensor] | None = None) -> list[Tensor]:
+    """Score w^2 times its mean squared gradient: what the loss would lose (Theis et al., 2018, arXiv:1801.05787)."""
+    assert squares is not None
+    return [w.square() * s for w, s in zip(weights, squares)]
+
+
+SALIENCIES: dict[str, Score] = {"magnitude": magnitude, "lamp": lamp, "fisher": fisher}
+NEEDS_DATA = {"fisher"}
+
+
+def logarithm(scores: Tensor) -> Tensor:
+    """Return the logarithms of scores, double; finite in float16 too."""
+    return scores.double().clamp_min(1e-30).log()
+
+
+def keep_top(scores: Sequence[Tensor], count: int) -> list[Tensor]:
+    """Return bool masks of the `count` highest scores over all layers together; of equal ones the first."""
+    flat = torch.cat([score.reshape(-1) for score in scores])
+    kept = torch.ones_like(flat, dtype=torch.bool) if count >= len(flat) else torch.zeros_like(flat, dtype=torch.bool)
+    if 0 < count < len(flat):
+        least = flat.kthvalue(len(flat) - count + 1).values  # its place among equals may differ, its value never does
+        kept = flat > least
+        kept[(flat == least).nonzero()[:count - int(kept.sum()), 0]] = True
+    return [part.view(score.shape) for part, score in zip(torch.split(kept, [s.numel() for s in scores]), scores)]
+
+
+def gradient_squares(model: nn.Module, names: Sequence[str], split: Split, batch_size: int, images: int) -> list[Tensor]:
+    """Return the squared gradients of the cross-entropy, a tensor for each named parameter, averaged over batches.
+
+    The first `images` of the split count, in eval mode, on the split's device; `model` stays as it is.
+    """
+    net = copy.deepcopy(model).to(split.labels.device).eval().requires_grad_(False)
+    parameters = [dict(net.named_parameters())[name].requires_grad_() for name in names]
+    squares = [torch.zeros_like(p) for p in parameters]
+    starts = range(0, min(images, len(split)), batch_size)
+    for start in starts:
+        batch = slice(start, min(start + batch_size, images))
+        loss = F.cross_entropy(logits_of(net(split.inputs(batch))), split.labels[batch])
+        for square, gradient in zip(squares, torch.autograd.grad(loss, parameters)):
+            square.addcmul_(gradient, gradient, value=1 / len(starts))
+    return squares

@@ -1,0 +1,28 @@
+"""Genes as tensors: bool masks on the device that they are used on."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .genome import Individual
+from .layout import Layout
+
+
+def masks(individual: Individual, layout: Layout, device: torch.device | str = "cpu") -> list[Tensor]:
+    """Return a bool mask a layer, of the layer's gene shape; the bits travel packed and are unpacked on the device."""
+    return [unpack(bits, layer.genes, device).view(layer.gene_shape) for bits, layer in zip(individual, layout)]
+
+
+def unpack(bits: np.ndarray, genes: int, device: torch.device | str) -> Tensor:
+    if torch.device(device).type == "cpu":
+        return torch.from_numpy(np.unpackbits(bits, count=genes).view(np.bool_))
+    packed = torch.from_numpy(bits).to(device)
+    shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=device)
+    return ((packed[:, None] >> shifts) & 1).view(-1)[:genes].bool()
+
+
+def named_masks(individual: Individual, layout: Layout, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """Return a bool mask a layer by name, of the parameter's shape."""
+    return {layer.name: mask.expand(layer.shape) for layer, mask in zip(layout, masks(individual, layout, device))}

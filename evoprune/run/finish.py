@@ -1,0 +1,175 @@
+"""The points of a run at its end: trained if asked, measured as the user will, written."""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+from torch import Tensor
+
+from ..engines.engine import Engine, Local
+from ..errors import EvopruneError
+from ..evaluation.accuracy import correct
+from ..evaluation.evaluator import Evaluator
+from ..evolution.generations import State
+from ..evolution.selection import non_dominated
+from ..files import from_safetensors
+from ..inputs.splits import Split
+from ..results.folder import Folder, write_run
+from ..results.points import Pruned, numbered, pruned, thin
+from ..values.inherited import with_values
+from .jobs import Repair, Train
+from .layerwise import Rows
+from .progress import SAY_EVERY, Pace
+from .run import Run
+
+log = logging.getLogger("evoprune")
+
+
+def finish(run: Run, state: State, folder: Folder, engine: Local | Engine) -> None:
+    """Train the points if asked, measure them, write the files.
+
+    Raises:
+        Stopped: `max_seconds` have passed; what is trained is kept for --resume.
+    """
+    config = run.config
+    points = untrained(run, state)
+    if config.finetune_epochs:
+        dense = pruned(state.archive[0], run.layout, run.dense_accuracy)
+        chosen = thin([p for p in points if p.sparsity > 0], config.front)
+        measure_plainly(run, chosen, engine)
+        points = [dense, *train_points(run, chosen, folder, engine)]
+    elif config.total_epochs is None:
+        measure_plainly(run, points, engine)
+    measure_on_test(run, numbered(points))
+    write_run(folder, points, state.log, run.layout, run.dense_accuracy, config.accuracy_floor)
+    folder.write_done(generations=config.generations, evaluations=state.evaluations, points=len(points),
+                      batch_size=run.evaluator.batch_size,
+                      epochs=config.total_epochs or config.finetune_epochs * sum(p.state is not None for p in points))
+
+
+def finish_stopped(run: Run, state: State, folder: Folder, engine: Local | Engine) -> None:
+    """Write the front of a search that was stopped, as far as it got; without the test split."""
+    config, points = run.config, untrained(run, state)
+    if config.precision != "fp32" and config.repair == "none":
+        measure_plainly(run, points, engine)
+    for point in points if config.total_epochs is None else ():
+        point.note(repair=str(config.repair))
+    write_run(folder, points, state.log, run.layout, run.dense_accuracy, config.accuracy_floor)
+
+
+def finish_layerwise(run: Run, points: list[Pruned], rows: Rows, folder: Folder) -> None:
+    """Measure the models after each layer on the test split, and write the files."""
+    measure_on_test(run, numbered(points))
+    write_run(folder, points, rows, run.layout, run.dense_accuracy, run.config.accuracy_floor)
+    folder.write_done(generations=run.config.generations, evaluations=int(rows[-1]["evaluations"]), points=len(points),
+                      batch_size=run.evaluator.batch_size, epochs=run.config.finetune_epochs * (len(points) - 1))
+
+
+def untrained(run: Run, state: State) -> list[Pruned]:
+    """Return the search's front, as it was measured."""
+    points = []
+    for individual in non_dominated(state.archive, run.config.accuracy_floor):
+        point = pruned(individual, run.layout, individual.fitness.values[0])
+        if run.config.total_epochs is not None and individual.values:
+            point.note(accuracy_before=int(run.evaluator.correct(individual)) / len(run.data.search))
+            point.state = dict(with_values(run.model, run.layout, individual).state_dict())
+        points.append(point)
+    return numbered(points)
+
+
+def measure_plainly(run: Run, points: list[Pruned], engine: Local | Engine) -> None:
+    """Measure untrained points again with the model as the user has it, where the search rounds in another way or repairs;
+    points keep the repaired values, made with more images than the search takes.
+
+    Raises:
+        EvopruneError: a repair was given up.
+    """
+    repair, images = str(run.config.repair), len(run.data.search)
+    if repair == "none" and run.evaluator.prepared.exact and run.evaluator.batch_size == run.batch_size:
+        return
+    log.info("measuring %d points with the model as it is, fp32", len(points))
+    if repair == "none":
+        for point in points:
+            accuracy = int(run.last.correct(point.individual)) / images
+            point.note(accuracy=accuracy, accuracy_before=accuracy)
+        return
+    pace = Pace(len(points))
+
+    def arrived(i: int, found: tuple[int, int | None, bytes] | None) -> None:
+        if found is None:
+            raise EvopruneError(f"engine {run.config.engine}: no worker survived the last repair of point {i + 1} of "
+                                f"{len(points)}; the search is saved: go on with --resume {run.config.out} and fewer --workers, "
+                                f"a longer --job-timeout or --engine local")
+        point, (right, test, content) = points[i], found
+        point.note(accuracy=right / images, accuracy_before=right / images, repair=repair)
+        if test is not None and run.data.test is not None:
+            point.note_test(test, len(run.data.test))
+        point.state = from_safetensors(content)
+        pace.done += 1
+        if pace.due(SAY_EVERY):
+            log.info("measured %d of %d points", pace.done, len(points))
+
+    engine.map(Repair(run.identity), [point.individual for point in points], arrived)
+
+
+def measure_on_test(run: Run, points: list[Pruned]) -> None:
+    """Count right answers on the test split, for the report alone, of the points that have not been counted."""
+    untested = [point for point in points if point.measured.test_accuracy is None]
+    if run.data.test is None or not untested:
+        return
+    log.info("measuring %d points on %s test images", len(untested), f"{len(run.data.test):,}")
+    plain = Evaluator(run.model, run.layout, run.data.test, run.batch_size, plain=True)
+    for point in untested:
+        right = plain.correct(point.individual) if point.state is None else count(run, point.state, run.data.test)
+        point.note_test(int(right), len(run.data.test))
+
+
+def train_points(run: Run, points: list[Pruned], folder: Folder, engine: Local | Engine) -> list[Pruned]:
+    """Train points from the dense values, their zeros held, and measure them; those already trained are read back.
+
+    Returns all but those whose training was given up.
+
+    Raises:
+        Stopped: `max_seconds` have passed; what is trained is kept for --resume.
+    """
+    names = {id(point): f"point {i + 1} of {len(points)}" for i, point in enumerate(points)}
+    labels = {id(point): f"{run.identity}:{point.individual.key().hex()}" for point in points}
+    for point in points:
+        point.note(repair="none")  # training starts from the dense values
+        point.state = folder.read_trained(point.individual.key().hex(), labels[id(point)])
+    missing = [point for point in points if point.state is None]
+
+    def arrived(i: int, content: bytes | None) -> None:
+        point = missing[i]
+        if content is None:
+            log.warning("%s: left out of the front", names[id(point)])
+            return
+        point.state = from_safetensors(content)
+        folder.write_trained(point.individual.key().hex(), labels[id(point)], point.state)
+        measure(run, point, names[id(point)])
+        if any(p.state is None for p in missing):
+            run.check_time()
+
+    if missing:
+        run.check_time()
+    for point in points:
+        if point.state is not None:
+            measure(run, point, names[id(point)])
+    engine.map(Train(run.identity), [(point.individual, names[id(point)]) for point in missing], arrived)
+    return [point for point in points if point.state is not None]
+
+
+def measure(run: Run, point: Pruned, what: str) -> None:
+    """Measure a trained point on the search split."""
+    assert point.state is not None
+    point.note(accuracy=int(count(run, point.state, run.data.search)) / len(run.data.search))
+    log.info("%s: %.2f %% sparsity, accuracy %.2f %% before and %.2f %% after training", what, 100 * point.sparsity,
+             100 * point.measured.accuracy_before, 100 * point.measured.accuracy)
+
+
+def count(run: Run, state: dict[str, Tensor], split: Split) -> Tensor:
+    """Count the right answers of the model with these values."""
+    net = copy.deepcopy(run.model)
+    net.load_state_dict(state)
+    return correct(net.to(split.labels.device).eval(), split, run.batch_size)

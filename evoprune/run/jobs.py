@@ -1,0 +1,182 @@
+"""The jobs of a run: what travels to workers, and what comes back.
+
+A job is a packed mask, and what comes back is two floats, or the bytes of repaired or trained values.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..engines.engine import Engine, Local
+from ..engines.worker import nothing
+from ..evaluation.accuracy import correct
+from ..evaluation.evaluator import Evaluator
+from ..evolution.tuned import Job
+from ..files import fingerprint, to_safetensors
+from ..inputs.named import load_weights
+from ..masks.genome import Individual, Measurement, Result, from_masks, set_bits, sparsity
+from ..masks.layout import Layout
+from ..masks.paths import drop_dead
+from ..masks.tensors import named_masks
+from ..results.folder import Folder
+from ..values.inherited import packed, unpacked, values_of, with_values
+from ..values.training import Shrink, grown, hold_zeros, recipe_for, steps_an_epoch, tune
+from .progress import training_progress
+from .rebuild import here
+from .run import Run, make_evaluator
+
+GROW_STEPS = 16  # of a job, whose images say by their gradients which weights grow; they count as steps
+STAGES: dict[str, Evaluator] = {}  # of this process, by identity, at most one
+
+
+@dataclass(frozen=True)
+class OneLayer:
+    """One layer of the run's model with the values that an earlier stage of --layerwise left in a file."""
+
+    identity: str
+    file: str
+    layer: int
+    gone: int  # weights of the other layers that are pruned
+
+    def evaluator(self, run: Run) -> Evaluator:
+        """Return the evaluator of this stage; a process keeps that of the newest."""
+        if self.identity not in STAGES:
+            STAGES.clear()
+            net = copy.deepcopy(run.model)
+            load_weights(net, load_file(self.file), self.file)
+            layout = Layout((run.layout[self.layer],), run.layout.total, self.gone)
+            STAGES[self.identity] = make_evaluator(net, layout, run.data, run.config, run.evaluator.batch_size,
+                                                   run.batch_size)
+        return STAGES[self.identity]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """(accuracy, sparsity) of an individual, in whichever process this is called; stands for an `Evaluator`."""
+
+    identity: str
+    layer: OneLayer | None = None
+
+    def __call__(self, individual: Individual) -> Measurement:
+        return self.many([individual])[0]
+
+    def many(self, individuals: Iterable[Individual], progress: Callable[[int, int], None] = nothing) -> list[Measurement]:
+        """Return the objectives of each, in order."""
+        return self.evaluator.many(individuals, progress)
+
+    def simplify(self, individual: Individual) -> None:
+        """Drop the dead paths of a mask."""
+        self.evaluator.simplify(individual)
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """The dense weights, flat."""
+        return self.evaluator.weights
+
+    @property
+    def evaluator(self) -> Evaluator:
+        """What measures in this process."""
+        run = here(self.identity)
+        return self.layer.evaluator(run) if self.layer else run.evaluator
+
+
+@dataclass(frozen=True)
+class Repair:
+    """An individual repaired with more images than the search takes: right answers on the search split; on the test split, for
+    the report alone (None where there is none, or where training follows); the state dict as the bytes of a safetensors file."""
+
+    identity: str
+
+    def __call__(self, individual: Individual) -> tuple[int, int | None, bytes]:
+        run = here(self.identity)
+        right, model = int(run.last.correct(individual)), run.last.prepared.model
+        test = None if run.config.finetune_epochs else run.data.test
+        return right, None if test is None else int(correct(model, test, run.batch_size)), to_safetensors(model.state_dict())
+
+
+@dataclass(frozen=True)
+class Train:
+    """The state dict of an individual trained from the dense values, its zeros held, as the bytes of a safetensors file."""
+
+    identity: str
+
+    def __call__(self, job: tuple[Individual, str]) -> bytes:
+        individual, what = job
+        run = here(self.identity)
+        config, key = run.config, individual.key().hex()
+        assert run.data.train is not None
+        net = copy.deepcopy(run.model).to(config.device)
+        kept = named_masks(individual, run.layout)
+        seed = int(hashlib.sha256(f"{config.seed}:{key}".encode()).hexdigest()[:12], 16)
+        recipe = recipe_for(net, config.finetune_epochs, seed, config.learning_rate, config.augment)
+        tune(net, run.data.train, recipe, kept, training_progress(what))
+        return to_safetensors(net.state_dict())
+
+
+@dataclass(frozen=True)
+class Tune:
+    """What a tuned run's `Job` becomes: its values grow, train and are pruned, and are measured on the search split."""
+
+    identity: str
+
+    def __call__(self, job: Job) -> Result:
+        run = here(self.identity)
+        train = run.data.train
+        assert train is not None
+        net = with_values(run.model, run.layout, job.individual).to(train.labels.device)
+        kept = named_masks(job.individual, run.layout, train.labels.device)
+        recipe = recipe_for(net, 0, job.seed, run.config.learning_rate, run.config.augment)
+        steps, more = job.steps, min(round(job.growth * job.kept), run.layout.weights) - sum(int(m.sum()) for m in kept.values())
+        if more > 0 and steps > GROW_STEPS:
+            kept = grown(net, train, kept, more, GROW_STEPS * recipe.batch_size, job.seed)
+            steps -= GROW_STEPS
+        recipe = replace(recipe, epochs=steps / steps_an_epoch(len(train), recipe.batch_size),
+                         learning_rate=recipe.learning_rate * job.learning_rate)
+        shrink = Shrink(job.kept, job.saliency, job.until, pace=job.pace, mix=job.mix)
+        kept = tune(net, train, recipe, kept, training_progress(job.what), shrink)
+        individual = from_masks((mask.cpu().numpy() for mask in kept.values()), job.individual.origin)
+        for i, genes in drop_dead(individual, run.layout, run.evaluator.channels).items():
+            set_bits(individual, i, genes)
+        kept = named_masks(individual, run.layout, train.labels.device)
+        hold_zeros([net.get_parameter(name) for name in kept], kept)
+        right = int(correct(net.eval(), run.data.search, run.batch_size))
+        return Result((right / len(run.data.search), sparsity(individual, run.layout)), list(individual),
+                      values=values_of(net, kept))
+
+
+def map_kept(function: Callable[[Job], Result], jobs: Sequence[Job], engine: Local | Engine, folder: Folder, run: Run,
+             progress: Callable[[int, int], None] = nothing) -> list[Result | None]:  # 6 arguments: three are registered
+    """Return what jobs become, in order; each is kept as soon as it has ended, so that a resumed run need not repeat it.
+
+    Raises:
+        Stopped: `max_seconds` have passed before the last of them.
+    """
+    keys = [key_of(job) for job in jobs]
+    results = [None if (kept := folder.read_trained(key, run.identity)) is None else unpacked(kept) for key in keys]
+    missing = [i for i, result in enumerate(results) if result is None]
+    left = len(missing)
+
+    def arrived(i: int, result: Result | None) -> None:
+        nonlocal left
+        left -= 1
+        results[missing[i]] = result
+        if result is not None:
+            folder.write_trained(keys[missing[i]], run.identity, packed(result))
+        if left:
+            run.check_time()
+
+    engine.map(function, [jobs[i] for i in missing], arrived, progress)
+    return results
+
+
+def key_of(job: Job) -> str:
+    """Return a hash of all that decides what a job becomes."""
+    values = job.individual.values
+    numbers = [job.kept, job.steps, job.seed, *job.strategy.tolist(), job.saliency, list(values)]
+    return fingerprint(numbers, *job.individual, *values.values())

@@ -1,0 +1,184 @@
+"""One layer after the other: search its masks, apply the one that a rule chooses, train, go on to the next.
+
+The points of the run are the models after each layer; what is searched and trained stands in a stage's own folder under
+checkpoint/, so that a stopped run goes on in the stage it was in.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..config import Config, round_caps
+from ..engines.engine import Engine, Local
+from ..evaluation.accuracy import correct
+from ..evolution.generations import State
+from ..evolution.selection import non_dominated
+from ..evolution.toolbox import Make
+from ..files import fingerprint, remove, to_safetensors, write_atomic
+from ..masks.genome import Individual, dense_individual, kept_genes, pruned_weights, sparsity
+from ..masks.layout import Layout
+from ..masks.tensors import named_masks
+from ..results.folder import Folder
+from ..results.points import Pruned, pruned
+from ..values.training import hold_zeros, recipe_for, tune
+from .jobs import Measure, OneLayer
+from .progress import training_progress
+from .run import Run, make_evaluator
+from .search import search
+
+MASK = "mask of "  # prefix of the masks among the tensors of a stage's file
+Rows = list[dict[str, float]]  # of the log
+log = logging.getLogger("evoprune")
+
+
+@dataclass
+class Stage:
+    """What a stage leaves: the values of the whole model, all masks so far, and what they measured."""
+
+    state: dict[str, Tensor]
+    individual: Individual
+    before: int  # right answers before training, of the search split
+    after: int
+    evaluations: int
+    log: tuple[dict[str, float], ...]
+
+
+@dataclass
+class Layerwise:
+    """A search layer by layer: `stages()`."""
+
+    run: Run
+    toolbox: Make
+    folder: Folder
+    engine: Local | Engine
+
+    def stages(self) -> Iterator[tuple[Pruned, Rows]]:
+        """Yield the dense model, then the model after each layer, and the rows of the log that each adds.
+
+        Raises:
+            Stopped: `max_seconds` have passed; --resume goes on in the stage it was in.
+        """
+        run, layout, images = self.run, self.run.layout, len(self.run.data.search)
+        stage = Stage(run.model.state_dict(), dense_individual(layout), 0, 0, 0, ())
+        yield point_of(stage.individual, layout, run.dense_accuracy, run.dense_accuracy), []
+        caps = round_caps(run.config)
+        last: dict[str, float] = {"generation": -1, "evaluations": 0, "seconds": 0}
+        for number, (k, i) in enumerate((k, i) for k in range(len(caps)) for i in range(len(layout))):
+            log.info("layer %d of %d: %s%s", i + 1, len(layout), layout[i].name,
+                     f", round {k + 1} of {len(caps)}" if len(caps) > 1 else "")
+            stage = self.stage(stage, i, number, caps[k])
+            point = point_of(stage.individual, layout, stage.after / images, stage.before / images, stage.state)
+            log.info("%s: %.2f %% sparsity of the model, accuracy %.2f %% before and %.2f %% after training", layout[i].name,
+                     100 * point.sparsity, 100 * stage.before / images, 100 * stage.after / images)
+            rows = [{**row, "generation": row["generation"] + last["generation"] + 1,
+                     "evaluations": row["evaluations"] + last["evaluations"], "seconds": row["seconds"] + last["seconds"],
+                     "epochs": run.config.finetune_epochs * number} for row in stage.log]
+            last = rows[-1]
+            yield point, rows
+
+    def stage(self, before: Stage, i: int, number: int, cap: float) -> Stage:
+        """Search layer `i` of the model as the stage before left it, apply a mask, train; or read back what that gave."""
+        run = self.run
+        identity, name = fingerprint(run.identity, number), f"stage-{number:03d}"
+        if (stored := self.folder.read_trained(name, identity)) is not None:
+            return unpack_stage(stored, run.layout)
+        run.check_time()
+        net = copy.deepcopy(run.model)
+        net.load_state_dict(before.state)
+        found = self.search_layer(before, net, i, identity, name)
+        chosen = choose(found, Layout((run.layout[i],), 1), run.config, cap)
+        alive = np.packbits((net.get_parameter(run.layout[i].name) != 0).reshape(-1).numpy())  # zeros of earlier rounds
+        individual = before.individual.clone()
+        individual[i] = chosen[0] & alive
+        individual.origin, individual.generation = chosen.origin, chosen.generation
+        after = train_stage(run, net, individual, number, found)
+        self.folder.write_trained(name, identity, pack_stage(after, run.layout))
+        remove(self.folder.checkpoint / name)
+        return after
+
+    def search_layer(self, before: Stage, net: nn.Module, i: int, identity: str, name: str) -> State:
+        """Return the last state of the search of one layer."""
+        run, config = self.run, self.run.config
+        layer = run.layout[i]
+        own = (layer.genes - kept_genes(before.individual[i])) * (layer.weights // layer.genes)
+        others = pruned_weights(before.individual, run.layout) - own
+        layout = Layout((layer,), run.layout.total, others)
+        evaluator = make_evaluator(net, layout, run.data, config, run.evaluator.batch_size, run.batch_size)
+        checkpoint = self.folder.checkpoint / name
+        checkpoint.mkdir(exist_ok=True)
+        measure = None
+        if config.engine != "local":
+            values = checkpoint.resolve() / "values.safetensors"
+            write_atomic(values, to_safetensors(before.state))
+            measure = Measure(run.identity, OneLayer(identity, str(values), i, others))
+        alone = replace(run, model=net, layout=layout, evaluator=evaluator, identity=identity)
+        states = search(alone, self.toolbox(measure or evaluator, layout, config), checkpoint, self.engine.map)
+        return deque(states, maxlen=1).pop()
+
+
+def train_stage(run: Run, net: nn.Module, individual: Individual, number: int, state: State) -> Stage:
+    """Apply all masks, count, train the values that are left, count again."""
+    config = run.config
+    device = run.data.search.labels.device
+    net.to(device)
+    kept = named_masks(individual, run.layout, device)
+    hold_zeros([net.get_parameter(name) for name in kept], kept)
+    before = after = int(correct(net.eval(), run.data.search, run.batch_size))
+    if config.finetune_epochs and run.data.train is not None:
+        recipe = recipe_for(net, config.finetune_epochs, config.seed + 1 + number, config.learning_rate, config.augment)
+        tune(net, run.data.train, recipe, kept, training_progress("the layers so far"))
+        after = int(correct(net.eval(), run.data.search, run.batch_size))
+    values = {name: value.detach().cpu().clone() for name, value in net.state_dict().items()}
+    return Stage(values, individual, before, after, state.evaluations, state.log)
+
+
+def choose(state: State, layout: Layout, config: Config, cap: float) -> Individual:
+    """Return the mask that the rule chooses among a layer's points no sparser than `cap`; the unpruned one if there is none.
+
+    The knee is the point farthest above the line between the ends of the front, both objectives scaled to 0..1; the floor
+    rule takes the sparsest, since every point reaches the floor.
+    """
+    points = [p for p in non_dominated(state.archive, config.accuracy_floor)
+              if 1 - kept_genes(p[0]) / layout[0].genes <= cap]
+    if not points:
+        return state.archive[0]
+    if config.layer_rule == "floor":
+        return points[-1]
+    values = np.array([p.fitness.values for p in points])
+    low, high = values.min(0), values.max(0)
+    above = ((values - low) / np.maximum(high - low, 1e-12)).sum(1)
+    return points[int(np.flatnonzero(above == above.max())[-1])]  # of equally far ones the sparsest
+
+
+def point_of(individual: Individual, layout: Layout, accuracy: float, before: float,
+             state: dict[str, Tensor] | None = None) -> Pruned:
+    """Return a stage's individual as a point."""
+    individual.fitness.values = accuracy, sparsity(individual, layout)
+    return pruned(individual, layout, accuracy, before, state)
+
+
+def pack_stage(stage: Stage, layout: Layout) -> dict[str, Tensor]:
+    """Return a stage as tensors, text among them as bytes."""
+    facts: dict[str, Any] = {"origin": stage.individual.origin, "generation": stage.individual.generation, "before":
+                             stage.before, "after": stage.after, "evaluations": stage.evaluations, "log": stage.log}
+    text = torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8)
+    masks = {MASK + layer.name: torch.from_numpy(bits) for layer, bits in zip(layout, stage.individual)}
+    return {**stage.state, **masks, MASK: text}
+
+
+def unpack_stage(stored: dict[str, Tensor], layout: Layout) -> Stage:
+    """Return the stage that `pack_stage` took apart."""
+    facts = json.loads(stored[MASK].numpy().tobytes())
+    individual = Individual([stored[MASK + layer.name].numpy() for layer in layout], facts["origin"], facts["generation"])
+    values = {name: value for name, value in stored.items() if not name.startswith(MASK)}
+    return Stage(values, individual, facts["before"], facts["after"], facts["evaluations"], tuple(facts["log"]))

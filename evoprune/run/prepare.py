@@ -1,0 +1,236 @@
+"""A run before its first generation: model and data checked against each other, the dense model measured, all recorded."""
+
+from __future__ import annotations
+
+import copy
+import importlib.metadata
+import logging
+import platform
+from dataclasses import asdict, replace
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from ..config import RESUMABLE, Config, read_method, rule_names
+from ..errors import EvopruneError, first_line
+from ..evaluation.accuracy import batch_size_for, correct, dtype_of, private_copy, probe
+from ..evaluation.evaluator import Evaluator
+from ..evolution.checkpoint import load
+from ..files import as_bytes_of, fingerprint, to_safetensors
+from ..inputs.named import build_model, load_model, load_weights, read_weights
+from ..inputs.sources import constants, limit, load_data
+from ..inputs.splits import Data, Split, as_data
+from ..masks.layers import find_layers
+from ..masks.layout import Layout
+from ..results.folder import CONFIG, DENSE, Folder
+from ..results.points import wilson
+from ..results.record import Dense, Record
+from ..values.repair import LAST_IMAGES
+from ..values.training import recipe_for, tune
+from .progress import training_progress
+from .run import Run, calibration_images, make_evaluator
+from .settings import search_batch_size, settle_for_model
+
+PLACES = ("out", "overwrite", "data_dir", "weights", "model", "data")  # not part of a run's identity: what they name is
+log = logging.getLogger("evoprune")
+
+
+def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder, command: str | None = None) -> Run:
+    """Check that model and data go together, train the dense model if asked, measure it, and record it all.
+
+    A run that is there already is left alone until everything has been checked.
+    """
+    device = torch.device(config.device)
+    old = folder.read_record() if folder.resuming else None
+    resumed = folder.path / DENSE if folder.resuming and (folder.path / DENSE).exists() else None
+    splits = get_data(config, data)
+    net = get_model(config, model, splits, old, resumed)
+    splits = splits.to(device, dtype_of(net))
+    layout = find_layers(net, config.layer, config.skip, config.include)
+    outputs, activation = probe(net, splits.search, splits.classes)
+    check_together(net, splits, config)
+    config = settle_for_model(config, net)
+    record = Record(
+        settings=config.settings(), command=old.command if old and old.command else command,
+        rebuildable=isinstance(model, str), named_data=isinstance(data, str), outputs=outputs, channels=channels_of(splits),
+        splits=splits.sizes(), mean=splits.search.mean, std=splits.search.std, layout=[vars(layer) for layer in layout],
+        weights=layout.total, batch_size=batch_size_for(activation, device), threads=config.threads,
+        device=device_name(device), versions=versions())
+    say(record)
+    if config.train_epochs and resumed is None:
+        if not folder.holds_run:
+            folder.write(CONFIG, record.to_json())  # so that a killed training can be resumed
+        train_dense(net, splits.train, config)
+        find_layers(net, config.layer, config.skip, config.include)  # it may have ended in NaN
+    dense = measure_dense(net, splits, record.batch_size, outputs)
+    size = search_batch_size(config, net, layout, splits, record.batch_size, old)
+    record = replace(record, search_batch_size=size, dense=asdict(dense))
+    evaluator = make_evaluator(net, layout, splits, config, size, record.batch_size)
+    say_unsolved(evaluator, config)
+    run = Run(config, net, splits, layout, record.batch_size, evaluator, dense.accuracy,
+              identity_of(config, layout, record.batch_size, splits, net), deadline(config.max_seconds))
+    write_start(run, record, folder, resumed is not None)
+    return run
+
+
+def say(record: Record) -> None:
+    """Say what is pruned, on what, where."""
+    settings, threads = record.settings, record.threads
+    log.info("%s on %s: %s weights in %d layers, %s, %s torch thread%s; images: %s", settings["model"], settings["data"],
+             f"{record.layers().weights:,}", len(record.layout), record.device, threads, "s" * (threads != 1),
+             ", ".join(f"{count:,} {name}" for name, count in record.splits.items() if count))
+
+
+def say_unsolved(evaluator: Evaluator, config: Config) -> None:
+    """Say which layers least squares leaves as they are."""
+    if config.repair == "least-squares" and evaluator.repairer and (left := evaluator.repairer.left()):
+        log.info("least squares leaves as they are: %s", ", ".join(left))
+
+
+def deadline(seconds: float | None) -> float:
+    """Return when a run has to stop, by the monotonic clock."""
+    return float("inf") if seconds is None else monotonic() + seconds
+
+
+def write_start(run: Run, record: Record, folder: Folder, resumed: bool) -> None:
+    """Write what a run starts from, now that everything has been checked."""
+    if folder.resuming:
+        check_checkpoint(folder, run.layout, run.identity, run.config)
+    else:
+        folder.clear()
+    if not resumed:
+        folder.write(DENSE, to_safetensors(run.model.state_dict()))
+    if not folder.finished(run.config.generations):
+        folder.write(CONFIG, record.to_json())
+
+
+def check_together(net: nn.Module, splits: Data, config: Config) -> None:
+    """Raise `EvopruneError` for what would fail only later: other splits' shapes, nothing to train, odd state dicts."""
+    shape = splits.search.images.shape[1:]
+    for name, split in (("train", splits.train), ("test", splits.test)):
+        if split is not None and split.images.shape[1:] != shape:
+            raise EvopruneError(f"data: {name} images have shape {tuple(split.images.shape[1:])}, search images {tuple(shape)}; "
+                                f"expected the same")
+    if config.trains and not any(p.requires_grad for p in net.parameters()):
+        raise EvopruneError("model: training was asked for, but every parameter is frozen (requires_grad=False)")
+    for name, value in net.state_dict().items():
+        if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
+            raise EvopruneError(f"model: {name} of the state dict is no plain tensor, expected one")
+
+
+def check_checkpoint(folder: Folder, layout: Layout, identity: str, config: Config) -> None:
+    """Raise `EvopruneError` unless the newest checkpoint belongs to this run and is not beyond its generations."""
+    state = load(folder.checkpoint, layout, identity)
+    if state is not None and state.generation > config.generations:
+        raise EvopruneError(f"generations: found {config.generations}, but the run in {folder.path} has had "
+                            f"{state.generation}; expected at least that many")
+
+
+def identity_of(config: Config, layout: Layout, batch_size: int, splits: Data, net: nn.Module) -> str:
+    """Return a hash of all that decides the results of a run."""
+    calibrated = calibration_images(config, splits, batch_size, LAST_IMAGES)
+    tensors = [tensor for split in (splits.search, splits.test, calibrated) if split is not None
+               for tensor in (split.labels, split.images)]
+    return fingerprint({k: v for k, v in config.settings().items() if k not in (*RESUMABLE, *PLACES)},
+                       [vars(layer) for layer in layout], batch_size, *(as_bytes_of(t) for t in tensors),
+                       *(as_bytes_of(value) for value in net.state_dict().values()))
+
+
+def get_data(config: Config, data: Any) -> Data:
+    """Return the splits of the run: named ones loaded, others cut; training needs a train split."""
+    training = config.trains
+    asked = rule_names(config.start) if config.start != "auto" else []
+    fisher = "fisher" in (*asked, read_method(config.method).rule)
+    if isinstance(data, str):
+        splits = load_data(config, training or fisher or config.repair == "least-squares")
+    else:
+        splits = limit(as_data(data, config.split_seed, *constants(config)), config)
+    if training and splits.train is None:
+        raise EvopruneError("data: found no train split, which train_epochs, finetune_epochs and total_epochs need; hand in "
+                            "evoprune.Data(train, search, test), or leave training out")
+    if fisher and splits.train is None:
+        raise EvopruneError("start, method: found 'fisher', whose gradients need a train split, and no train split; hand in "
+                            "evoprune.Data(train, search, test), or choose other rules")
+    return splits
+
+
+def get_model(config: Config, model: nn.Module | str, splits: Data, old: Record | None,
+              dense: Path | None) -> nn.Module:
+    """Return the dense model on the CPU: as the settings say, or with the values a run to resume started from."""
+    if isinstance(model, str):
+        outputs = splits.classes if old is None else old.outputs
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)  # a model that is trained first starts from the same values each time
+            if not dense:
+                return load_model(config, outputs, channels_of(splits))
+            net = build_model(config.model, outputs, channels_of(splits))
+        load_weights(net, load_file(dense), str(dense))
+        return net
+    net = private_copy(model)
+    if config.weights is not None:
+        load_weights(net, read_weights(config.weights), config.weights)
+    if dense:
+        stored = load_file(dense)
+        own = net.state_dict()
+        if not config.train_epochs and any(name not in own or not torch.equal(own[name], v) for name, v in stored.items()):
+            raise EvopruneError(f"{dense}: holds another model than the one handed in; resume with the model that "
+                                f"started the run, or choose a new out")
+        load_weights(net, stored, str(dense))
+    return net
+
+
+def channels_of(splits: Data) -> int:
+    return int(splits.search.images.shape[1]) if splits.search.images.dim() > 1 else 1
+
+
+def train_dense(net: nn.Module, train: Split, config: Config) -> None:
+    """Train the dense model in place."""
+    recipe = recipe_for(net, config.train_epochs or 0, config.seed, config.learning_rate, config.augment)
+    log.info("training the dense model: %d epochs of %s images", recipe.epochs, f"{len(train):,}")
+    net.to(train.labels.device)
+    tune(net, train, recipe, progress=training_progress("the dense model"))
+    net.cpu()
+
+
+def measure_dense(net: nn.Module, splits: Data, batch_size: int, outputs: int) -> Dense:
+    """Measure, show and return the accuracy before pruning."""
+    model = copy.deepcopy(net).to(splits.search.labels.device).eval()
+
+    def count(split: Split) -> int:
+        try:
+            return int(correct(model, split, batch_size))
+        except (RuntimeError, IndexError, ValueError) as error:
+            raise EvopruneError(f"data: some images do not go through the model: {first_line(error)}") from None
+
+    accuracy = count(splits.search) / len(splits.search)
+    dense, shown = Dense(accuracy, None, None, None), ""
+    if splits.test is not None:
+        right = count(splits.test)
+        dense = Dense(accuracy, right / len(splits.test), *wilson(right, len(splits.test)))
+        shown = f", {100 * right / len(splits.test):.2f} % on the test split"
+    log.info("dense accuracy: %.2f %% on the search split%s", 100 * accuracy, shown)
+    if accuracy < 1.5 / outputs < 1:
+        log.warning("warning: that is near chance (%.2f %%): are these the weights, the classes and the normalisation "
+                    "(--mean, --std) that the model was trained with?", 100 / outputs)
+    return dense
+
+
+def device_name(device: torch.device) -> str:
+    """Return what the masks run on, as a person would call it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]} CPU" if names else platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    packages = ("evoprune", "torch", "torchvision", "numpy", "deap", "moocore")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}

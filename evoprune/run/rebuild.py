@@ -1,0 +1,93 @@
+"""The run as each process has it: one that only evaluates builds it from the run's own files."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..engines.worker import take_slot
+from ..errors import EvopruneError
+from ..evaluation.accuracy import dtype_of
+from ..inputs.splits import Data
+from ..masks.layers import find_layers
+from ..results.folder import CONFIG, DENSE, Folder
+from ..results.record import read_record
+from .prepare import get_data, get_model, identity_of
+from .run import Run, make_evaluator
+
+RUNS: dict[str, Run] = {}  # of this process, by identity
+
+
+@dataclass(frozen=True)
+class Start:
+    """Builds a run in a worker process, once."""
+
+    folder: str
+    directory: str  # that relative paths of the settings start from
+    identity: str
+    model: nn.Module | None = None  # handed in, not named; travels to workers of `processes` only
+    data: Data | None = None
+
+    def __call__(self) -> None:
+        """Build the run unless this process has it.
+
+        Raises:
+            EvopruneError: the model or data are not those of the process that searches.
+        """
+        if self.identity not in RUNS:
+            os.chdir(self.directory)
+            RUNS[self.identity] = rebuild(self)
+
+
+@contextmanager
+def registered(run: Run) -> Iterator[None]:
+    """Let jobs that run in this process find the run, for a while."""
+    RUNS[run.identity] = run
+    try:
+        yield
+    finally:
+        del RUNS[run.identity]
+
+
+def start_of(run: Run, folder: Folder, named_model: bool, named_data: bool) -> Start:
+    """Return what workers build the run from."""
+    return Start(str(folder.path.resolve()), os.getcwd(), run.identity, None if named_model else run.model,
+                 None if named_data else run.data.to(torch.device("cpu")))
+
+
+def rebuild(start: Start) -> Run:
+    """Return the run as its folder describes it, on this process's device."""
+    path = Path(start.folder)
+    record = read_record(path / CONFIG)
+    config = record.config
+    assert record.search_batch_size is not None
+    torch.set_num_threads(config.threads or 1)
+    if config.device == "cuda":
+        torch.cuda.set_device(take_slot() % torch.cuda.device_count())
+    splits = start.data or get_data(config, config.data)
+    net = start.model or get_model(config, config.model, splits, record, path / DENSE)
+    splits = splits.to(torch.device(config.device), dtype_of(net))
+    layout = find_layers(net, config.layer, config.skip, config.include)
+    identity = identity_of(config, layout, record.batch_size, splits, net)
+    if identity != start.identity:
+        raise EvopruneError(f"the model or data that a worker on {platform.node()} reads are not those of {path}; give every "
+                            f"worker the same files and the same evoprune")
+    evaluator = make_evaluator(net, layout, splits, config, record.search_batch_size, record.batch_size)
+    if config.finetune_epochs or config.total_epochs or config.repair == "least-squares":
+        torch.optim.SGD([torch.zeros(1)])  # the first one imports 900 modules: seconds that are no job's (--job-timeout)
+    return Run(config, net, splits, layout, record.batch_size, evaluator, record.measured.accuracy, identity, float("inf"))
+
+
+def here(identity: str) -> Run:
+    """Return the run as this process has it, with its number of threads, which torch counts for each calling thread."""
+    run = RUNS[identity]
+    if torch.get_num_threads() != run.config.threads:
+        torch.set_num_threads(run.config.threads or 1)
+    return run

@@ -1,0 +1,87 @@
+"""What stays the same from the first generation of a run to the last, and the one way to stop before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from time import monotonic
+
+from torch import nn
+
+from ..config import Config
+from ..evaluation.evaluator import Evaluator
+from ..inputs.splits import Data, Split, calibration
+from ..masks.layout import Layout
+from ..values.repair import BATCHES, IMAGES, LAST_IMAGES
+
+
+class Stopped(Exception):
+    """A run stops before its end and can be resumed; `why` is "max_seconds" or "interrupted"."""
+
+    def __init__(self, why: str):
+        super().__init__(why)
+        self.why = why
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Make Ctrl-C and SIGTERM one more reason of `Stopped`."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Stopped("interrupted") from None
+
+
+@dataclass
+class Run:
+    """What stays the same from the first generation to the last."""
+
+    config: Config
+    model: nn.Module  # dense, on the CPU
+    data: Data  # on the device
+    layout: Layout
+    batch_size: int  # of every number that is reported
+    evaluator: Evaluator  # of the search split
+    dense_accuracy: float
+    identity: str  # of model, data and settings: a checkpoint belongs to it or is refused
+    deadline: float  # of the monotonic clock
+
+    def check_time(self) -> None:
+        """Raise `Stopped` when `max_seconds` have passed."""
+        if monotonic() > self.deadline:
+            raise Stopped("max_seconds")
+
+    @cached_property
+    def last(self) -> Evaluator:
+        """The evaluator of the points at the end."""
+        return self.plain_evaluator(LAST_IMAGES)
+
+    def plain_evaluator(self, images: int) -> Evaluator:
+        """Return an evaluator of the model as the user has it, which repairs on so many images: more than the search takes."""
+        return Evaluator(self.model, self.layout, self.data.search, self.batch_size, plain=True, repair=str(self.config.repair),
+                         calibration=calibration_images(self.config, self.data, self.batch_size, images),
+                         worth=worth_of(self.config))
+
+
+def make_evaluator(net: nn.Module, layout: Layout, splits: Data, config: Config, batch_size: int, usual: int) -> Evaluator:
+    """Return the evaluator of the search; `usual` is the batch size of the reports."""
+    # 6 arguments: the parts of a run before there is one
+    return Evaluator(net, layout, splits.search, batch_size, floor=config.accuracy_floor, precision=config.precision,
+                     cache_mb=config.cache_mb, repair=str(config.repair), worth=worth_of(config),
+                     calibration=calibration_images(config, splits, usual, IMAGES))
+
+
+def worth_of(config: Config) -> str | None:
+    """Return the saliency of what is left that --knowledge and --repair let operators go by, None if there is none."""
+    if config.repair != "least-squares" or config.knowledge == "none":
+        return None
+    return "obs" if config.knowledge == "data" else "lamp"
+
+
+def calibration_images(config: Config, splits: Data, batch_size: int, images: int) -> Split | None:
+    """Return what masks are repaired on, from the train split where there is one; no label of it is looked at."""
+    if config.repair == "none":
+        return None
+    return calibration(splits.train or splits.search, min(images, BATCHES * batch_size), config.split_seed)

@@ -1,0 +1,159 @@
+"""The search of one run, of masks or of trained individuals: from the newest checkpoint or generation 0 to the last generation,
+saving and telling on the way.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import numpy as np
+from deap import base
+from torch import Tensor
+
+from ..config import read_method
+from ..engines.engine import local
+from ..evaluation.evaluator import Evaluator
+from ..evolution.checkpoint import load, save
+from ..evolution.generations import State, begin, evolve
+from ..evolution.starts import Known, at_targets, first_population
+from ..evolution.tuned import Budget, Job, budget_of, kept_at_targets
+from ..files import remove
+from ..masks.genome import Individual, dense_individual
+from ..masks.saliency import SALIENCIES, gradient_squares
+from ..masks.tensors import masks
+from ..results.folder import TRAINED
+from ..values.repair import PATH_IMAGES
+from ..values.training import recipe_for
+from .progress import SearchProgress
+from .run import Run, Stopped
+
+SAVE_EVERY = 1.0  # seconds between checkpoints: a generation can be shorter than the write that saves it
+FISHER_IMAGES, FISHER_BATCH = 4096, 16  # of the mean squared gradients
+log = logging.getLogger("evoprune")
+
+
+def search(run: Run, toolbox: base.Toolbox, checkpoint: Path, mapping: Callable[..., list[Any]]) -> Iterator[State]:
+    """Yield the states of a search, from the newest in the folder `checkpoint`, or the first, to the last; save them there.
+
+    `mapping(function, items, progress=)` runs evaluations, unless the toolbox has a map of its own.
+
+    Raises:
+        Stopped: `max_seconds` have passed.
+    """
+    config, trains = run.config, run.config.total_epochs is not None
+    planned = plan_jobs(run, toolbox) if trains else plan_masks(run, toolbox)
+    state = load(checkpoint, run.layout, run.identity)
+    done = 0 if state is None else state.log[-1]["epochs" if trains else "evaluations"]
+    progress = SearchProgress(config.generations, planned, trains, done)
+    if toolbox.map.func in (map, local):  # whoever registered another keeps it
+        toolbox.register("map", mapping, progress=progress.evaluated)
+    if state is None:
+        measured, offspring = toolbox.first()
+        if measured:
+            yield begin([], toolbox, config, measured)  # all there is if measuring the others is stopped
+        state = begin(offspring, toolbox, config, measured)
+        save(checkpoint, state, run.identity)
+    yield state
+    progress.generation(state.log[-1])
+    yield from generations_in_time(run, state, toolbox, checkpoint, progress)
+
+
+def generations_in_time(run: Run, state: State, toolbox: base.Toolbox, checkpoint: Path,
+                        progress: SearchProgress) -> Iterator[State]:
+    """Yield the states that follow, as long as there is time for one more; save on the way and, however this ends, the last."""
+    saved, longest = monotonic(), 0.0
+    generations = evolve(state, toolbox, run.config)
+    try:
+        while state.generation < run.config.generations:
+            started = monotonic()
+            if started + longest > run.deadline:
+                raise Stopped("max_seconds")
+            state = next(generations)
+            longest = max(longest, monotonic() - started)
+            yield state  # before anything that a signal may interrupt
+            progress.generation(state.log[-1])
+            if monotonic() - saved >= SAVE_EVERY:
+                save(checkpoint, state, run.identity)
+                remove(checkpoint / TRAINED)  # jobs of this generation, which is whole now
+                saved = monotonic()
+    finally:
+        save(checkpoint, state, run.identity)
+
+
+def plan_masks(run: Run, toolbox: base.Toolbox) -> int:
+    """Register the first masks; return how many masks are planned."""
+    toolbox.register("first", first_masks, run)
+    return run.config.population * (run.config.generations + 1)
+
+
+def first_masks(run: Run) -> tuple[list[Individual], list[Individual]]:
+    """Return what is measured already, nothing, and the first masks: those of --start or of the rule of --method."""
+    config = run.config
+    if read_method(config.method).kind != "evolve":
+        return [], [dense_individual(run.layout), *rule_masks(run)]
+    log.info("making the first %d masks: %s", config.population, config.start)
+    return [], first_population(known(run), config.start, config.population, np.random.default_rng((config.seed, 0)))
+
+
+def plan_jobs(run: Run, toolbox: base.Toolbox) -> float:
+    """Register the first jobs and how long each trains; return how many epochs are planned."""
+    config = run.config
+    assert run.data.train is not None
+    budget = budget_of(config, len(run.data.train), recipe_for(run.model, 0, 0).batch_size)
+    log.info("%s: %g epochs in all, %d jobs of %d steps%s", config.method, budget.epochs, budget.first, budget.of(0),
+             f", then {budget.jobs - budget.first} of {budget.of(budget.jobs - 1)}" if budget.jobs > budget.first else "")
+    toolbox.register("steps", budget.of)
+    toolbox.register("epochs", budget.spent)
+    toolbox.register("first", first_jobs, run, toolbox, budget)
+    return budget.epochs
+
+
+def first_jobs(run: Run, toolbox: base.Toolbox, budget: Budget) -> tuple[list[Individual], list[Job]]:
+    """Return the dense model, which costs nothing, and the jobs of a rule, if one makes the masks."""
+    dense = dense_individual(run.layout)
+    dense.fitness.values = run.dense_accuracy, run.layout.pruned / run.layout.total
+    kind = read_method(run.config.method).kind
+    if kind == "evolve":
+        return [dense], []
+    return [dense], toolbox.jobs([] if kind == "gradual" else rule_masks(run), budget=budget)
+
+
+def rule_masks(run: Run) -> list[Individual]:
+    """Return the masks of --method at --targets."""
+    return at_targets(known(run), run.config.method, kept_at_targets(run.config, run.layout), run.config.seed)
+
+
+def known(run: Run) -> Known:
+    """Return what the rules of the first masks may look at, read when they ask for it."""
+    config, names = run.config, [layer.name for layer in run.layout]
+
+    def weights() -> list[Tensor]:
+        assert config.knowledge != "none"
+        return [run.model.get_parameter(name).detach().float() for name in names]
+
+    def squares() -> list[Tensor]:
+        assert config.knowledge == "data" and run.data.train is not None
+        return [s.float().cpu() for s in gradient_squares(run.model, names, run.data.train, FISHER_BATCH, FISHER_IMAGES)]
+
+    def settled(individual: Individual) -> list[Tensor]:
+        run.evaluator.simplify(individual)
+        if config.knowledge != "data" or config.repair != "least-squares":
+            return [w * mask for w, mask in zip(weights(), masks(individual, run.layout))]
+        repairing().set_masks(individual)
+        return [parameter.detach().float().cpu().clone() for parameter, _ in repairing().masked]
+
+    def worth(values: Sequence[Tensor]) -> list[Tensor]:
+        if config.knowledge != "data" or config.repair != "least-squares":
+            return SALIENCIES["lamp"](values, None)
+        return repairing().saliency()
+
+    @cache
+    def repairing() -> Evaluator:
+        return run.plain_evaluator(PATH_IMAGES)
+
+    return Known(run.layout, weights, squares, settled, worth, lambda: run.evaluator.channels)

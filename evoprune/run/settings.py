@@ -1,0 +1,159 @@
+"""The settings of a run, settled: defaults that depend on others, the model or the machine, and what resuming may change."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..config import RESUMABLE, Config, options, read_method
+from ..engines.engine import check_runs
+from ..engines.processes import workers_of
+from ..errors import EvopruneError
+from ..evaluation.prepared import fastest_batch_size
+from ..evolution.tuned import FIRST_SHARE, children_of
+from ..inputs.models import MODELS
+from ..inputs.splits import Data
+from ..masks.layout import Layout
+from ..results.folder import CONFIG
+from ..results.record import Record, read_record
+from ..values.repair import norms_of
+
+TUNED_POPULATION, CHILD_EPOCHS = 16, 3.0  # of a tuned run, unless given
+log = logging.getLogger("evoprune")
+
+
+def settle(model: nn.Module | str, data: Any, resume: str | Path | None, given: dict[str, Any]) -> Config:
+    """Return the settings of a run with all choices made; when resuming, the recorded ones with the allowed changes.
+
+    Raises:
+        EvopruneError: a setting that does not exist or cannot be, or one that resuming may not change.
+    """
+    for name in given:
+        if name not in options():
+            raise EvopruneError(f"{name}: no such setting, expected one of {', '.join(options())}")
+    if not isinstance(model, (str, nn.Module)):
+        raise EvopruneError(f"model: found {model!r:.60}, expected an nn.Module or a name as for --model")
+    given = {name: plain(value) for name, value in given.items()}
+    names: dict[str, Any] = {"model": model if isinstance(model, str) else type(model).__name__,
+             "data": data if isinstance(data, str) else type(data).__name__}
+    named = isinstance(model, str) and isinstance(data, str)
+    if resume is not None:
+        config = settle_resumed(Path(resume), {"model": model, "data": data}, {**given, **names})
+        check_runs(config, named)
+        return with_a_device(config)
+    config = Config(**names, **given)
+    check_runs(config, named)
+    if config.train_epochs is None:
+        own = isinstance(model, str) and config.model in MODELS and config.data == "digits" and config.weights is None
+        config = replace(config, train_epochs=30 if own else 0)
+    if not isinstance(data, str) and (config.image_size or (isinstance(data, Data) and (config.mean or config.std))):
+        raise EvopruneError("image_size, mean, std: found together with data handed in; resize it before, and give mean and "
+                            "std to evoprune.Data")
+    if read_method(config.method).kind != "evolve":
+        config = replace(config, generations=0)
+    elif config.total_epochs is not None:
+        config = with_tuned_sizes(config, given)
+    cores = 1 if config.model == "lenet" else torch.get_num_threads()  # 2.5 times as long with 2 on a busy machine
+    threads = cores if config.engine == "local" else max(1, cores // workers_of(config.workers))
+    return with_a_device(replace(config, threads=config.threads or threads,
+                                 out=config.out or free_folder(config)))
+
+
+def with_tuned_sizes(config: Config, given: dict[str, Any]) -> Config:
+    """Return the settings of a tuned run with a population and generations, unless they were given, that let each child
+    of a parent train for `CHILD_EPOCHS`."""
+    population, epochs = int(given.get("population", TUNED_POPULATION)), config.total_epochs or 0.0
+    config = replace(config, population=population)
+    later = round((1 - FIRST_SHARE) * epochs / CHILD_EPOCHS / children_of(config))
+    return replace(config, generations=int(given.get("generations", 1 + later)))
+
+
+def plain(value: Any) -> Any:
+    """Return paths and numpy numbers as what JSON has for them."""
+    return str(value) if isinstance(value, Path) else value.item() if isinstance(value, np.generic) else value
+
+
+def with_a_device(config: Config) -> Config:
+    """Return the settings with the device that there is."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise EvopruneError("device: found 'cuda', but torch sees no CUDA device; expected cpu or auto")
+    if config.device != "auto":
+        return config
+    return replace(config, device="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def settle_resumed(path: Path, handed: dict[str, Any], asked: dict[str, Any]) -> Config:
+    """Return the settings that the folder records, with those changed that may change."""
+    try:
+        record = read_record(path / CONFIG)
+    except FileNotFoundError:
+        raise EvopruneError(f"{path}: no run to resume (no {CONFIG} in it), expected the folder of a run") from None
+    config = replace(record.config, out=str(path), overwrite=False, threads=record.threads)
+    for name, named in (("model", record.rebuildable), ("data", record.named_data)):
+        if not named and isinstance(handed[name], str):
+            raise EvopruneError(f"{name}: the run in {path} was started with one handed in ({getattr(config, name)}); resume "
+                                f"with evoprune.prune(model, data, resume={str(path)!r})")
+    for name, value in asked.items():
+        if (name in ("model", "data") and value == options()[name].default) or getattr(config, name) == value:
+            continue
+        if name == "out":
+            raise EvopruneError(f"out: found {value!r} together with --resume {path}; a run goes on in its own folder")
+        if name not in RESUMABLE or (name == "generations" and (config.finetune_epochs or config.layerwise)):
+            raise EvopruneError(f"{name}: found {value!r}, but the run in {path} has {getattr(config, name)!r}; --resume "
+                                f"may change {', '.join(RESUMABLE)} (generations only without finetune_epochs, layerwise)")
+        config = replace(config, **{name: value})
+    return replace(config, max_seconds=asked.get("max_seconds"))
+
+
+def free_folder(config: Config) -> str:
+    """Return results/MODEL-DATA, numbered from 2 if it is taken."""
+    def short(spec: str) -> str:
+        kind, _, rest = spec.rpartition(":")
+        word = Path(rest).resolve().stem if kind in ("folder", "npz") else rest
+        return re.sub(r"[^a-z0-9_.]+", "-", word.lower()).strip("-.") or "run"
+
+    path = name = f"results/{short(config.model)}-{short(config.data)}"
+    number = 1
+    while Path(path).exists():
+        number += 1
+        path = f"{name}-{number}"
+    return path
+
+
+def settle_for_model(config: Config, model: nn.Module) -> Config:
+    """Return the settings with the repair and the first masks that a model wants, unless they were given."""
+    repair = config.repair or default_repair(model, config)
+    return replace(config, repair=repair,
+                   start=default_start(config.knowledge, repair) if config.start == "auto" else config.start)
+
+
+def default_repair(model: nn.Module, config: Config) -> str:
+    """Return the repair that a model cannot do without: a masked net with stale batch-norm statistics always looks dead."""
+    return "bn" if norms_of(model) and not config.layerwise else "none"
+
+
+def default_start(knowledge: str, repair: str) -> str:
+    """Return the rules that make the best first masks of what is known."""
+    if knowledge == "none":
+        return "narrow"
+    return "multishot" if knowledge == "data" and repair == "least-squares" else "random,magnitude,erk,lamp"
+
+
+def search_batch_size(config: Config, net: nn.Module, layout: Layout, splits: Data, usual: int,
+                      old: Record | None) -> int:
+    """Return the batch size of the search: recorded, given, timed, or the usual one."""
+    # 6 arguments: what the choice is timed with
+    if old and old.search_batch_size:
+        return old.search_batch_size  # timing again might choose another
+    if config.batch_size == "auto":
+        fastest = fastest_batch_size(net, splits.search, usual, [layer.name for layer in layout])
+        log.info("fastest batch size: %d", fastest)
+        return fastest
+    return usual if config.batch_size is None else int(config.batch_size)

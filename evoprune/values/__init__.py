@@ -1,0 +1,1 @@
+"""What kept weights are worth and become: training, repair, inheritance."""

@@ -1,0 +1,64 @@
+"""Trained values as they travel: from a model to an individual and into a model again, to a worker and back, to a file."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..masks.genome import Arrays, Individual, Result, get_bits
+from ..masks.layout import Layout
+from ..masks.tensors import named_masks
+
+
+def values_of(net: nn.Module, masks: Mapping[str, Tensor]) -> Arrays:
+    """Return the values of a trained model as arrays: those that the masks keep, in order, and everything else whole."""
+    state = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    values = {name: value.detach()[masks[name]] if name in masks else value.detach() for name, value in state.items()}
+    return {name: (value.float() if value.is_floating_point() else value).cpu().numpy() for name, value in values.items()}
+
+
+def with_values(model: nn.Module, layout: Layout, individual: Individual) -> nn.Module:
+    """Return a copy of the dense model with the values that `values_of` took, zeros where it is pruned; the dense values where
+    the individual has none."""
+    net = copy.deepcopy(model)
+    kept = named_masks(individual, layout, torch.device("cpu"))
+    with torch.no_grad():
+        for name, value in {**dict(net.named_parameters()), **dict(net.named_buffers())}.items():
+            if name in individual.values:
+                inherited = torch.from_numpy(individual.values[name].copy()).to(value.dtype)
+                if name in kept:
+                    value.zero_()[kept[name]] = inherited
+                else:
+                    value.copy_(inherited)
+            elif name in kept:
+                value.masked_fill_(~kept[name], 0)
+    return net
+
+
+def spread(child: Individual, parent: Individual, layout: Layout) -> None:
+    """Make room in the values that a child inherits for weights that its parent does not keep: they start at zero."""
+    for i, layer in enumerate(layout):
+        if layer.name in child.values:
+            whole = np.zeros(layer.genes, child.values[layer.name].dtype)
+            whole[get_bits(parent, i, layout)] = child.values[layer.name]
+            child.values[layer.name] = whole[get_bits(child, i, layout)]
+
+
+def packed(result: Result) -> dict[str, Tensor]:
+    """Return what training gave as tensors, for a file."""
+    assert result.bits is not None and result.values is not None
+    return {"objectives": torch.tensor(result.objectives, dtype=torch.float64),
+            **{f"bits {i}": torch.from_numpy(bits) for i, bits in enumerate(result.bits)},
+            **{f"value {name}": torch.from_numpy(np.atleast_1d(value)) for name, value in result.values.items()}}
+
+
+def unpacked(tensors: dict[str, Tensor]) -> Result:
+    """Return the result that `packed` took apart."""
+    accuracy, sparsity = tensors.pop("objectives").tolist()
+    bits = [tensors[f"bits {i}"].numpy() for i in range(sum(name.startswith("bits ") for name in tensors))]
+    values = {name.removeprefix("value "): value.numpy() for name, value in tensors.items() if name.startswith("value ")}
+    return Result((accuracy, sparsity), bits, values=values)

@@ -1,0 +1,202 @@
+"""The values of one layer, given what enters it: damped least squares a row, and a last layer fitted to probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+DAMPING = 0.01  # of the mean variance of a layer's inputs
+STEPS = 32  # of conjugate gradients, where they are cheaper than a system a row, whose operations take `SLOWER` as long
+SLOWER = 8
+EVEN = 0.05  # share of an error's weight that is the same for all images and places (tanh wants less, ReLU 0.1: results/LOG.md)
+ROWS = 12_288  # of activations that a convolution's moments are taken over at least, drawn from all images evenly,
+POSITIONS = 16  # and positions of an image
+LARGEST = {"cpu": 1 << 20, "cuda": 1 << 26}  # values of one product where errors are weighed; a core's cache, or few kernels
+FIT_STEPS = 15  # of L-BFGS, on the weights of the last layer
+FIT_DAMPING = 2  # over the number of images, times the squared distance to what least squares gives
+
+
+@dataclass
+class Solved:
+    """A layer that least squares gives new values, with what the dense model knows of it."""
+
+    name: str  # of its weight
+    module: nn.Linear | nn.Conv2d
+    dense: Tensor  # weights, (out, p)
+    least: float = 0.0  # damping
+    centred: bool = False  # a bias or a batch norm behind it takes the mean
+    normed: bool = False  # it is a batch norm, which takes the mean that all images and places make alike
+    targets: Tensor = field(default_factory=lambda: torch.empty(0))  # the dense model's outputs, (rows, out)
+    positions: Tensor | None = None  # (images, positions) drawn, of a convolution
+    shares: Tensor | None = None  # of each error in the weight of all, (rows, out); None: alike
+    moments: tuple[Tensor, ...] | None = None  # of the first layer, which no mask changes
+    errors: Tensor = field(default_factory=lambda: torch.zeros(()))  # that removing each weight would leave, (out, p)
+
+
+def moments(rows: Tensor, targets: Tensor, centred: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return cov(X) (p, p), cov(X, Z) (p, out), mean(X) (p,), mean(Z) (out,) of rows X (rows, p) and targets Z (rows, out); about
+    zero unless `centred`."""
+    mean, target_mean = rows.mean(0), targets.mean(0)
+    if centred:
+        rows, targets = rows - mean, targets - target_mean
+    return (rows.T @ rows) / len(rows), rows.T @ targets / len(rows), mean, target_mean
+
+
+def solve_rows(covariance: Tensor, cross: Tensor, dense: Tensor, mask: Tensor, least: float = 1e-10) -> tuple[Tensor, Tensor]:
+    """Return the weights (out, p) that damped least squares gives each row on its kept inputs, zeros elsewhere; and the diagonal
+    of the inverse of each row's own system, (out, p), ones elsewhere (of the whole system where conjugate gradients solve it).
+    """
+    p = len(covariance)
+    damping = (DAMPING * covariance.trace() / p).clamp_min(max(least, 1e-10))
+    damped = covariance + damping * torch.eye(p, device=covariance.device)
+    wanted = (cross.T + damping * dense) * mask  # (out, p)
+    kept = mask.sum(1)
+    if SLOWER * float((kept.double() ** 3).sum()) / 3 > STEPS * 2 * len(dense) * p * p:
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(damped).L).diagonal()
+        return conjugate_gradients(damped, wanted, dense * mask, mask), inverse.expand_as(dense)
+    weights, inverse = torch.zeros_like(dense), torch.ones_like(dense)
+    for rows, at, there in grouped(mask):
+        systems = damped[at[:, :, None], at[:, None, :]]
+        weights[rows[:, None], at], inverse[rows[:, None], at] = solved(systems, wanted[rows[:, None], at], there)
+    return weights, inverse
+
+
+def solve_weighed(inputs: Tensor, targets: Tensor, shares: Tensor, dense: Tensor, mask: Tensor, least: float,
+                  shifts: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `solve_rows` does where each row weighs its errors in its own way, and what its outputs then want added.
+
+    `inputs` (rows, p) and `targets` (rows, out) are about their means, `shares` (rows, out) of the weight of all errors sum to 1
+    a column. With `shifts`, a bias takes what the weighed means are off, (out,), which is zero otherwise.
+    """
+    # 7 arguments: the terms of the equation
+    columns = inputs.T.contiguous()
+    weighed = (shares * targets).T
+    wanted, mean, target_mean = weighed @ inputs, shares.T @ inputs, weighed.sum(1)  # (out, p), (out, p), (out,)
+    if not shifts:
+        mean, target_mean = torch.zeros_like(mean), torch.zeros_like(target_mean)
+    variance = (shares.T @ inputs.square() - mean.square()).mean(1, keepdim=True)  # (out, 1)
+    damping = (DAMPING * variance).clamp_min(max(least, 1e-10))
+    wanted = (wanted - mean * target_mean[:, None] + damping * dense) * mask
+    weights, inverse = torch.zeros_like(dense), torch.ones_like(dense)
+    for rows, at, there in grouped(mask, LARGEST[inputs.device.type], len(inputs)):
+        x, m = columns[at], mean[rows[:, None], at]  # (r, size, rows), (r, size)
+        systems = (x * shares.T[rows][:, None]) @ x.transpose(1, 2) - m[:, :, None] * m[:, None, :]
+        systems.diagonal(dim1=1, dim2=2).add_(damping[rows])
+        weights[rows[:, None], at], inverse[rows[:, None], at] = solved(systems, wanted[rows[:, None], at], there)
+    return weights, inverse, target_mean - (weights * mean).sum(1)
+
+
+def shares_of(squares: Tensor) -> Tensor:
+    """Return the share of each error in the weight of all of its output, from the squared gradients by it, both (rows, out):
+    their root over its mean, and `EVEN` for all."""
+    root = squares.nan_to_num_(posinf=0).sqrt_()
+    mean = root.mean(0).clamp_min(1e-30)
+    shares = root.mul_(1 - EVEN).div_(mean).add_(EVEN)
+    return shares.div_(shares.sum(0))
+
+
+def grouped(mask: Tensor, most: int | None = None, among: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield rows that keep nearly equally many inputs, (r,), where those are, (r, size), and whether they are kept: False where
+    a row keeps fewer. Rows that keep none are passed over; r * size * (size or `among`) is at most `most`, or r is 1."""
+    kept = mask.sum(1)
+    order = torch.argsort(kept, stable=True)
+    sizes = kept[order].tolist()
+    start = sum(size == 0 for size in sizes)
+    places = torch.argsort(mask[order].to(torch.uint8), dim=1, descending=True, stable=True)  # kept inputs first, in order
+    while start < len(order):
+        end = start + 1
+        while end < len(order) and sizes[end] <= 1.25 * sizes[start] + 4 and (
+                most is None or (end + 1 - start) * sizes[end] * max(sizes[end], among) <= most):
+            end += 1
+        rows, at = order[start:end], places[start:end, :sizes[end - 1]]
+        yield rows, at, mask[rows[:, None], at]
+        start = end
+
+
+def solved(systems: Tensor, wanted: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the solution of each system, (r, size), and the diagonal of its inverse; 0 and 1 where there is no weight."""
+    systems = systems * (there[:, :, None] & there[:, None, :])
+    systems.diagonal(dim1=1, dim2=2).add_((~there).to(systems.dtype))
+    factors = torch.linalg.cholesky_ex(systems).L
+    return (torch.cholesky_solve(wanted[:, :, None], factors)[:, :, 0],
+            torch.cholesky_inverse(factors).diagonal(dim1=1, dim2=2))
+
+
+def fitted(inputs: Tensor, probabilities: Tensor, weights: Tensor, bias: Tensor | None,
+           mask: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the kept weights (classes, p) and the bias of a last layer nearest to the dense model's probabilities (images,
+    classes), by cross-entropy, from those of least squares, which damping draws them to."""
+    kept = mask.nonzero(as_tuple=True)
+    start = [weights[kept], *([] if bias is None else [bias])]
+    if not sum(value.numel() for value in start):
+        return weights, bias
+    free = [value.clone().requires_grad_() for value in start]
+    optimizer = torch.optim.LBFGS(free, max_iter=FIT_STEPS, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        logits = F.linear(inputs, torch.zeros_like(weights).index_put(kept, free[0]), *free[1:])
+        value = F.cross_entropy(logits, probabilities) + FIT_DAMPING / len(inputs) * (free[0] - start[0]).square().sum()
+        value.backward()  # type: ignore[no-untyped-call]  # torch has not typed it
+        return value
+
+    with torch.enable_grad():
+        optimizer.step(loss)  # type: ignore[no-untyped-call]
+    if not all(bool(value.isfinite().all()) for value in free):
+        return weights, bias
+    return torch.zeros_like(weights).index_put(kept, free[0].detach()), free[1].detach() if bias is not None else None
+
+
+def conjugate_gradients(damped: Tensor, wanted: Tensor, start: Tensor, mask: Tensor) -> Tensor:
+    """Solve all rows together, (out, p), by `STEPS` steps from `start`, each preconditioned by the diagonal."""
+    diagonal = damped.diagonal()
+    x = start
+    residual = (wanted - x @ damped) * mask
+    z = residual / diagonal
+    direction, rz = z, (residual * z).sum(1, keepdim=True)
+    for _ in range(STEPS):
+        forward = (direction @ damped) * mask
+        step = rz / (direction * forward).sum(1, keepdim=True).clamp_min(1e-30)
+        x, residual = x + step * direction, residual - step * forward
+        z = residual / diagonal
+        previous, rz = rz, (residual * z).sum(1, keepdim=True)
+        direction = z + rz / previous.clamp_min(1e-30) * direction
+    return x
+
+
+def draw_positions(images: int, places: int, device: torch.device) -> Tensor:
+    """Return which places of its output a convolution is looked at, (images, count)."""
+    count = min(places, max(POSITIONS, -(-ROWS // images)))
+    scores = torch.rand(images, places, generator=torch.Generator().manual_seed(0))
+    return scores.topk(count, 1).indices.sort(1).values.to(device)
+
+
+def rows_of(module: nn.Linear | nn.Conv2d, inputs: Tensor, positions: Tensor | None) -> Tensor:
+    """Return what enters a layer as rows that its weights multiply, (rows, p)."""
+    if isinstance(module, nn.Linear):
+        return inputs.reshape(-1, inputs.shape[-1])
+    assert positions is not None
+    (kh, kw), (sh, sw), (dh, dw) = module.kernel_size, module.stride, module.dilation
+    ph, pw = (int(p) for p in module.padding)
+    padded = F.pad(inputs, (pw, pw, ph, ph))  # (images, c, h, w)
+    width = padded.shape[3]
+    columns = (width - dw * (kw - 1) - 1) // sw + 1  # of the output
+    corner = positions // columns * sh * width + positions % columns * sw  # (images, count)
+    offsets = (torch.arange(kh, device=inputs.device)[:, None] * dh * width
+               + torch.arange(kw, device=inputs.device) * dw).reshape(-1)  # (kh * kw,)
+    index = (corner[:, :, None] + offsets).flatten(1)[:, None].expand(-1, padded.shape[1], -1)
+    patches = padded.flatten(2).gather(2, index)  # (images, c, count * kh * kw)
+    n, c, count = len(inputs), padded.shape[1], corner.shape[1]
+    return patches.view(n, c, count, kh * kw).transpose(1, 2).reshape(n * count, c * kh * kw)
+
+
+def outputs_of(outputs: Tensor, positions: Tensor | None) -> Tensor:
+    """Return what a layer makes of those rows, (rows, out), float32, no view of it."""
+    if positions is None:
+        return outputs.reshape(-1, outputs.shape[-1]).float().clone()
+    index = positions[:, None].expand(-1, outputs.shape[1], -1)
+    return outputs.flatten(2).gather(2, index).transpose(1, 2).reshape(-1, outputs.shape[1]).float()

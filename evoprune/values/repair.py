@@ -1,0 +1,193 @@
+"""Makes a masked model as good as it can be without training and without labels: batch-norm statistics, least squares.
+
+One forward pass of all calibration images through the masked model: hooks see what enters a layer from the prefix already
+repaired, give the layer new values, and its own forward goes on with them. For the kept inputs S of an output row
+
+    w_S = (C_SS + d I)^-1 (K_S + d w0_S),   bias = mean(Z) - w mean(X)
+
+with X what enters the layer, Z the *dense* model's output of it (so that errors of the prefix are made good), C = cov(X),
+K = cov(X, Z), w0 the dense weights and d = 0.01 tr(C) / p. Means and covariances weigh each image, at each place, by how much
+the dense model's logits would feel an error of that output there (root mean square), plus a little that is the same for all:
+where an activation is saturated, or does not matter, nothing need be right. A last linear layer is then fitted to the
+dense model's probabilities. Batch norms take the statistics of the same pass. Errors weigh alike where a mask keeps so much that
+weighing them would take long, gradients do not go through the model, or images do not come first.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ..inputs.models import logits_of
+from ..masks.layout import Layout
+from .least_squares import Solved, draw_positions, fitted, moments, outputs_of, rows_of, solve_rows, solve_weighed
+from .sensitivity import saliency_of, weigh_errors
+
+IMAGES = 768  # that a mask is repaired on in the search
+PATH_IMAGES = 2048  # and on the multi-shot path of the first masks
+LAST_IMAGES = 4096  # and the points of the front at the end
+BATCHES = 32  # usual batches that the calibration images may fill at most: they go through the model in one pass
+LEAST = 1e-5  # of that of the dense model's: where nothing but rounding noise comes in, weights must not follow it
+DENSEST = 8.0  # times the work of plain covariances that weighed ones may take; masks too dense for that hardly gain by them
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+log = logging.getLogger("evoprune")
+
+
+def norms_of(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the batch norms of `model` that keep running statistics, by name."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, NORMS) and m.running_mean is not None}
+
+
+class Repairer:
+    """Repairs `model` in place, on calibration images: `repairer(masks)`, once the masked weights are set.
+
+    `model` holds dense values now and is in eval mode; names are those of its parameters, batches come from `inputs`.
+    """
+
+    def __init__(self, kind: str, model: nn.Module, layout: Layout, inputs: Tensor):
+        self.model, self.inputs, self.layout = model, inputs, layout
+        self.norms = list(norms_of(model).values())
+        self.layers = self.solvable(layout) if kind == "least-squares" else {}
+        self.first: nn.Module | None = None
+        self.classifier: Solved | None = None  # a linear layer that makes the logits
+        self.study_dense()
+        self.differentiable = bool(self.layers) and weigh_errors(self.model, self.layers, self.inputs, self.classifier)
+
+    def solvable(self, layout: Layout) -> dict[nn.Module, Solved]:
+        """Return the Linear and ungrouped Conv2d layers, each of whose weights has that one owner."""
+        owners: dict[int, int] = {}
+        for module in self.model.modules():
+            for parameter in module.parameters(recurse=False):
+                owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+        found: dict[nn.Module, Solved] = {}
+        for layer in layout:
+            module = self.model.get_submodule(layer.name.rpartition(".")[0])
+            plain = isinstance(module, nn.Linear) or (
+                isinstance(module, nn.Conv2d) and module.groups == 1 and not isinstance(module.padding, str)
+                and module.padding_mode == "zeros")
+            if plain and layer.name.endswith("weight") and owners[id(module.weight)] == 1:
+                assert isinstance(module, (nn.Linear, nn.Conv2d))
+                found[module] = Solved(layer.name, module, module.weight.detach().reshape(layer.shape[0], -1).float().clone())
+        return found
+
+    def study_dense(self) -> None:
+        """Run the dense model once: keep the outputs of the layers to solve; leave out what is not called exactly once."""
+        called: dict[nn.Module, int] = {}
+        outputs: dict[int, Solved] = {}
+
+        def before(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            called[module] = called.get(module, 0) + 1
+            if isinstance(module, NORMS) and id(args[0]) in outputs:
+                normed[module] = outputs[id(args[0])]
+            if module in self.layers:
+                self.layers[module].least = LEAST * float(args[0].float().var())
+
+        def after(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            solved = self.layers[module]
+            outputs[id(output)] = solved
+            alive.append(output)  # so that no other tensor gets its id
+            solved.centred = solved.module.bias is not None
+            if isinstance(module, nn.Conv2d):
+                solved.positions = draw_positions(len(output), output.shape[2:].numel(), output.device)
+            solved.targets = outputs_of(output.detach(), solved.positions)
+
+        alive: list[Tensor] = []
+        normed: dict[nn.Module, Solved] = {}
+        masked = [self.model.get_submodule(layer.name.rpartition(".")[0]) for layer in self.layout]
+        watched = {*self.norms, *self.layers, *masked}
+        hooks = [module.register_forward_pre_hook(before) for module in watched]
+        hooks += [module.register_forward_hook(after) for module in self.layers]
+        logits = logits_of(self.forward(hooks))
+        last = outputs.get(id(logits))
+        if last and isinstance(last.module, nn.Linear) and called[last.module] == 1 and torch.equal(logits.float(), last.targets):
+            self.classifier = last  # and nothing has written over what it made
+        self.first = next((module for module in called if module in masked), None)
+        order = list(called)
+        self.norms = [m for m in self.norms if called.get(m) == 1 and order.index(m) > order.index(self.first)] \
+            if self.first is not None else []
+        for norm in set(normed).intersection(self.norms):
+            normed[norm].centred = normed[norm].normed = True
+        self.layers = {m: solved for m, solved in self.layers.items() if called.get(m) == 1}
+
+    def left(self) -> list[str]:
+        """Return the names of the layers that are left as they are."""
+        solved = {each.name for each in self.layers.values()}
+        return [layer.name for layer in self.layout if layer.name not in solved]
+
+    def absorbing(self) -> set[str]:
+        """Return the names of the layers whose new bias makes up for inputs that are the same for all images."""
+        return {layer.name for layer in self.layers.values() if layer.module.bias is not None
+                and (isinstance(layer.module, nn.Linear) or not any(layer.module.padding))}
+
+    def __call__(self, masks: Mapping[str, Tensor]) -> None:
+        """Repair the model, whose masked weights are set; `masks` are bool, by name, shaped like the weights."""
+        def solve(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            self.solve(self.layers[module], args[0], masks[self.layers[module].name])
+
+        hooks = [module.register_forward_pre_hook(solve) for module in self.layers]
+        hooks += [module.register_forward_pre_hook(take_statistics) for module in self.norms]
+        self.forward(hooks)
+
+    def forward(self, hooks: Sequence[RemovableHandle]) -> Any:
+        """Run all calibration images through the model once, then take the hooks away; return what the model returned."""
+        try:
+            with torch.no_grad():
+                return self.model(self.inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def solve(self, layer: Solved, inputs: Tensor, mask: Tensor) -> None:
+        """Give one layer its new values, for what enters it now."""
+        mask = mask.expand(layer.module.weight.shape).reshape(layer.dense.shape)
+        if layer.shares is not None and float(mask.sum(1).double().square().sum()) <= DENSEST * mask.shape[1] ** 2:
+            weights, bias, inverse = self.weighed(layer, inputs, mask)
+        else:
+            found = layer.moments or moments(rows_of(layer.module, inputs, layer.positions).float(), layer.targets, layer.centred)
+            if layer.module is self.first:
+                layer.moments = found
+            covariance, cross, mean, target_mean = found
+            weights, inverse = solve_rows(covariance, cross, layer.dense, mask, layer.least)
+            bias = target_mean - weights @ mean
+        if layer is self.classifier:
+            with torch.inference_mode(False):  # the model's own forward may have set it; nothing of it goes into the fit
+                weights, fit = fitted(inputs.float().clone(), layer.targets.softmax(1).clone(), weights.clone(),
+                                      None if layer.module.bias is None else bias.clone(), mask.clone())
+                bias = bias if fit is None else fit
+        layer.errors = weights.square() / inverse.clamp_min(1e-30)
+        layer.module.weight.data.copy_(weights.view(layer.module.weight.shape))
+        if layer.module.bias is not None:
+            layer.module.bias.data.copy_(bias)
+
+    def weighed(self, layer: Solved, inputs: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the weights (out, p), the bias (out,) and the diagonals of the inverses, (out, p), with errors weighed."""
+        assert layer.shares is not None
+        rows, targets = rows_of(layer.module, inputs, layer.positions).float(), layer.targets  # (rows, p), (rows, out)
+        mean, target_mean = rows.mean(0), targets.mean(0)
+        if layer.centred:
+            rows, targets = rows - mean, targets - target_mean
+        weights, inverse, shift = solve_weighed(rows, targets, layer.shares, layer.dense, mask, layer.least,
+                                                layer.module.bias is not None and not layer.normed)
+        return weights, target_mean + shift - weights @ mean, inverse
+
+    def knows_saliency(self) -> bool:
+        """Whether `saliency` can tell of every layer."""
+        return self.differentiable and not self.left()
+
+    def saliency(self) -> dict[str, Tensor]:
+        """Return what each weight is worth under the newest mask, see `sensitivity.saliency_of`."""
+        return saliency_of(self.model, self.layers, self.inputs)
+
+
+def take_statistics(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+    """Give a batch norm the mean and variance of what enters it."""
+    assert isinstance(norm, NORMS) and norm.running_mean is not None and norm.running_var is not None
+    over = [i for i in range(args[0].dim()) if i != 1]
+    variance, mean = torch.var_mean(args[0].float(), over)
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance)

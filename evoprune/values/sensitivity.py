@@ -1,0 +1,110 @@
+"""How much the logits feel an error of a layer, and so what each of its weights is worth.
+
+What least squares knows also says what a weight is worth (optimal brain surgeon: Hassibi and Stork, 1993, with the curvature in
+Kronecker factors, as in Martens and Grosse, 2015, arXiv:1503.05671): w^2 / [(C_SS + d I)^-1]_jj is the squared error that the
+others of its row cannot make good, and the gradients of the loss by the layer's outputs say what such an error costs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import reduce
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import first_line
+from ..inputs.models import logits_of
+from .fast import deterministic
+from .least_squares import Solved, outputs_of, shares_of
+
+GRADIENT_IMAGES, GRADIENT_BATCH = 512, 32  # of the calibration images, evenly, that saliency takes gradients by outputs of
+DIRECTIONS = 4  # of the logits, drawn at random, in which an error is felt
+Layers = Mapping[nn.Module, Solved]  # that least squares solves
+Outputs = dict[nn.Module, Tensor]  # of each of them
+log = logging.getLogger("evoprune")
+
+
+def weigh_errors(model: nn.Module, layers: Layers, images: Tensor, classifier: Solved | None) -> bool:
+    """Let each layer but the classifier know how much the logits feel its errors; return whether there are gradients."""
+    generator = torch.Generator().manual_seed(0)
+
+    def sums(logits: Tensor) -> list[Tensor]:
+        drawn = torch.randn(DIRECTIONS, *logits.shape, generator=generator).to(logits.device)
+        return [((way - way.mean(1, keepdim=True)) * logits).sum() for way in drawn]  # what all logits share is not felt
+
+    weighing = [module for module, layer in layers.items() if layer is not classifier]
+    felt: dict[nn.Module, list[Tensor]] = {module: [] for module in weighing}
+    off = dict.fromkeys(weighing, torch.zeros(()))  # squares: where batches are no rows of what all images made together
+    try:
+        done = 0
+        for outputs, found in gradients(model, layers, images, sums):
+            here, done = slice(done, done + GRADIENT_BATCH), done + GRADIENT_BATCH
+            for module in [module for module in weighing if module in outputs]:
+                layer, at = layers[module], sum(map(len, felt[module]))
+                drawn = None if layer.positions is None else layer.positions[here]
+                rows = outputs_of(outputs[module].detach(), drawn)
+                if len(wanted := layer.targets[at:at + len(rows)]) == len(rows):
+                    off[module] = off[module] + (rows - wanted).square().sum()
+                    felt[module].append(reduce(torch.add, [outputs_of(g[module], drawn).square_() for g in found]))
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        if any(word in str(error) for word in ("alloc", "CUDA", "CUBLAS")):
+            raise  # the machine's and not the model's: it must not change what comes out
+        log.info("least squares weighs all errors alike, and weights are worth their LAMP score: no gradients go through the "
+                 "model (%s)", first_line(error))
+        return False
+    for module in weighing:
+        layer, spread = layers[module], (layers[module].targets - layers[module].targets.mean(0)).norm()
+        if sum(map(len, felt[module])) == len(layer.targets) and off[module].sqrt() <= 0.1 * spread:
+            layer.shares = shares_of(torch.cat(felt.pop(module)))
+    return True
+
+
+def gradients(model: nn.Module, layers: Layers, images: Tensor,
+              losses: Callable[[Tensor], Sequence[Tensor]]) -> Iterator[tuple[Outputs, list[Outputs]]]:
+    """Yield, for each batch of the images, each solved layer's output, and its gradients of each loss made of the logits."""
+    outputs: Outputs = {}
+
+    def note(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        outputs[module] = output + torch.zeros((), device=output.device, requires_grad=True)
+        return outputs[module].clone()  # what comes after may write over it
+
+    hooks = [module.register_forward_hook(note) for module in layers]
+    try:
+        for batch in torch.split(images, GRADIENT_BATCH):
+            outputs.clear()
+            with torch.enable_grad(), deterministic():
+                found = [dict(zip(outputs, torch.autograd.grad(loss, list(outputs.values()), retain_graph=True,
+                                                               materialize_grads=True)))
+                         for loss in losses(logits_of(model(batch)).float())]
+            yield outputs, found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def saliency_of(model: nn.Module, layers: Layers, images: Tensor) -> dict[str, Tensor]:
+    """Return what each weight is worth under the newest mask, (out, p) a solved layer by the name of its weight: the error
+    that removing it leaves, times the root mean squared gradient of the loss by that output, summed over positions.
+
+    Labels are drawn from what the model itself says. The root, not the square: on LeNet-5/MNIST a multi-shot path with it
+    has a better front (results/LOG.md).
+    """
+    squares = {module: torch.zeros(len(layer.dense), device=layer.dense.device) for module, layer in layers.items()}
+    images = images[torch.linspace(0, len(images) - 1, min(GRADIENT_IMAGES, len(images))).long()]
+    generator = torch.Generator().manual_seed(0)
+
+    def loss(logits: Tensor) -> list[Tensor]:
+        drawn = torch.multinomial(logits.detach().nan_to_num().softmax(1).cpu(), 1, generator=generator)[:, 0]
+        return [F.cross_entropy(logits, drawn.to(logits.device), reduction="sum")]
+
+    for _, (found,) in gradients(model, layers, images, loss):
+        for module, gradient in found.items():
+            by_channel = gradient.movedim(1, -1) if isinstance(module, nn.Conv2d) else gradient
+            squares[module] += by_channel.float().square().flatten(0, -2).sum(0)
+    return {layer.name: (layer.errors * (squares[module] / len(images)).sqrt()[:, None]).nan_to_num()
+            for module, layer in layers.items()}

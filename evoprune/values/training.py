@@ -1,0 +1,207 @@
+"""Trains the values that a mask keeps; pruned ones stay zero. Without masks, it trains a dense model; a mask may lose more
+of its weights on the way, the least salient first.
+
+The same seed, threads and kind of processor give the same values, bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..inputs.models import logits_of
+from ..inputs.splits import Split
+from ..masks.saliency import NEEDS_DATA, SALIENCIES, keep_top
+from .fast import deterministic, fast_training
+
+SMALL = 1_000_000  # parameters; below, Adam learns faster, above, SGD with momentum generalises better
+WARM_UP = 0.05  # share of the steps
+PRUNINGS, PRUNE_EVERY = 40, 50  # times that a mask loses weights, but not more than so many steps apart
+DECAY = 0.999  # of the mean squared gradients, as Adam's
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How values are trained: linear warm-up over 5 % of the steps, then cosine to zero."""
+
+    epochs: float
+    optimizer: str  # "adam" or "sgd"
+    learning_rate: float  # at its peak
+    batch_size: int
+    seed: int
+    augment: bool
+
+
+@dataclass(frozen=True)
+class Shrink:
+    """How a mask loses weights while the others are trained: by the cube of the time that is left (Zhu and Gupta, 2017,
+    arXiv:1710.01878, equation 1); with a `pace`, the logarithm of the density falls by that power of the time that is left,
+    which leaves more of it to the densities near the last."""
+
+    kept: int  # weights at the end, over all masked layers
+    saliency: str  # of `SALIENCIES`: what goes first
+    until: float = 0.7  # share of the steps after which the mask stays
+    first: float = 0.2  # share of all weights that the first pruning leaves at most
+    pace: float | None = None
+    mix: float = 1.0  # power of the mean squared gradient in a saliency that has it: 1 as it is, 0 without
+
+    def kept_at(self, step: int, steps: int, before: int, weights: int) -> int:
+        """Return how many weights are kept at `step`, of `before` at the start."""
+        most = max(self.kept, min(before, self.first * weights))
+        left = max(0.0, 1 - step / max(1.0, self.until * steps))
+        if self.pace is None:
+            return round(self.kept + (most - self.kept) * left ** 3)
+        return round(self.kept * math.pow(most / self.kept, left ** self.pace))
+
+    def every(self, steps: int) -> int:
+        """Return how many steps there are from one pruning to the next."""
+        return min(PRUNE_EVERY, max(1, int(self.until * steps) // PRUNINGS))
+
+
+def recipe_for(model: nn.Module, epochs: float, seed: int, learning_rate: float | None = None,
+               augment: bool = True) -> Recipe:
+    """Return Adam (0.01, batch 64) for small models, SGD with momentum (0.05, batch 128) for larger ones."""
+    small = sum(p.numel() for p in model.parameters()) < SMALL
+    rate = learning_rate if learning_rate is not None else 0.01 if small else 0.05
+    return Recipe(epochs, "adam" if small else "sgd", rate, 64 if small else 128, seed, augment)
+
+
+def steps_in(recipe: Recipe, images: int) -> int:
+    """Return how many steps a recipe takes on so many images."""
+    return round(recipe.epochs * steps_an_epoch(images, recipe.batch_size))
+
+
+def steps_an_epoch(images: int, batch_size: int) -> int:
+    return math.ceil(images / batch_size)
+
+
+def tune(model: nn.Module, train: Split, recipe: Recipe, masks: Mapping[str, Tensor] | None = None,
+         progress: Callable[[int, int], None] = lambda step, steps: None, shrink: Shrink | None = None) -> dict[str, Tensor]:
+    """Train `model` in place on its own device; parameters named in `masks` keep zeros where the bool mask is False.
+
+    Returns the masks as they are at the end, which with `shrink` have lost weights.
+    """
+    # 6 arguments: what, on what, how, and two ways to look in; 44 lines: one loop, in which nothing stands twice
+    device = train.labels.device
+    parameters = dict(model.named_parameters())
+    kept = {name: mask.to(parameters[name].device) for name, mask in (masks or {}).items()}
+    masked = [parameters[name] for name in kept]
+    hold_zeros(masked, kept)
+    optimizer = make_optimizer(model, recipe)
+    squares = Squares(masked, optimizer) if shrink and shrink.saliency in NEEDS_DATA else None
+    an_epoch, steps = steps_an_epoch(len(train), recipe.batch_size), steps_in(recipe, len(train))
+    before, weights = sum(int(mask.sum()) for mask in kept.values()), sum(mask.numel() for mask in kept.values())
+    order_of = torch.Generator().manual_seed(recipe.seed)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), deterministic(), fast_training(model):
+        torch.manual_seed(recipe.seed)  # dropout and augmentation
+        model.train()
+        for step in range(steps):
+            if step % an_epoch == 0:
+                order = torch.randperm(len(train), generator=order_of).to(device)
+            batch = order[step % an_epoch * recipe.batch_size:][:recipe.batch_size]
+            if len(batch) >= 2 or len(train) < 2:  # batch norm cannot train on one image
+                for group in optimizer.param_groups:
+                    group["lr"] = recipe.learning_rate * schedule(step, steps)
+                inputs = train.inputs(batch)
+                if recipe.augment:
+                    inputs = augmented(inputs)
+                loss = F.cross_entropy(logits_of(model(inputs)), train.labels[batch])
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                if squares is not None:
+                    squares.update()
+                optimizer.step()
+            if shrink and ((step + 1) % shrink.every(steps) == 0 or step + 1 == steps):
+                count = shrink.kept if step + 1 == steps else shrink.kept_at(step + 1, steps, before, weights)
+                means = None if squares is None else [mean.pow(shrink.mix) for mean in squares.values]
+                kept = dict(zip(kept, shrunk(masked, list(kept.values()), count, shrink.saliency, means)))
+            hold_zeros(masked, kept)
+            progress(step + 1, steps)
+    model.eval()
+    return kept
+
+
+def shrunk(parameters: Sequence[Tensor], masks: Sequence[Tensor], count: int, saliency: str,
+           squares: Sequence[Tensor] | None) -> Sequence[Tensor]:
+    """Return masks that keep the `count` most salient of the weights that `masks` keep."""
+    if sum(int(mask.sum()) for mask in masks) <= count:
+        return masks
+    with torch.no_grad():
+        values = [p.detach() for p in parameters]
+        scores = [torch.where(mask, score, -1) for score, mask in zip(SALIENCIES[saliency](values, squares), masks)]
+    return keep_top(scores, count)
+
+
+def grown(model: nn.Module, train: Split, masks: Mapping[str, Tensor], more: int, images: int, seed: int) -> dict[str, Tensor]:
+    """Return masks that keep `more` weights more: those with the largest gradients over so many images, drawn by `seed`
+    (Evci et al., 2020, arXiv:1911.11134)."""
+    # 6 arguments: the model, its masks, and a seeded draw of images
+    parameters = dict(model.named_parameters())
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:images].to(train.labels.device)
+    model.eval()
+    loss = F.cross_entropy(logits_of(model(train.inputs(order))), train.labels[order])
+    gradients = torch.autograd.grad(loss, [parameters[name] for name in masks])
+    new = keep_top([torch.where(mask, -1, gradient.abs()) for gradient, mask in zip(gradients, masks.values())], more)
+    return {name: mask | grow for (name, mask), grow in zip(masks.items(), new)}
+
+
+class Squares:
+    """Running means of the squared gradients: Adam's own second moments, or the same kept beside another optimizer."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer):
+        self.parameters, self.state = parameters, optimizer.state
+        self.own = [] if isinstance(optimizer, torch.optim.Adam) else [torch.zeros_like(p) for p in parameters]
+
+    def update(self) -> None:
+        """Take the gradients of a step in."""
+        for mean, p in zip(self.own, self.parameters):
+            if p.grad is not None:
+                mean.mul_(DECAY).addcmul_(p.grad, p.grad, value=1 - DECAY)
+
+    @property
+    def values(self) -> list[Tensor]:
+        """The means; of use only beside each other, since they start at zero."""
+        return self.own or [self.state[p]["exp_avg_sq"] if p in self.state else torch.zeros_like(p) for p in self.parameters]
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(trained, recipe.learning_rate, fused=True)
+    return torch.optim.SGD(trained, recipe.learning_rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
+
+
+def schedule(step: int, steps: int) -> float:
+    """Return the share of the peak learning rate at `step`: up in a line, down in a half cosine to zero."""
+    warm = WARM_UP * steps
+    if step < warm:
+        return (step + 1) / (warm + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1.0, steps - warm)))
+
+
+def hold_zeros(parameters: Sequence[nn.Parameter], masks: Mapping[str, Tensor]) -> None:
+    """Zero what is pruned; a product would keep the sign of a negative zero and spread NaN."""
+    with torch.no_grad():
+        for parameter, mask in zip(parameters, masks.values()):
+            parameter.masked_fill_(~mask, 0)
+
+
+def augmented(images: Tensor) -> Tensor:
+    """Return colour images (b, 3, h, w) shifted by up to an eighth of their size and flipped at random; others unchanged."""
+    if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        return images
+    b, _, h, w = images.shape
+    pad = max(1, min(h, w) // 8)
+    padded = F.pad(images, (pad, pad, pad, pad))
+    top, left = (torch.randint(2 * pad + 1, (b, 1), device=images.device) for _ in range(2))
+    rows = (top + torch.arange(h, device=images.device))[:, None, :, None]  # (b, 1, h, 1)
+    columns = left + torch.arange(w, device=images.device)  # (b, w)
+    flipped = torch.rand(b, 1, device=images.device) < 0.5
+    columns = torch.where(flipped, columns.flip(1), columns)[:, None, None, :]  # (b, 1, 1, w)
+    image, channel = (torch.arange(n, device=images.device) for n in (b, 3))
+    return padded[image[:, None, None, None], channel[None, :, None, None], rows, columns]

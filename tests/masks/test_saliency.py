@@ -1,0 +1,65 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from evoprune.masks.saliency import NEEDS_DATA, SALIENCIES, gradient_squares, keep_top
+
+
+@pytest.fixture
+def weights():
+    torch.manual_seed(0)
+    return [torch.randn(6, 5), torch.randn(4, 3, 2, 2)]
+
+
+@pytest.mark.parametrize("name", SALIENCIES)
+def test_scores_are_shaped_like_the_weights_and_lowest_at_zero(name, weights):
+    weights[0][2:4] = 0
+    scores = SALIENCIES[name](weights, [torch.rand_like(w) + 0.1 for w in weights] if name in NEEDS_DATA else None)
+    assert [s.shape for s in scores] == [w.shape for w in weights]
+    assert all(bool(((s > 0) == (w != 0)).all()) and bool((s >= 0).all()) for s, w in zip(scores, weights))
+
+
+def test_lamp_equals_its_definition(weights):
+    for w, scores in zip(weights, SALIENCIES["lamp"](weights, None)):
+        square = w.double().numpy().ravel() ** 2
+        expected = [v / square[square >= v].sum() for v in square]
+        assert np.allclose(scores.numpy().ravel(), expected, rtol=1e-12)
+
+
+def test_the_highest_are_kept_and_of_equal_ones_the_first(weights):
+    rounded = [torch.round(w * 2) for w in weights]  # many ties
+    for scores in (weights, rounded):
+        flat = torch.cat([s.reshape(-1) for s in scores]).numpy()
+        order = np.argsort(-flat, kind="stable")
+        for count in (0, 1, 7, 30, 77, 78):
+            expected = np.zeros(78, bool)
+            expected[order[:count]] = True
+            kept = keep_top(scores, count)
+            assert [k.shape for k in kept] == [s.shape for s in scores]
+            assert np.array_equal(torch.cat([k.reshape(-1) for k in kept]).numpy(), expected)
+
+
+@pytest.mark.gpu
+def test_the_gpu_keeps_the_same(weights):
+    for scores in (weights, [torch.round(w * 2) for w in weights]):
+        for count in (1, 7, 30, 77):
+            on_gpu = keep_top([s.cuda() for s in scores], count)
+            assert all(torch.equal(a.cpu(), b) for a, b in zip(on_gpu, keep_top(scores, count)))
+
+
+def test_gradient_squares_are_those_of_backward_and_leave_the_model_alone(lenet, digits, layout):
+    names = [layer.name for layer in layout]
+    before = copy.deepcopy(lenet.state_dict())
+    squares = gradient_squares(lenet, names, digits.search, 16, 40)
+    net = copy.deepcopy(lenet).eval()
+    expected = [torch.zeros(layer.shape) for layer in layout]
+    for i in (slice(0, 16), slice(16, 32), slice(32, 40)):
+        net.zero_grad()
+        F.cross_entropy(net(digits.search.inputs(i)), digits.search.labels[i]).backward()
+        for name, total in zip(names, expected):
+            total += dict(net.named_parameters())[name].grad ** 2 / 3
+    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-9) for a, b in zip(squares, expected))
+    assert all(torch.equal(v, before[k]) for k, v in lenet.state_dict().items())
