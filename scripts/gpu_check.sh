@@ -12,7 +12,6 @@ python -m evoprune.main --device cuda --precision bf16 --generations 5 --accurac
 python -m evoprune.main --device cuda --generations 3 --repair least-squares --out "$run/repaired"
 python -m evoprune.main --device cuda --generations 2 --layerwise --finetune-epochs 1 --out "$run/layerwise"
 python -m evoprune.main --device cuda --total-epochs 30 --targets 0.8,0.9,0.95 --out "$run/tuned"
-python -m evoprune.main --device cuda --generations 2 --layerwise --finetune-epochs 1 --out "$run/layerwise"
 python -m evoprune.main --device cuda --total-epochs 30 --targets 0.8,0.9,0.95 --engine processes --workers 2 --threads 1 \
   --out "$run/workers"
 cmp "$run"/{tuned,workers}/front.csv
