@@ -17,7 +17,7 @@ from .config import options, read_method
 from .engines.engine import Engine, Local, open_engine
 from .errors import EvopruneError
 from .evolution.generations import State
-from .evolution.toolbox import Make, default_toolbox
+from .evolution.toolbox import Evaluation, Make, default_toolbox
 from .results.folder import CONFIG, DONE, Folder, write_run
 from .results.front import Front, load_front
 from .results.points import Pruned, numbered
@@ -65,7 +65,7 @@ def prune(model: nn.Module | str = "lenet", data: Any = "digits", *, resume: str
 def all_at_once(run: Run, toolbox: Make, folder: Folder, engine: Local | Engine) -> None:
     """Search all layers together, then finish, or write what there is where the run is stopped."""
     config = run.config
-    evaluate: Any = run.evaluator if config.engine == "local" else Measure(run.identity)
+    evaluate: Evaluation = run.evaluator if config.engine == "local" else Measure(run.identity)
     mapping: Callable[..., list[Any]] = engine.map
     if config.total_epochs is not None:
         evaluate, mapping = Tune(run.identity), partial(map_kept, engine=engine, folder=folder, run=run)

@@ -9,7 +9,7 @@ layout)`, the targets of a generation's children, and `jobs(masks, budget)`, tho
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Protocol
 
 from deap import base
 from torch import Tensor
@@ -42,10 +42,11 @@ class Evaluate(Protocol):
         """The dense weights, flat, a tensor a layer."""
 
 
-Make = Callable[[Any, Layout, Config], base.Toolbox]  # what `prune(toolbox=...)` takes; `default_toolbox` is one
+Evaluation = Evaluate | Callable[[Job], Result]  # the latter where training is part of it
+Make = Callable[[Evaluation, Layout, Config], base.Toolbox]  # what `prune(toolbox=...)` takes; `default_toolbox` is one
 
 
-def default_toolbox(evaluate: Evaluate | Callable[[Job], Result], layout: Layout, config: Config) -> base.Toolbox:
+def default_toolbox(evaluate: Evaluation, layout: Layout, config: Config) -> base.Toolbox:
     """Return DEAP's toolbox with evoprune's operators; register others to change the search."""
     toolbox = base.Toolbox()
     toolbox.register("clone", Individual.clone)

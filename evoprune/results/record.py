@@ -42,7 +42,7 @@ class Record:
     layout: list[dict[str, Any]]  # name, shape and unit of each searched layer
     weights: int  # prunable ones of the whole model
     batch_size: int  # of every number that is reported
-    threads: int | None
+    threads: int
     device: str  # as a person would call it
     versions: dict[str, Any]
     search_batch_size: int | None = None  # None, like `dense`: the dense model is still being trained

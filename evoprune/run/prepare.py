@@ -58,7 +58,7 @@ def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder, c
         settings=config.settings(), command=old.command if old and old.command else command,
         rebuildable=isinstance(model, str), named_data=isinstance(data, str), outputs=outputs, channels=channels_of(splits),
         splits=splits.sizes(), mean=splits.search.mean, std=splits.search.std, layout=[vars(layer) for layer in layout],
-        weights=layout.total, batch_size=batch_size_for(activation, device), threads=config.threads,
+        weights=layout.total, batch_size=batch_size_for(activation, device), threads=config.threads or torch.get_num_threads(),
         device=device_name(device), versions=versions())
     say(record)
     if config.train_epochs and resumed is None:
