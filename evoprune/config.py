@@ -22,7 +22,6 @@ SURGEON = "obs"  # optimal brain surgeon, a rule for multishot alone: saliency o
 METHODS = ("oneshot", "multishot", "gradual")
 
 
-
 def option(default: Any, help: str, *, low: float | None = None, high: float | None = None,
            choices: tuple[str, ...] | None = None, metavar: str | None = None) -> Any:
     """Declare a setting: a dataclass field with what the parser, the README and the checks need."""
@@ -147,6 +146,13 @@ class Config:
     def trains(self) -> bool:
         """Whether the run needs training images with labels."""
         return bool(self.train_epochs or self.finetune_epochs or self.total_epochs)
+
+    @property
+    def worth(self) -> str | None:
+        """The saliency of what is left that --repair and --knowledge let starts and operators go by, None if there is none."""
+        if self.repair != "least-squares" or self.knowledge == "none":
+            return None
+        return SURGEON if self.knowledge == "data" else "lamp"
 
     def settings(self) -> dict[str, Any]:
         """Return the settings as plain data for config.json."""

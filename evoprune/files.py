@@ -21,6 +21,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from torch import Tensor
 
+
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Write a file that is there whole or not at all, whenever the power goes."""
     part = path.with_name(path.name + ".part")

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from evoprune.config import Config, Option, check_setting, options
 from evoprune.engines.scoop_pool import under_scoop
 from evoprune.errors import EvopruneError
+from evoprune.results.folder import CONFIG, FRONT, FRONT_PLOT, LAYERS, LAYERS_PLOT, MASKS, PROGRESS_PLOT
+from evoprune.results.record import read_to_resume
 
 if TYPE_CHECKING:
     from evoprune.results.front import Front
@@ -75,6 +77,8 @@ def check(given: dict[str, Any]) -> None:
     settings = {name: value for name, value in given.items() if name != "resume"}
     if "resume" not in given:
         Config(**settings)
+    else:
+        read_to_resume(Path(given["resume"], CONFIG))
     for name, value in settings.items():
         check_setting(name, value)
 
@@ -122,15 +126,9 @@ def flush_quietly() -> None:
 
 def engine_of(given: dict[str, Any]) -> str:
     """Return the engine that a command line asks for: its own, else that of the run to resume."""
-    from evoprune.results.folder import CONFIG
-    from evoprune.results.record import read_record
-
     if "engine" in given or "resume" not in given:
         return str(given.get("engine", options()["engine"].default))
-    try:
-        return read_record(Path(given["resume"], CONFIG)).config.engine
-    except (OSError, EvopruneError):  # no run there: `prune` says so
-        return str(options()["engine"].default)
+    return read_to_resume(Path(given["resume"], CONFIG)).config.engine
 
 
 def launch(arguments: Sequence[str], given: dict[str, Any], toolbox: Callable[..., Any] | None) -> int:
@@ -145,8 +143,6 @@ def launch(arguments: Sequence[str], given: dict[str, Any], toolbox: Callable[..
 
 def files(front: Front) -> str:
     """Return where the files are and what to run next."""
-    from evoprune.results.folder import FRONT, FRONT_PLOT, LAYERS, LAYERS_PLOT, MASKS, PROGRESS_PLOT
-
     path, record = front.path, front.record
     lines = [f"{path}/{FRONT}    every point; {LAYERS} has its layers, {MASKS} its masks",
              f"{path}/{FRONT_PLOT}    the front; {LAYERS_PLOT} and {PROGRESS_PLOT} beside it"]

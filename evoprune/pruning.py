@@ -21,9 +21,9 @@ from .evolution.toolbox import Evaluation, Make, default_toolbox
 from .results.folder import CONFIG, DONE, Folder, write_run
 from .results.front import Front, load_front
 from .results.points import Pruned, numbered
-from .run.finish import finish, finish_layerwise, finish_stopped
+from .run.finish import finished_points, measure_on_test, write_finished, write_stopped
 from .run.jobs import Measure, Tune, map_kept
-from .run.layerwise import Layerwise, Rows
+from .run.layerwise import Layerwise
 from .run.prepare import prepare
 from .run.progress import say_full_size
 from .run.rebuild import registered, start_of
@@ -76,27 +76,29 @@ def all_at_once(run: Run, toolbox: Make, folder: Folder, engine: Local | Engine)
                 state = newest
             assert state is not None
             say_searched(run, state)
-            finish(run, state, folder, engine)
+            points = finished_points(run, state, folder, engine)
     except Stopped:
         if state is not None:
-            finish_stopped(run, state, folder, engine)
+            write_stopped(run, state, folder, engine)
         raise
+    write_finished(run, points, state.log, folder)
 
 
 def layer_by_layer(run: Run, toolbox: Make, folder: Folder, engine: Local | Engine) -> None:
     """Search one layer after the other, and write the models after each, or after those that a stopped run has had."""
     points: list[Pruned] = []
-    rows: Rows = []
+    rows: list[dict[str, float]] = []
     try:
         with stoppable():
             for point, more in Layerwise(run, toolbox, folder, engine).stages():
                 points.append(point)
                 rows += more
-            finish_layerwise(run, points, rows, folder)
+            measure_on_test(run, numbered(points))
     except Stopped:
         if rows:
             write_run(folder, numbered(points), rows, run.layout, run.dense_accuracy, run.config.accuracy_floor)
         raise
+    write_finished(run, points, rows, folder)
 
 
 def say_searched(run: Run, state: State) -> None:
@@ -124,7 +126,7 @@ def told(out: str, go_on: str) -> Iterator[None]:
         log.info("stopped (%s); %s", stopped.why, go_on)
         if stopped.why == "interrupted":
             raise KeyboardInterrupt from None
-    except KeyboardInterrupt:  # before the search
+    except KeyboardInterrupt:  # before the search, or while its files are written
         if (Path(out) / CONFIG).exists():
             log.info("stopped; %s", go_on)
         raise

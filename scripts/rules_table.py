@@ -9,12 +9,13 @@ share seeds and training, the mean paired difference with its 95 % interval (Stu
 from __future__ import annotations
 
 import csv
-import json
 import sys
 from pathlib import Path
 
 import numpy as np
 from scipy.stats import t as student
+
+from evoprune.results.record import read_record
 
 PAIRS = (("evolve-80", "gradual-fisher-80"), ("evolve-80", "gradual-fisher-80-paced"),
          ("evolve-80", "evolve-80-without-selection"), ("evolve-80", "evolve-80-random-parents"),
@@ -78,9 +79,9 @@ def main() -> None:
             print(f"{method:42s}" + ", ".join(f"{float(log[0]['hvlog']):.3f} {float(log[-1]['hvlog']):.3f}" for log in logs))
     where: dict[str, set[str]] = {}
     for path in folder.glob("*/seed-*/config.json"):
-        about = json.loads(path.read_text())
-        versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-        where.setdefault(f"{about['device']}, {versions}", set()).add(path.parts[-3])
+        record = read_record(path)
+        versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
+        where.setdefault(f"{record.device}, {versions}", set()).add(path.parts[-3])
     for machine, methods in sorted(where.items()):
         print(f"\n{machine}" + (f": {', '.join(sorted(methods))}" if len(where) > 1 else ""))
 

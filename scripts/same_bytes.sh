@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Do two checkouts give the same results? Small runs of both with every method, start, repair, kind of knowledge and engine; layer by
-# layer, trained, tuned, with a floor, in bf16, killed and resumed. Compares front.csv, masks.npz and layers.csv byte for byte, and
-# log.csv but for its seconds and, in tuned runs, its evaluations (equal masks count once). Exit status 1 if anything differs.
+# layer, trained, tuned, with a floor, in bf16, killed and resumed. Compares front.csv, masks.npz, layers.csv and models/ byte for byte,
+# and log.csv but for its seconds and, in tuned runs, its evaluations (equal masks count once). Exit status 1 if anything differs.
 # usage: scripts/same_bytes.sh OLD NEW [WORK]    some 8 minutes a checkout; runs that are in the folder WORK already are kept
 set -euo pipefail
 old=$(realpath "${1:?usage: scripts/same_bytes.sh OLD NEW [WORK]}") new=$(realpath "${2:?usage: scripts/same_bytes.sh OLD NEW [WORK]}")
@@ -34,16 +34,18 @@ run() {  # NAME FLAGS...: the run in both checkouts
   done
 }
 
-killed() {  # NAME FLAGS...: the same, killed with its first checkpoint written, and resumed
+killed() {  # NAME FLAGS...: the same, killed when a generation after the first, or a trained mask, has been saved, and resumed
   names+=("$1")
   for side in old new; do
     local out=$side/$1
     [[ -e $out/done.json ]] && continue
     rm -rf "$out"
     PYTHONPATH=${!side} python -m evoprune.main --out "$out" "${@:2}" > "$side-$1.txt" 2>&1 &
-    until compgen -G "$out/checkpoint/0*.npz" > /dev/null || [[ -e $out/done.json ]]; do sleep 0.02; done
-    kill -9 $! 2> /dev/null || true
-    wait $! 2> /dev/null || true
+    local pid=$!
+    until find "$out/checkpoint" \( -path '*/trained/*' -o -name '0*[1-9].npz' \) 2> /dev/null | grep -q . ||
+      ! kill -0 $pid 2> /dev/null; do sleep 0.02; done
+    kill -9 $pid 2> /dev/null || echo "$side/$1 ended before it could be killed" >&2
+    wait $pid 2> /dev/null || true
     PYTHONPATH=${!side} python -m evoprune.main --resume "$out" >> "$side-$1.txt" 2>&1
   done
 }
@@ -94,8 +96,9 @@ def log(path):
 wrong = 0
 for name in sys.argv[1:]:
     old, new = Path("old", name), Path("new", name)
-    differ = [file for file in ("front.csv", "masks.npz", "layers.csv", "dominated.csv")
-              if (old / file).exists() != (new / file).exists()
+    files = ["front.csv", "masks.npz", "layers.csv", "dominated.csv"]
+    files += sorted({str(path.relative_to(side)) for side in (old, new) for path in (side / "models").glob("*")})
+    differ = [file for file in files if (old / file).exists() != (new / file).exists()
               or ((old / file).exists() and (old / file).read_bytes() != (new / file).read_bytes())]
     differ += ["log.csv"] * (log(old / "log.csv") != log(new / "log.csv"))
     print(f"{name:30s} {'the same' if not differ else 'DIFFERENT: ' + ', '.join(differ)}")

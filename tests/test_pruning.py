@@ -2,6 +2,7 @@ import copy
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,9 +15,10 @@ from conftest import Small
 from safetensors.torch import load_file
 
 import evoprune
+from evoprune.evolution.starts import first_population
 from evoprune.evolution.toolbox import default_toolbox
 from evoprune.pruning import prune
-from evoprune.results.folder import CHECKPOINT, DOMINATED, FILES, MODELS
+from evoprune.results.folder import CHECKPOINT, DOMINATED, DONE, FILES, FRONT, MODELS, Folder
 
 ALWAYS = {*FILES, CHECKPOINT} - {DOMINATED, MODELS}
 SMALL = {"population": 8, "generations": 6, "threads": 1}
@@ -103,6 +105,42 @@ def test_interrupted_and_resumed_is_never_interrupted(after, lenet, digits, tmp_
     prune(lenet, digits, resume=tmp_path / "run")
     assert results(tmp_path / "run") == results(tmp_path / "whole")
     assert (tmp_path / "run" / "done.json").exists()
+
+
+@pytest.mark.parametrize("name", [FRONT, DONE])
+def test_a_signal_while_the_last_files_are_written_loses_nothing(name, lenet, digits, tmp_path, monkeypatch):
+    settings = {"finetune_epochs": 1, "front": 2, **SMALL}
+    prune(lenet, digits, out=str(tmp_path / "whole"), **settings)
+    write = Folder.write
+
+    def interrupted(folder, file, content):
+        write(folder, file, content)
+        if file == name:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Folder, "write", interrupted)
+        prune(lenet, digits, out=str(tmp_path / "run"), **settings)
+    assert results(tmp_path / "run") == results(tmp_path / "whole") and list((tmp_path / "run" / MODELS).iterdir())
+    assert prune(lenet, digits, resume=tmp_path / "run").finished
+    assert results(tmp_path / "run") == results(tmp_path / "whole")
+
+
+def test_an_evaluation_of_ones_own_shows_how_long_it_will_take(lenet, digits, tmp_path, caplog):
+    with caplog.at_level("INFO", "evoprune"), pytest.raises(KeyboardInterrupt):
+        prune(lenet, digits, out=str(tmp_path / "run"), toolbox=Stops(20), **SMALL)
+    assert "s a mask; the search of 56 masks will take about" in caplog.text
+
+
+def test_making_the_first_masks_does_not_count_as_measuring_them(lenet, digits, tmp_path, caplog, monkeypatch):
+    def slowly(*given):
+        time.sleep(2)
+        return first_population(*given)
+
+    monkeypatch.setattr("evoprune.run.search.first_population", slowly)
+    with caplog.at_level("INFO", "evoprune"):
+        prune(lenet, digits, out=str(tmp_path / "run"), **SMALL)
+    assert float(re.search(r"(\S+) s a mask", caplog.text)[1]) < 0.2
 
 
 def test_max_seconds_stops_in_time_and_resume_may_lift_it(lenet, digits, tmp_path):

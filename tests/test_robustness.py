@@ -219,7 +219,7 @@ def test_damaged_results_are_one_line(lenet, digits, tmp_path):
     with pytest.raises(EvopruneError, match=r"run/front\.csv: damaged \(could not convert string to float: 'y'\)"):
         evoprune.load_front(out)
     (out / "config.json").write_text("[]")
-    with pytest.raises(EvopruneError, match=r"run/config\.json: found list, no object; expected what the run wrote"):
+    with pytest.raises(EvopruneError, match=r"run/config\.json: found \[\], expected object"):
         evoprune.load_front(out)
 
 

@@ -34,8 +34,14 @@ class Batched(Protocol):
 
 def local(function: Function, items: Iterable[Any], progress: Callable[[int, int], None] = nothing) -> list[Any]:
     """Run in this process; a `Batched` function takes all items at once."""
-    plain = function.func if isinstance(function, partial) else function  # DEAP's register wraps in a partial
-    return plain.many(items, progress) if isinstance(plain, Batched) else list(map(function, items))
+    plain: object = function.func if isinstance(function, partial) else function  # DEAP's register wraps in a partial
+    if isinstance(plain, Batched):
+        return plain.many(items, progress)
+    items, results = list(items), []
+    for item in items:
+        results.append(function(item))
+        progress(len(results), len(items))
+    return results
 
 
 class Local:
@@ -152,5 +158,6 @@ def open_engine(config: Config, start: Start) -> Local | Engine:
             return Engine("scoop", Scoop(start, timeout))
         case "dask":
             return Engine("dask", Dask(start, workers, timeout, config.scheduler))
-        case _:
+        case "local":
             return Local()
+    raise AssertionError(config.engine)

@@ -3,7 +3,8 @@
 Both kinds of search have `evaluate`, `map`, `select`, `mate`, `mutate`, `clone`, `survive` and `simplify`, and three that make
 them one loop: `breed(state, rng)` returns what is to be measured next, `measure(offspring, seen)` the individuals it becomes,
 `epochs(state)` what has been trained. With --total-epochs, offspring are jobs, and there are `aim(state, targets, children,
-layout)`, the targets of a generation's children, and `jobs(masks, budget)`, those of a rule to compare with.
+layout)`, the targets of a generation's children, and `jobs(masks, budget)`, those of a rule to compare with. The run adds what
+only it knows: `first()`, what generation 0 is made of, an engine's `map` unless another was registered, and how long jobs train.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def default_toolbox(evaluate: Evaluation, layout: Layout, config: Config) -> bas
 
 def register_masks(toolbox: base.Toolbox, evaluate: Evaluate, layout: Layout, config: Config) -> None:
     """Register what only a search of masks has."""
-    if config.repair == "least-squares" and config.knowledge != "none":  # blind operators win elsewhere: LOG.md
+    if config.worth:  # blind operators win elsewhere: LOG.md
         toolbox.register("mate", mate, p=0.2, uniform=0.0, layout=layout)
         toolbox.register("mutate", refine, layout=layout, growth=[
             logarithm(score).numpy() for score in SALIENCIES["lamp"](evaluate.weights, None)])

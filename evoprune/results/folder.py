@@ -30,7 +30,7 @@ LAYERS, MASKS, MODELS, DONE = "layers.csv", "masks.npz", "models", "done.json"
 FRONT_PLOT, LAYERS_PLOT, PROGRESS_PLOT = "front.png", "layers.png", "progress.png"
 FILES = (DONE, DENSE, LOG, FRONT, DOMINATED, LAYERS, MASKS, FRONT_PLOT, LAYERS_PLOT, PROGRESS_PLOT, MODELS,
          CONFIG)  # of a run, beside checkpoint/; cleared in this order
-CHECKPOINT, LOCK, TRAINED = "checkpoint", "lock", "trained"
+CHECKPOINT, LOCK, TRAINED, STAGE_VALUES = "checkpoint", "lock", "trained", "values.safetensors"
 LABEL = "evoprune"  # in the metadata of a kept file: what it belongs to
 log = logging.getLogger("evoprune")
 
@@ -110,8 +110,8 @@ class Folder:
         return from_safetensors(content[32:])
 
     def forget_trained(self) -> None:
-        """Remove what `write_trained` kept."""
-        remove(self.checkpoint / TRAINED)
+        """Remove what `write_trained` kept, as far as that can be."""
+        shutil.rmtree(self.checkpoint / TRAINED, ignore_errors=True)
 
     def read_record(self) -> Record:
         """Return what config.json holds."""

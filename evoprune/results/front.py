@@ -16,7 +16,7 @@ from ..errors import EvopruneError, first_line
 from ..files import load_safetensors
 from ..masks.genome import Individual
 from .folder import CONFIG, DENSE, DONE, FRONT, MASKS, model_file
-from .points import Measured, thin
+from .points import Measured, knee, thin
 from .record import Dense, Record, read_record
 
 if TYPE_CHECKING:
@@ -85,19 +85,27 @@ class Front(Sequence[Point]):
     def __iter__(self) -> Iterator[Point]:
         return iter(self.points)
 
-    def best(self, accuracy: float | None = None, sparsity: float | None = None) -> Point:
-        """Return the sparsest point with at least `accuracy` (search split), or the most accurate with at least
-        `sparsity`; with both, the sparsest that has both.
+    def best(self, accuracy: float | None = None, sparsity: float | None = None, drop: float | None = None) -> Point:
+        """Return the sparsest point with at least `accuracy` (search split), or that `drop` below the dense model's at most;
+        or the most accurate with at least `sparsity`; with several, the sparsest that has them all.
 
         Raises:
             EvopruneError: no point has it; says how close the front comes.
         """
+        if drop is not None:
+            accuracy = max(accuracy or 0, self.record.measured.accuracy - drop - 1e-12)
         fits = [p for p in self.points if p.accuracy >= (accuracy or 0) and p.sparsity >= (sparsity or 0)]
         if not fits:
             raise EvopruneError(f"front: no point has accuracy >= {accuracy or 0} and sparsity >= {sparsity or 0}; the "
                                 f"front reaches accuracy {max((p.accuracy for p in self.points), default=0):.4f} and "
                                 f"sparsity {max((p.sparsity for p in self.points), default=0):.4f}")
         return max(fits, key=lambda p: (p.sparsity, p.accuracy) if accuracy is not None else (p.accuracy, p.sparsity))
+
+    def knee(self) -> Point:
+        """Return the point at the knee of the front, see `points.knee`."""
+        if not self.points:
+            raise EvopruneError(f"front: {self.path} has no point, so no knee")
+        return self.points[knee([(p.accuracy, p.sparsity) for p in self.points])]
 
     def structure(self) -> nn.Module:
         """Return a new model of this architecture, its values still to be loaded."""
@@ -143,7 +151,7 @@ def load_front(path: str | Path, model: nn.Module | None = None) -> Front:
     try:
         record = read_record(path / CONFIG)
     except FileNotFoundError as error:
-        raise EvopruneError(f"{path}: no run there ({first_line(error)}), expected a folder with {CONFIG}") from None
+        raise EvopruneError(f"{path}: no run there ({error}), expected a folder with {CONFIG}") from None
     if not (path / FRONT).exists():
         raise EvopruneError(f"{path}: no front yet; go on with --resume {path}")
     if record.dense is None:

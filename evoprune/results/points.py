@@ -131,6 +131,15 @@ def thin(points: Sequence[Any], count: int) -> list[Any]:
     return [points[i] for i in sorted(set(chosen))]
 
 
+def knee(values: Sequence[Sequence[float]]) -> int:
+    """Return the place of the point farthest above the line between the ends of a front, all objectives, to be maximised, scaled
+    to 0..1; of equally far ones the last."""
+    found = np.array(values)  # (n, objectives)
+    low, high = found.min(0), found.max(0)
+    above = ((found - low) / np.maximum(high - low, 1e-12)).sum(1)
+    return int(np.flatnonzero(above == above.max())[-1])
+
+
 def wilson(right: int, of: int) -> tuple[float, float]:
     """Return the 95 % Wilson score interval of a share (Wilson, 1927, doi:10.1080/01621459.1927.10502953)."""
     z, p = 1.959963984540054, right / of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import types
 import typing
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +37,16 @@ class Record:
     outputs: int  # of the model
     channels: int  # of its inputs
     splits: dict[str, Any]  # images of train, search and test
-    mean: list[float] | None  # of images in 0..1, a number a channel
-    std: list[float] | None
-    layout: list[dict[str, Any]]  # name, shape and unit of each searched layer
+    mean: tuple[float, ...] | None  # of images in 0..1, a number a channel
+    std: tuple[float, ...] | None
+    layout: tuple[Layer, ...]  # the searched layers
     weights: int  # prunable ones of the whole model
     batch_size: int  # of every number that is reported
     threads: int
     device: str  # as a person would call it
     versions: dict[str, Any]
     search_batch_size: int | None = None  # None, like `dense`: the dense model is still being trained
-    dense: dict[str, Any] | None = None
+    dense: Dense | None = None
 
     def to_json(self) -> str:
         """Return the content of config.json."""
@@ -59,12 +59,16 @@ class Record:
 
     @property
     def measured(self) -> Dense:
-        """What the dense model measured."""
-        return Dense(**(self.dense or {}))
+        """What the dense model measured, once it has been."""
+        assert self.dense is not None
+        return self.dense
 
     def layers(self) -> Layout:
         """Return the layout of the searched layers."""
-        return Layout(tuple(Layer(each["name"], tuple(each["shape"]), each["unit"]) for each in self.layout), self.weights)
+        return Layout(self.layout, self.weights)
+
+
+JSON: dict[Any, str] = {type(None): "null", tuple: "list", dict: "object", Record: "object", Dense: "object", Layer: "object"}
 
 
 def read_record(path: Path) -> Record:
@@ -74,41 +78,52 @@ def read_record(path: Path) -> Record:
         FileNotFoundError: there is none.
         EvopruneError: it is damaged: which entry, what was found, what was expected.
     """
-    expected = "expected what the run wrote"
     try:
         content = json.loads(path.read_text())
-        if not isinstance(content, dict):
-            raise ValueError(f"found {type(content).__name__}, no object")
-    except FileNotFoundError:
-        raise
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(f"no {path.name} in it") from error
     except (OSError, ValueError) as error:
-        raise EvopruneError(f"{path}: {first_line(error)}; {expected}") from None
-    hints = typing.get_type_hints(Record)
-    for each in fields(Record):
-        if each.name in content:
-            check_entry(path, each.name, content[each.name], hints[each.name])
-        elif each.default is MISSING:
-            raise EvopruneError(f"{path}: {each.name} is missing; {expected}")
+        raise EvopruneError(f"{path}: {first_line(error)}; expected what the run wrote") from None
     try:
-        record = Record(**{each.name: content[each.name] for each in fields(Record) if each.name in content})
-        record.layers()
-        if record.dense is not None:
-            Dense(**record.dense)
+        record: Record = read(content, Record, "")
+        for name in LEAST_ONE:
+            if (value := getattr(record, name)) is not None and value < 1:
+                raise EvopruneError(f"{name}: found {value}, expected at least 1")
         Config(**record.settings)
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise EvopruneError(f"{path}: {first_line(error)}; {expected}") from None
+    except TypeError as error:
+        raise EvopruneError(f"{path}: settings: {first_line(error)}; expected what the run wrote") from None
     except EvopruneError as error:
         raise EvopruneError(f"{path}: {error}") from None
     return record
 
 
-def check_entry(path: Path, name: str, value: Any, hint: Any) -> None:
-    """Raise `EvopruneError` unless an entry has its type, and its number is not too low."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    kinds = tuple(typing.get_origin(option) or option for option in options)
-    wrong = not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)
-    low = name in LEAST_ONE
-    if wrong or (low and value is not None and value < 1):
-        names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
-        least = " of at least 1" if low else ""
-        raise EvopruneError(f"{path}: {name}: found {value!r:.60}, expected {names}{least}, as the run wrote it")
+def read_to_resume(path: Path) -> Record:
+    """Return the same of a run to be resumed; raise `EvopruneError` where there is none."""
+    try:
+        return read_record(path)
+    except FileNotFoundError as error:
+        raise EvopruneError(f"{path.parent}: no run to resume ({error}), expected the folder of a run") from None
+
+
+def read(value: Any, hint: Any, name: str) -> Any:
+    """Return a value from JSON as its type hint says: classes from objects, tuples from lists.
+
+    Raises:
+        EvopruneError: an entry cannot be: its name, what was found, what was expected.
+    """
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for kind in kinds:
+        plain = typing.get_origin(kind) or kind
+        if is_dataclass(kind) and isinstance(value, dict):
+            hints, dot = typing.get_type_hints(kind), f"{name}." if name else ""
+            for each in fields(kind):
+                if each.name not in value and each.default is MISSING:
+                    raise EvopruneError(f"{dot}{each.name} is missing, expected what the run wrote")
+            known = {each.name for each in fields(kind)} & set(value)
+            return plain(**{each: read(value[each], hints[each], dot + each) for each in hints if each in known})
+        if plain is tuple and isinstance(value, list):
+            return tuple(read(each, typing.get_args(kind)[0], f"{name}[{i}]") for i, each in enumerate(value))
+        if type(value) is plain or (plain is float and type(value) is int):
+            return value
+    wanted = [JSON.get(plain, plain.__name__) for plain in (typing.get_origin(kind) or kind for kind in kinds)]
+    raise EvopruneError(f"{name}{': ' if name else ''}found {value!r:.60}, expected {' or '.join(wanted)}")

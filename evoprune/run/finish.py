@@ -26,8 +26,8 @@ from .run import Run
 log = logging.getLogger("evoprune")
 
 
-def finish(run: Run, state: State, folder: Folder, engine: Local | Engine) -> None:
-    """Train the points if asked, measure them, write the files.
+def finished_points(run: Run, state: State, folder: Folder, engine: Local | Engine) -> list[Pruned]:
+    """Return the points of a whole search, trained if asked, and measured as the user will.
 
     Raises:
         Stopped: `max_seconds` have passed; what is trained is kept for --resume.
@@ -42,13 +42,18 @@ def finish(run: Run, state: State, folder: Folder, engine: Local | Engine) -> No
     elif config.total_epochs is None:
         measure_plainly(run, points, engine)
     measure_on_test(run, numbered(points))
-    write_run(folder, points, state.log, run.layout, run.dense_accuracy, config.accuracy_floor)
-    folder.write_done(generations=config.generations, evaluations=state.evaluations, points=len(points),
-                      batch_size=run.evaluator.batch_size,
-                      epochs=config.total_epochs or config.finetune_epochs * sum(p.state is not None for p in points))
+    return points
 
 
-def finish_stopped(run: Run, state: State, folder: Folder, engine: Local | Engine) -> None:
+def write_finished(run: Run, points: list[Pruned], rows: Rows, folder: Folder) -> None:
+    """Write the files of a run that came to its end."""
+    config, trained = run.config, sum(p.state is not None for p in points)
+    write_run(folder, points, rows, run.layout, run.dense_accuracy, config.accuracy_floor)
+    folder.write_done(generations=config.generations, evaluations=int(rows[-1]["evaluations"]), points=len(points),
+                      batch_size=run.evaluator.batch_size, epochs=config.total_epochs or config.finetune_epochs * trained)
+
+
+def write_stopped(run: Run, state: State, folder: Folder, engine: Local | Engine) -> None:
     """Write the front of a search that was stopped, as far as it got; without the test split."""
     config, points = run.config, untrained(run, state)
     if config.precision != "fp32" and config.repair == "none":
@@ -56,14 +61,6 @@ def finish_stopped(run: Run, state: State, folder: Folder, engine: Local | Engin
     for point in points if config.total_epochs is None else ():
         point.note(repair=str(config.repair))
     write_run(folder, points, state.log, run.layout, run.dense_accuracy, config.accuracy_floor)
-
-
-def finish_layerwise(run: Run, points: list[Pruned], rows: Rows, folder: Folder) -> None:
-    """Measure the models after each layer on the test split, and write the files."""
-    measure_on_test(run, numbered(points))
-    write_run(folder, points, rows, run.layout, run.dense_accuracy, run.config.accuracy_floor)
-    folder.write_done(generations=run.config.generations, evaluations=int(rows[-1]["evaluations"]), points=len(points),
-                      batch_size=run.evaluator.batch_size, epochs=run.config.finetune_epochs * (len(points) - 1))
 
 
 def untrained(run: Run, state: State) -> list[Pruned]:

@@ -10,7 +10,7 @@ import copy
 import json
 import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,8 +28,8 @@ from ..files import fingerprint, remove, to_safetensors, write_atomic
 from ..masks.genome import Individual, dense_individual, kept_genes, pruned_weights, sparsity
 from ..masks.layout import Layout
 from ..masks.tensors import named_masks
-from ..results.folder import Folder
-from ..results.points import Pruned, pruned
+from ..results.folder import STAGE_VALUES, Folder
+from ..results.points import Pruned, knee, pruned
 from ..values.training import hold_zeros, recipe_for, tune
 from .jobs import Measure, OneLayer
 from .progress import training_progress
@@ -37,7 +37,7 @@ from .run import Run, make_evaluator
 from .search import search
 
 MASK = "mask of "  # prefix of the masks among the tensors of a stage's file
-Rows = list[dict[str, float]]  # of the log
+Rows = Sequence[dict[str, float]]  # of the log
 log = logging.getLogger("evoprune")
 
 
@@ -118,7 +118,7 @@ class Layerwise:
         checkpoint.mkdir(exist_ok=True)
         measure = None
         if config.engine != "local":
-            values = checkpoint.resolve() / "values.safetensors"
+            values = checkpoint.resolve() / STAGE_VALUES
             write_atomic(values, to_safetensors(before.state))
             measure = Measure(run.identity, OneLayer(identity, str(values), i, others))
         alone = replace(run, model=net, layout=layout, evaluator=evaluator, identity=identity)
@@ -145,8 +145,7 @@ def train_stage(run: Run, net: nn.Module, individual: Individual, number: int, s
 def choose(state: State, layout: Layout, config: Config, cap: float) -> Individual:
     """Return the mask that the rule chooses among a layer's points no sparser than `cap`; the unpruned one if there is none.
 
-    The knee is the point farthest above the line between the ends of the front, both objectives scaled to 0..1; the floor
-    rule takes the sparsest, since every point reaches the floor.
+    That is the knee (`points.knee`) or, with the floor rule, the sparsest, since every point reaches the floor.
     """
     points = [p for p in non_dominated(state.archive, config.accuracy_floor)
               if 1 - kept_genes(p[0]) / layout[0].genes <= cap]
@@ -154,10 +153,7 @@ def choose(state: State, layout: Layout, config: Config, cap: float) -> Individu
         return state.archive[0]
     if config.layer_rule == "floor":
         return points[-1]
-    values = np.array([p.fitness.values for p in points])
-    low, high = values.min(0), values.max(0)
-    above = ((values - low) / np.maximum(high - low, 1e-12)).sum(1)
-    return points[int(np.flatnonzero(above == above.max())[-1])]  # of equally far ones the sparsest
+    return points[knee([p.fitness.values for p in points])]
 
 
 def point_of(individual: Individual, layout: Layout, accuracy: float, before: float,

@@ -6,7 +6,7 @@ import copy
 import importlib.metadata
 import logging
 import platform
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -57,7 +57,7 @@ def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder, c
     record = Record(
         settings=config.settings(), command=old.command if old and old.command else command,
         rebuildable=isinstance(model, str), named_data=isinstance(data, str), outputs=outputs, channels=channels_of(splits),
-        splits=splits.sizes(), mean=splits.search.mean, std=splits.search.std, layout=[vars(layer) for layer in layout],
+        splits=splits.sizes(), mean=splits.search.mean, std=splits.search.std, layout=tuple(layout),
         weights=layout.total, batch_size=batch_size_for(activation, device), threads=config.threads or torch.get_num_threads(),
         device=device_name(device), versions=versions())
     say(record)
@@ -68,7 +68,7 @@ def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder, c
         find_layers(net, config.layer, config.skip, config.include)  # it may have ended in NaN
     dense = measure_dense(net, splits, record.batch_size, outputs)
     size = search_batch_size(config, net, layout, splits, record.batch_size, old)
-    record = replace(record, search_batch_size=size, dense=asdict(dense))
+    record = replace(record, search_batch_size=size, dense=dense)
     evaluator = make_evaluator(net, layout, splits, config, size, record.batch_size)
     say_unsolved(evaluator, config)
     run = Run(config, net, splits, layout, record.batch_size, evaluator, dense.accuracy,

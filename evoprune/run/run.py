@@ -62,22 +62,15 @@ class Run:
         """Return an evaluator of the model as the user has it, which repairs on so many images: more than the search takes."""
         return Evaluator(self.model, self.layout, self.data.search, self.batch_size, plain=True, repair=str(self.config.repair),
                          calibration=calibration_images(self.config, self.data, self.batch_size, images),
-                         worth=worth_of(self.config))
+                         worth=self.config.worth)
 
 
 def make_evaluator(net: nn.Module, layout: Layout, splits: Data, config: Config, batch_size: int, usual: int) -> Evaluator:
     """Return the evaluator of the search; `usual` is the batch size of the reports."""
     # 6 arguments: the parts of a run before there is one
     return Evaluator(net, layout, splits.search, batch_size, floor=config.accuracy_floor, precision=config.precision,
-                     cache_mb=config.cache_mb, repair=str(config.repair), worth=worth_of(config),
+                     cache_mb=config.cache_mb, repair=str(config.repair), worth=config.worth,
                      calibration=calibration_images(config, splits, usual, IMAGES))
-
-
-def worth_of(config: Config) -> str | None:
-    """Return the saliency of what is left that --knowledge and --repair let operators go by, None if there is none."""
-    if config.repair != "least-squares" or config.knowledge == "none":
-        return None
-    return "obs" if config.knowledge == "data" else "lamp"
 
 
 def calibration_images(config: Config, splits: Data, batch_size: int, images: int) -> Split | None:

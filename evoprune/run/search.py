@@ -15,7 +15,7 @@ import numpy as np
 from deap import base
 from torch import Tensor
 
-from ..config import read_method
+from ..config import SURGEON, read_method
 from ..engines.engine import local
 from ..evaluation.evaluator import Evaluator
 from ..evolution.checkpoint import load, save
@@ -48,13 +48,13 @@ def search(run: Run, toolbox: base.Toolbox, checkpoint: Path, mapping: Callable[
     config, trains = run.config, run.config.total_epochs is not None
     planned = plan_jobs(run, toolbox) if trains else plan_masks(run, toolbox)
     state = load(checkpoint, run.layout, run.identity)
+    measured, offspring = toolbox.first() if state is None else ([], [])
     done = 0 if state is None else state.log[-1]["epochs" if trains else "evaluations"]
-    progress = SearchProgress(config.generations, planned, trains, done)
+    progress = SearchProgress(config.generations, planned, trains, done)  # its clock starts when the first masks are made
     if toolbox.map.func in (map, local):  # whoever registered another keeps it
         toolbox.register("map", mapping, progress=progress.evaluated)
     if state is None:
-        measured, offspring = toolbox.first()
-        if measured:
+        if measured and offspring:
             yield begin([], toolbox, config, measured)  # all there is if measuring the others is stopped
         state = begin(offspring, toolbox, config, measured)
         save(checkpoint, state, run.identity)
@@ -142,13 +142,13 @@ def known(run: Run) -> Known:
 
     def settled(individual: Individual) -> list[Tensor]:
         run.evaluator.simplify(individual)
-        if config.knowledge != "data" or config.repair != "least-squares":
+        if config.worth != SURGEON:
             return [w * mask for w, mask in zip(weights(), masks(individual, run.layout))]
         repairing().set_masks(individual)
         return [parameter.detach().float().cpu().clone() for parameter, _ in repairing().masked]
 
     def worth(values: Sequence[Tensor]) -> list[Tensor]:
-        if config.knowledge != "data" or config.repair != "least-squares":
+        if config.worth != SURGEON:
             return SALIENCIES["lamp"](values, None)
         return repairing().saliency()
 

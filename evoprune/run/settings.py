@@ -22,7 +22,7 @@ from ..inputs.models import MODELS
 from ..inputs.splits import Data
 from ..masks.layout import Layout
 from ..results.folder import CONFIG
-from ..results.record import Record, read_record
+from ..results.record import Record, read_to_resume
 from ..values.repair import norms_of
 
 TUNED_POPULATION, CHILD_EPOCHS = 16, 3.0  # of a tuned run, unless given
@@ -91,10 +91,7 @@ def with_a_device(config: Config) -> Config:
 
 def settle_resumed(path: Path, handed: dict[str, Any], asked: dict[str, Any]) -> Config:
     """Return the settings that the folder records, with those changed that may change."""
-    try:
-        record = read_record(path / CONFIG)
-    except FileNotFoundError:
-        raise EvopruneError(f"{path}: no run to resume (no {CONFIG} in it), expected the folder of a run") from None
+    record = read_to_resume(path / CONFIG)
     config = replace(record.config, out=str(path), overwrite=False, threads=record.threads)
     for name, named in (("model", record.rebuildable), ("data", record.named_data)):
         if not named and isinstance(handed[name], str):

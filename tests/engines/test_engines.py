@@ -210,7 +210,6 @@ def test_five_workers_give_the_bytes_of_one_process_for_a_model_handed_in(lenet,
     assert results(tmp_path / "local") == results(tmp_path / "processes")
 
 
-@pytest.mark.slow
 def test_scoops_own_launcher_works_and_says_what_it_cannot_promise(undisturbed, tmp_path):
     done = subprocess.run([sys.executable, "-m", "scoop", "-n", "2", ROOT / "evoprune" / "main.py", *FLAGS, "--out",
                            tmp_path / "run"], capture_output=True, text=True, timeout=120)
@@ -218,7 +217,6 @@ def test_scoops_own_launcher_works_and_says_what_it_cannot_promise(undisturbed, 
     assert results(tmp_path / "run") == undisturbed
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("command", "engine"), [
     ([Path(sys.executable).with_name("evoprune")], "processes"), ([sys.executable, "-m", "evoprune"], "scoop"),
     pytest.param([Path(sys.executable).with_name("evoprune")], "scoop", marks=pytest.mark.slow),
@@ -231,6 +229,7 @@ def test_other_names_of_the_command_do_and_record_the_same(command, engine, undi
     assert evoprune.load_front(tmp_path / "run").record.command == shlex.join(["python", "-m", "evoprune.main", *flags])
 
 
+@pytest.mark.slow
 def test_scoop_starts_workers_of_a_hostfile_over_ssh(started, undisturbed, tmp_path, monkeypatch):
     ssh = tmp_path / "bin" / "ssh"  # stands for the real one: runs the command here, and ends with its input
     ssh.parent.mkdir()
@@ -261,7 +260,6 @@ def test_dask_makes_a_result_again_that_went_with_its_worker(monkeypatch):
         engine.close()
 
 
-@pytest.mark.slow
 def test_a_dask_cluster_that_runs_already_is_used_and_left(started, undisturbed, tmp_path):
     module = "distributed.cli.dask_"
     pytest.importorskip("distributed")

@@ -206,7 +206,8 @@ def test_every_rule_keeps_the_budget_and_the_targets(method, lenet, digits, tmp_
 
 
 @pytest.mark.parametrize("method", ["oneshot:erk", "multishot:magnitude", "multishot:obs"])
-def test_rules_without_training(method, lenet, digits, tmp_path):
+def test_rules_without_training(method, lenet, digits, tmp_path, monkeypatch):
+    monkeypatch.setattr("evoprune.evolution.starts.SHOTS", 10)  # steps of the path
     front = evoprune.prune(lenet, digits, out=str(tmp_path / "run"), method=method, targets="0.5,0.8", repair="least-squares")
     assert len(front) >= 2 and max(point.sparsity for point in front) >= 0.8
     assert json.loads((tmp_path / "run" / "done.json").read_text())["epochs"] == 0

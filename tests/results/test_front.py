@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from evoprune import EvopruneError, accuracy, load_front
-from evoprune.results.points import thin, wilson
+from evoprune.results.points import knee, thin, wilson
 
 
 @pytest.fixture
@@ -45,6 +45,24 @@ def test_best_chooses_by_wish(front):
     assert all(p.sparsity <= front.best(accuracy=wish).sparsity for p in front if p.accuracy >= wish)
     with pytest.raises(EvopruneError, match=r"no point has accuracy >= 0\.9999 and sparsity >= 0; the front reaches"):
         front.best(accuracy=0.9999)
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.02, 0.1, 1.0])
+def test_best_within_a_drop_is_the_sparsest_that_loses_no_more(drop, front):
+    dense = front.record.measured.accuracy
+    fits = [p for p in front if dense - p.accuracy <= drop + 1e-12]
+    assert front.best(drop=drop) is max(fits, key=lambda p: p.sparsity)
+    assert front.best(drop=1.0, accuracy=front[0].accuracy) is front[0]
+
+
+def test_the_knee_is_the_point_farthest_from_the_line_between_the_ends(front):
+    x, y = (np.array([getattr(p, name) for p in front]) for name in ("sparsity", "accuracy"))
+    x, y = (x - x.min()) / np.ptp(x), (y - y.min()) / np.ptp(y)
+    ends = np.array([x[-1] - x[0], y[-1] - y[0]])
+    distance = (ends[0] * (y - y[0]) - ends[1] * (x - x[0])) / np.linalg.norm(ends)  # above the line: positive
+    assert front.knee() is front[int(distance.argmax())]
+    assert knee([(0.9, 0.1), (0.8, 0.6), (0.2, 0.9)]) == 1 and knee([(0.5, 0.5)]) == 0
+    assert knee([(1.0, 0.0), (0.5, 0.5), (0.0, 1.0)]) == 2  # of equally far ones the last
 
 
 def test_points_are_found_by_id_and_place(front):
