@@ -222,14 +222,14 @@ def round_caps(config: Config) -> list[float]:
     return caps
 
 
-EVEN = 0.9, 0.995  # sparsities that so many --targets spread between
+SPREAD_TARGETS = 0.9, 0.995  # sparsities that so many --targets spread between
 
 
 def target_sparsities(config: Config) -> list[float]:
     """Return the sparsities of --targets, rising."""
     text = config.targets
     if text.strip().isdecimal() and 1 <= int(text) <= 1000:
-        low, high = (math.log(1 - s) for s in EVEN)
+        low, high = (math.log(1 - s) for s in SPREAD_TARGETS)
         count = int(text)
         return [1 - math.exp(low + (high - low) * i / max(1, count - 1)) for i in range(count)]
     try:

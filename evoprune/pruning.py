@@ -22,11 +22,11 @@ from .results.folder import CONFIG, DONE, Folder, write_run
 from .results.front import Front, load_front
 from .results.points import Pruned, numbered
 from .run.finish import finished_points, measure_on_test, write_finished, write_stopped
-from .run.jobs import Measure, Tune, map_kept
+from .run.jobs import RunEvaluator, TrainChild, map_kept
 from .run.layerwise import Layerwise
 from .run.prepare import prepare
 from .run.progress import say_full_size
-from .run.rebuild import registered, start_of
+from .run.rebuild import builder_of, registered
 from .run.run import Run, Stopped, stoppable
 from .run.search import search
 from .run.settings import settle
@@ -56,7 +56,7 @@ def prune(model: nn.Module | str = "lenet", data: Any = "digits", *, resume: str
             log.info("%s is finished: nothing to do", config.out)
         else:
             folder.remove(DONE)
-            start = start_of(run, folder, isinstance(model, str), isinstance(data, str))
+            start = builder_of(run, folder, isinstance(model, str), isinstance(data, str))
             with closing(open_engine(config, start)) as engine, registered(run):
                 (layer_by_layer if config.layerwise else all_at_once)(run, toolbox, folder, engine)
     return load_front(config.out, None if isinstance(model, str) else model)
@@ -65,10 +65,10 @@ def prune(model: nn.Module | str = "lenet", data: Any = "digits", *, resume: str
 def all_at_once(run: Run, toolbox: Make, folder: Folder, engine: Local | Engine) -> None:
     """Search all layers together, then finish, or write what there is where the run is stopped."""
     config = run.config
-    evaluate: Evaluation = run.evaluator if config.engine == "local" else Measure(run.identity)
+    evaluate: Evaluation = run.evaluator if config.engine == "local" else RunEvaluator(run.identity)
     mapping: Callable[..., list[Any]] = engine.map
     if config.total_epochs is not None:
-        evaluate, mapping = Tune(run.identity), partial(map_kept, engine=engine, folder=folder, run=run)
+        evaluate, mapping = TrainChild(run.identity), partial(map_kept, engine=engine, folder=folder, run=run)
     state: State | None = None
     try:
         with stoppable():

@@ -27,7 +27,7 @@ import torch
 
 from evoprune.config import Config
 from evoprune.engines.engine import open_engine
-from evoprune.engines.worker import nothing
+from evoprune.engines.worker import ignore
 
 ROOT = Path(__file__).resolve().parent.parent
 JOB = 0.05  # seconds of CPU
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     name, workers = arguments
     torch.set_num_threads(1)
     broker = os.getppid() if name == "scoop" else None
-    engine = open_engine(Config(engine=name, workers=int(workers)), nothing)
+    engine = open_engine(Config(engine=name, workers=int(workers)), ignore)
     for label, size in PAYLOADS.items():
         payload = [np.full(size, i, np.uint8) for i in range(JOBS)]
         engine.map(burn, payload[:8])  # the workers are up

@@ -14,7 +14,7 @@ from deap import base
 from evoprune import main
 from evoprune.config import Config
 from evoprune.evolution import default_toolbox
-from evoprune.evolution.tuned import DENSEST, Budget, Job
+from evoprune.evolution.tuned import FIRST_STRATEGY, Budget, Job
 from evoprune.masks.genome import Individual
 from evoprune.masks.layout import Layout
 
@@ -22,7 +22,7 @@ from evoprune.masks.layout import Layout
 def toolbox(evaluate: Any, layout: Layout, config: Config) -> base.Toolbox:
     """Return the usual toolbox, in which a rule's jobs have `until`, `pace` and `mix` of the first children."""
     made = default_toolbox(evaluate, layout, config)
-    usual, (until, pace, mix) = made.jobs, DENSEST[2:].tolist()
+    usual, (until, pace, mix) = made.jobs, FIRST_STRATEGY[2:].tolist()
 
     def paced(masks: list[Individual], budget: Budget) -> list[Job]:
         return [replace(job, until=until, pace=pace, mix=mix) for job in usual(masks, budget=budget)]

@@ -31,10 +31,10 @@ def knowing(weights, layout):
     """What rules may look at, of plain weights: gradients of 1, and no repair."""
     weights = [torch.as_tensor(w).detach().float() for w in weights]
 
-    def settled(individual):
+    def repaired(individual):
         return [w * torch.from_numpy(get_bits(individual, i, layout)).view(w.shape) for i, w in enumerate(weights)]
 
-    return Known(layout, lambda: weights, lambda: [torch.ones_like(w) for w in weights], settled, SALIENCIES["lamp"])
+    return Known(layout, lambda: weights, lambda: [torch.ones_like(w) for w in weights], repaired, SALIENCIES["lamp"])
 
 
 def group_of(values):

@@ -7,6 +7,7 @@ any moment: its job comes back as lost, runs again alone, and is given up (None)
 from __future__ import annotations
 
 import itertools
+import logging
 import pickle
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
@@ -18,10 +19,11 @@ from ..config import Config
 from ..errors import EvopruneError, first_line
 from .dask_pool import Dask
 from .processes import Processes, workers_of
-from .scoop_pool import Scoop, log, under_scoop
-from .worker import DONE, FAILED, LOST, Function, Outcome, Start, nothing
+from .scoop_pool import Scoop, under_scoop
+from .worker import DONE, FAILED, LOST, Function, Outcome, Start, ignore
 
 TRIES = 3  # times that a job may kill its worker when nothing else runs
+log = logging.getLogger("evoprune")
 
 
 @runtime_checkable
@@ -32,7 +34,7 @@ class Batched(Protocol):
         """Return the results in order."""
 
 
-def local(function: Function, items: Iterable[Any], progress: Callable[[int, int], None] = nothing) -> list[Any]:
+def local(function: Function, items: Iterable[Any], progress: Callable[[int, int], None] = ignore) -> list[Any]:
     """Run in this process; a `Batched` function takes all items at once."""
     plain: object = function.func if isinstance(function, partial) else function  # DEAP's register wraps in a partial
     if isinstance(plain, Batched):
@@ -47,10 +49,10 @@ def local(function: Function, items: Iterable[Any], progress: Callable[[int, int
 class Local:
     """This process, one job after another."""
 
-    def map(self, function: Function, items: Iterable[Any], arrived: Callable[[int, Any], None] = nothing,
-            progress: Callable[[int, int], None] = nothing) -> list[Any]:
+    def map(self, function: Function, items: Iterable[Any], arrived: Callable[[int, Any], None] = ignore,
+            progress: Callable[[int, int], None] = ignore) -> list[Any]:
         """Return the results in order, or hand each to `arrived(i, result)` as it comes and keep none."""
-        if arrived is nothing:
+        if arrived is ignore:
             return local(function, items, progress)
         for i, item in enumerate(items):
             arrived(i, function(item))
@@ -76,8 +78,8 @@ class Engine:
     def __init__(self, name: str, pool: Pool):
         self.name, self.pool = name, pool
 
-    def map(self, function: Function, items: Iterable[Any], arrived: Callable[[int, Any], None] = nothing,
-            progress: Callable[[int, int], None] = nothing) -> list[Any]:
+    def map(self, function: Function, items: Iterable[Any], arrived: Callable[[int, Any], None] = ignore,
+            progress: Callable[[int, int], None] = ignore) -> list[Any]:
         """Return the results in order, None for a job that was given up, or hand each to `arrived(i, result)` as it comes, in
         any order, and keep none: they may be large. Calls `progress(done, of)` as results come.
 
@@ -86,14 +88,14 @@ class Engine:
         """
         items = list(items)
         self.check_travels(function, items[:1])
-        results: list[Any] = [None] * len(items) if arrived is nothing else []
+        results: list[Any] = [None] * len(items) if arrived is ignore else []
         lost, done = [], itertools.count(1)
 
         def keep(i: int, outcome: Outcome) -> None:
             kind, result = outcome
             if kind == FAILED:
                 raise EvopruneError(f"engine {self.name}: {result}")
-            if arrived is nothing:
+            if arrived is ignore:
                 results[i] = result
             else:
                 arrived(i, result)

@@ -18,10 +18,10 @@ from typing import Any
 
 from ..errors import EvopruneError, first_line, with_type
 from .team import KILLED, UNREADY, stopped
-from .worker import FAILED, LOST, Function, Outcome, Start, attempt, die_with_parent, nothing
+from .worker import FAILED, LOST, Function, Outcome, Start, attempt, die_with_parent, ignore
 
 HELLO = "hello"  # a worker's first message: it reads now
-LEAVE = 2.0  # seconds for idle workers to end by themselves
+GRACE = 2.0  # seconds for idle workers to end by themselves
 LOOK_EVERY = 1.0  # seconds without a message after which workers are looked at: one may have been stopped
 
 
@@ -43,7 +43,7 @@ def serve(pipe: Connection, parent: int) -> None:
     with contextlib.suppress(EOFError, ConnectionError):  # the search has ended
         pipe.send((HELLO, None))
         start: Start = pipe.recv()
-        pipe.send(attempt(start, nothing, None))
+        pipe.send(attempt(start, ignore, None))
         while True:
             try:
                 function, item = pipe.recv()
@@ -66,13 +66,13 @@ class Processes:
         except Exception as error:  # noqa: BLE001  # pickling raises whatever an object's own methods raise
             raise EvopruneError(f"engine processes: the model or data cannot be sent to workers ({first_line(error)}); "
                                 f"define their classes at the top of a module, or use engine local") from None
-        self.workers = [self.hire() for _ in range(workers)]
+        self.workers = [self.start_worker() for _ in range(workers)]
 
-    def hire(self) -> Worker:
+    def start_worker(self) -> Worker:
         """Start a worker; it says hello some seconds later."""
         ours, theirs = self.context.Pipe()
         if self.timeout < float("inf"):
-            patience(ours, self.timeout)
+            set_timeout(ours, self.timeout)
         process = self.context.Process(target=serve, args=(theirs, os.getpid()), daemon=True)
         resource_tracker.ensure_running()  # else `start` does, and lets signals through again
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
@@ -150,13 +150,13 @@ class Processes:
             raise EvopruneError(f"engine processes: {self.unready} workers ended before they were ready (the last with exit "
                                 f"status {worker.process.exitcode}); a script that calls prune needs its calls under "
                                 f"if __name__ == '__main__'")
-        self.workers[k] = self.hire()
+        self.workers[k] = self.start_worker()
 
     def close(self) -> None:
         """End the workers: idle ones by themselves, so that they give back what their libraries took, or be killed."""
         for worker in self.workers:
             worker.pipe.close()
-        late = monotonic() + LEAVE
+        late = monotonic() + GRACE
         for worker in self.workers:
             if worker.ready and worker.job is None:
                 worker.process.join(max(0.0, late - monotonic()))
@@ -164,7 +164,7 @@ class Processes:
             worker.process.join()
 
 
-def patience(pipe: Connection, seconds: float) -> None:
+def set_timeout(pipe: Connection, seconds: float) -> None:
     """Have whatever waits on this pipe fail after so long: a stopped process neither takes a job nor ends its answer."""
     with socket.socket(fileno=os.dup(pipe.fileno())) as end:
         for way in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):

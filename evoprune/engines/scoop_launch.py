@@ -35,7 +35,7 @@ BEAT, SILENCE = 5_000, 30_000  # milliseconds; ZeroMQ answers pings beside whate
 LOOK_EVERY = 1.0  # seconds between looks for dead workers that hold a job
 
 
-class Patient:
+class DroppingSocket:
     """The broker's task socket; what is sent to a dead worker is dropped, and found missing later."""
 
     def __init__(self, socket: Any):
@@ -55,10 +55,10 @@ class Patient:
         return True
 
 
-class Living(deque[bytes]):
+class AliveWorkers(deque[bytes]):
     """Workers that asked for a job, of which only those still alive are taken."""
 
-    def __init__(self, socket: Patient):
+    def __init__(self, socket: DroppingSocket):
         super().__init__()
         self.socket = socket
 
@@ -75,8 +75,8 @@ class Broker(brokerzmq.Broker):  # type: ignore[misc]  # scoop is untyped
 
     def __init__(self, address: str):
         super().__init__(f"tcp://{address}:*", f"tcp://{address}:*", hostname=address)
-        self.task_socket: Any = Patient(self.task_socket)
-        self.available_workers = Living(self.task_socket)
+        self.task_socket: Any = DroppingSocket(self.task_socket)
+        self.available_workers = AliveWorkers(self.task_socket)
         self.looked = 0.0
 
     @property
@@ -165,7 +165,7 @@ def remote(host: str, arguments: Sequence[str]) -> list[str]:
     return ["ssh", "-o", "BatchMode=yes", host, there + shlex.join(arguments)]
 
 
-def keep(arguments: Sequence[str]) -> None:
+def keep_workers(arguments: Sequence[str]) -> None:
     """Keep workers on this machine until the input ends: with it, the ssh connection or the launcher has."""
     *where, count = arguments
     team = Team([[sys.executable, "-m", WORKER, *where, str(os.getpid()), "worker"]] * int(count))
@@ -177,4 +177,4 @@ def keep(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    keep(sys.argv[1:])
+    keep_workers(sys.argv[1:])

@@ -21,7 +21,7 @@ from scoop._comm import scoopzmq
 from scoop.broker.structs import BrokerInfo
 
 from .scoop_pool import OURS
-from .worker import LOST, die_with_parent, nothing
+from .worker import LOST, die_with_parent, ignore
 
 
 class Loopback(zmq.Socket[bytes]):
@@ -112,7 +112,7 @@ def main(arguments: Sequence[str]) -> int:
     _types.Communicator = Communicator
     _control.execQueue = Queue()
     if role == "worker":
-        futures._startup(nothing)  # returns when the origin has ended
+        futures._startup(ignore)  # returns when the origin has ended
         os._exit(0)
     program = import_module(command.pop(0))
     sys.argv = [str(program.__file__), *command]

@@ -21,11 +21,12 @@ Start = Callable[[], None]  # builds what is heavy, once a process
 Outcome = tuple[str, Any]  # DONE and the result, FAILED and what an exception said, or LOST: the worker died
 DONE, FAILED, LOST = "done", "failed", "lost"
 PARENT = "EVOPRUNE_PARENT"  # variable of the environment: the process that a Dask worker ends with
-HELD: list[io.IOBase] = []  # locks of this process
+LOCKS: list[io.IOBase] = []  # locks of this process
 
 
-def nothing(*_: Any) -> None:
-    """Do nothing."""
+def ignore(*_: Any) -> None:
+    """Do nothing with what is given."""
+
 
 
 def attempt(start: Start, function: Function, item: Any, timeout: float | None = None) -> Outcome:
@@ -71,6 +72,6 @@ def take_slot(folder: Path | None = None) -> int:
         except OSError:
             file.close()
         else:
-            HELD.append(file)
+            LOCKS.append(file)
             break
     return slot

@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from ..engines.worker import nothing
+from ..engines.worker import ignore
 from ..errors import first_line
 from ..inputs.splits import Split
 from ..masks.channels import Channels, find_channels
@@ -23,7 +23,7 @@ from ..masks.saliency import SALIENCIES, logarithm
 from ..masks.tensors import masks
 from ..values.repair import Repairer, norms_of
 from .accuracy import right_answers
-from .prepared import Prepared
+from .prepared import PreparedModel
 
 log = logging.getLogger("evoprune")
 
@@ -52,9 +52,9 @@ class Evaluator:
         self.graph_failed = False
         norms = [] if repair == "none" else [f"{name}.weight" for name in norms_of(model)]
         changed = [*(layer.name for layer in layout), *norms]
-        self.prepare(lambda size: Prepared(model, split, size, changed, precision, cache_mb, plain, not norms), batch_size)
+        self.prepare(lambda size: PreparedModel(model, split, size, changed, precision, cache_mb, plain, not norms), batch_size)
 
-    def prepare(self, make: Callable[[int], Prepared], batch_size: int) -> None:
+    def prepare(self, make: Callable[[int], PreparedModel], batch_size: int) -> None:
         """Prepare the model for a batch size, and for half of it when the device runs out of memory."""
         self.make, self.batch_size = make, batch_size
         self.prepared = make(batch_size)
@@ -70,7 +70,7 @@ class Evaluator:
     def __call__(self, individual: Individual) -> Measurement:
         return self.many([individual])[0]
 
-    def many(self, individuals: Iterable[Individual], progress: Callable[[int, int], None] = nothing) -> list[Measurement]:
+    def many(self, individuals: Iterable[Individual], progress: Callable[[int, int], None] = ignore) -> list[Measurement]:
         """Return the objectives of each, in order; one transfer from the device for all of them. Calls `progress(done, of)`."""
         individuals = list(individuals)
         if not individuals:

@@ -10,6 +10,7 @@ logits, is run whole.
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from collections.abc import Collection
 from typing import Any
@@ -18,12 +19,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..inputs.splits import Split
-from .graph import channels_last_wins, log, rewritten, same, split_graph
+from .graph import channels_last_wins, rewritten, same, split_graph
 
 CHECKED = 8  # images on which a rewritten model is compared with the plain one
+log = logging.getLogger("evoprune")
 
 
-class Prepared:
+class PreparedModel:
     """A private copy of a model on the split's device; `logits(i)` of batch i under the weights as they are now.
 
     `masked` names the parameters that masks will change. The values that no mask changes are kept up to `cache_mb`. Without
@@ -101,7 +103,7 @@ def fastest_batch_size(model: nn.Module, split: Split, usual: int, masked: Colle
     """Time half, once and twice the usual batch size on the dense model, three times each; return the fastest."""
     best: dict[int, float] = {}
     sizes = [size for size in (usual // 2, usual, 2 * usual) if 0 < size <= len(split)] or [usual]
-    prepared = {size: Prepared(model, split, size, masked) for size in sizes}
+    prepared = {size: PreparedModel(model, split, size, masked) for size in sizes}
     with torch.inference_mode():
         for size in sizes * 4:  # the first round warms up
             batches = min(len(prepared[size].batches), max(1, 512 // size))

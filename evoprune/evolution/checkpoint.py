@@ -26,14 +26,14 @@ from .generations import State
 
 MAGIC, OLDER = b"evoprune checkpoint 3\n", re.compile(rb"evoprune checkpoint \d\n")
 KEPT = 2  # generations
-Pool = dict[int, tuple[int, npt.NDArray[Any]]]  # by id: place, array
+Carried = dict[int, tuple[int, npt.NDArray[Any]]]  # by id: place, array
 log = logging.getLogger("evoprune")
 
 
 def save(folder: Path, state: State, run: str) -> Path:
     """Write `folder`/GENERATION.npz; keep the newest two. `run` says what the state belongs to: see `fingerprint`."""
     buffer = io.BytesIO()
-    pool: Pool = {}
+    pool: Carried = {}
     groups = {**arrays("population", state.population, pool), **arrays("archive", state.archive, pool)}
     carried = [array for _, array in pool.values()]
     text = {"run": run, "generation": state.generation, "log": state.log,
@@ -84,7 +84,7 @@ def load(folder: Path, layout: Layout, run: str) -> State | None:
     return None
 
 
-def arrays(name: str, group: Sequence[Individual], pool: Pool) -> dict[str, npt.NDArray[Any]]:
+def arrays(name: str, group: Sequence[Individual], pool: Carried) -> dict[str, npt.NDArray[Any]]:
     """Return individuals as arrays: all bits (individuals, bytes), objectives (individuals, 2), the rest as JSON.
 
     Saliency and values go to `pool`, each array once.

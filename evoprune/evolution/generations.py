@@ -42,8 +42,6 @@ def begin(offspring: Sequence[Any], toolbox: base.Toolbox, config: Config, measu
     """Return generation 0: what is `measured` already, then `offspring`, which are measured now; the unpruned model first."""
     seen: dict[bytes, Values] = {}
     started = perf_counter()
-    for each in offspring:
-        toolbox.simplify(each)
     population = [*measured, *toolbox.measure(offspring, seen=seen)]
     archive = non_dominated(population, config.accuracy_floor, always=population[0])
     state = State(0, population, archive, seen, ())

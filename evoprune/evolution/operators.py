@@ -14,9 +14,9 @@ import numpy.typing as npt
 from ..masks.genome import Bits, Individual, get_bits, kept_genes, set_bits
 from ..masks.layout import Layout
 
-LARGEST = 0.1  # share of a layer's kept genes that one move changes at most
+LARGEST_MOVE = 0.1  # share of a layer's kept genes that one move changes at most
 Floats = npt.NDArray[np.float64]
-LARGEST_REFINED = 0.3  # the same of a move that knows what matters
+LARGEST_REFINEMENT = 0.3  # the same of a move that knows what matters
 Move = Callable[[Bits, int, np.random.Generator], None]
 
 
@@ -51,17 +51,17 @@ def swap(bits: Bits, genes: int, rng: np.random.Generator) -> None:
     toggle(bits, back)
 
 
-def prune(bits: Bits, genes: int, rng: np.random.Generator) -> None:
+def prune_genes(bits: Bits, genes: int, rng: np.random.Generator) -> None:
     """Prune some kept genes."""
     toggle(bits, pick(bits, genes, True, size(kept_genes(bits), rng), rng))
 
 
-def grow(bits: Bits, genes: int, rng: np.random.Generator) -> None:
+def grow_genes(bits: Bits, genes: int, rng: np.random.Generator) -> None:
     """Keep some pruned genes."""
     toggle(bits, pick(bits, genes, False, size(kept_genes(bits), rng), rng))
 
 
-MOVES: tuple[Move, ...] = (flip, swap, prune, grow)
+MOVES: tuple[Move, ...] = (flip, swap, prune_genes, grow_genes)
 
 
 def refine(individual: Individual, rng: np.random.Generator, layout: Layout, growth: Sequence[Floats]) -> tuple[Individual]:
@@ -74,7 +74,7 @@ def refine(individual: Individual, rng: np.random.Generator, layout: Layout, gro
     genes = [get_bits(individual, i, layout) for i in range(len(layout))]
     kept = np.concatenate([genes[i] for i in chosen])
     move, noise = rng.choice(3, p=(0.45, 0.3, 0.25)), rng.uniform(0, 0.5)  # prune, grow, swap
-    count = size(int(kept.sum()), rng, LARGEST_REFINED)
+    count = size(int(kept.sum()), rng, LARGEST_REFINEMENT)
     flips = np.zeros(len(kept), bool)
     if move != 1:
         now = np.zeros(len(kept))
@@ -124,7 +124,7 @@ def mate(a: Individual, b: Individual, rng: np.random.Generator, p: float = 0.5,
     return a, b
 
 
-def size(kept: int, rng: np.random.Generator, largest: float = LARGEST) -> int:
+def size(kept: int, rng: np.random.Generator, largest: float = LARGEST_MOVE) -> int:
     """Draw how many genes a move changes: log-uniform from 1 to a share of those kept."""
     return int(np.exp(rng.uniform(0, np.log(max(2, largest * kept)))))
 

@@ -21,8 +21,8 @@ from ..masks.saliency import NEEDS_DATA, SALIENCIES, keep_top
 
 Masks = list[npt.NDArray[np.bool_]]
 Rule = Callable[[float, np.random.Generator], Masks]
-DENSEST, SPARSEST = 0.8, 0.004  # of the grid; hvlog looks at 0.5 to 0.005
-SHOTS = 160  # steps of the multi-shot path from dense to `SPARSEST`
+DENSEST_START, SPARSEST_START = 0.8, 0.004  # of the grid; hvlog looks at 0.5 to 0.005
+SHOTS = 160  # steps of the multi-shot path from dense to `SPARSEST_START`
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Known:
     layout: Layout
     weights: Callable[[], list[Tensor]]  # dense, shaped like the layers
     squares: Callable[[], list[Tensor]]  # mean squared gradients
-    settled: Callable[[Individual], list[Tensor]]  # values after dead paths are dropped, in place, and the rest repaired
-    worth: Callable[[Sequence[Tensor]], list[Tensor]]  # saliency of the values settled last
+    repaired: Callable[[Individual], list[Tensor]]  # values after dead paths are dropped, in place, and the rest repaired
+    worth: Callable[[Sequence[Tensor]], list[Tensor]]  # saliency of the values repaired last
     channels: Callable[[], Sequence[Channels]] = list  # how layers are connected, which is no knowledge of weights
 
 
@@ -41,7 +41,7 @@ def first_population(known: Known, start: str, size: int, rng: np.random.Generat
     """Return `size` individuals: the unpruned model, and the rules of `start` in turn over the density grid."""
     rules = [(name, STARTS[name](known)) for name in rule_names(start)]
     population = [dense_individual(known.layout)]
-    for i, density in enumerate(np.geomspace(DENSEST, SPARSEST, size - 1)):
+    for i, density in enumerate(np.geomspace(DENSEST_START, SPARSEST_START, size - 1)):
         name, rule = rules[i % len(rules)]
         population.append(from_masks(rule(density, rng), f"{name}@{1 - density:.4g}"))
     return population
@@ -66,7 +66,7 @@ def erk_densities(layout: Layout, density: float) -> list[float]:
 def random(known: Known) -> Rule:
     """Keep weights at random with ERK layer densities: looks at shapes, never at a weight."""
     def mask(density: float, rng: np.random.Generator) -> Masks:
-        return [(rng.permutation(layer.genes) < keep(d, layer.genes)).reshape(layer.gene_shape)
+        return [(rng.permutation(layer.genes) < count_kept(d, layer.genes)).reshape(layer.gene_shape)
                 for layer, d in zip(known.layout, erk_densities(known.layout, density))]
 
     return mask
@@ -84,7 +84,7 @@ def narrow(known: Known) -> Rule:
     def mask(density: float, rng: np.random.Generator) -> Masks:
         lives = [[np.ones(size, bool) for size in layer.shape] for layer in layout]
         for each in channels:
-            here = rng.permutation(each.count) < keep(density ** rng.uniform(0, 0.5), each.count)
+            here = rng.permutation(each.count) < count_kept(density ** rng.uniform(0, 0.5), each.count)
             for i in each.makers:
                 lives[i][0] &= here
             for i in each.readers:
@@ -93,7 +93,7 @@ def narrow(known: Known) -> Rule:
         left = Layout(layers, sum(layer.weights for layer in layers))
         masks = [np.zeros(layer.shape, bool) for layer in layout]
         for m, layer, dims, d in zip(masks, left, lives, erk_densities(left, min(1.0, density * layout.weights / left.weights))):
-            m[np.ix_(*dims)] = (rng.permutation(layer.weights) < keep(d, layer.weights)).reshape(layer.shape)
+            m[np.ix_(*dims)] = (rng.permutation(layer.weights) < count_kept(d, layer.weights)).reshape(layer.shape)
         return masks
 
     return mask
@@ -104,7 +104,7 @@ def erk(known: Known) -> Rule:
     scores = SALIENCIES["magnitude"](known.weights(), None)
 
     def mask(density: float, rng: np.random.Generator) -> Masks:
-        return [keep_top([score], keep(d, layer.genes))[0].numpy()
+        return [keep_top([score], count_kept(d, layer.genes))[0].numpy()
                 for score, layer, d in zip(scores, known.layout, erk_densities(known.layout, density))]
 
     return mask
@@ -116,7 +116,7 @@ def by_saliency(name: str) -> Callable[[Known], Rule]:
         scores = SALIENCIES[name](known.weights(), known.squares() if NEEDS[name] == "data" else None)
 
         def mask(density: float, rng: np.random.Generator) -> Masks:
-            return [kept.numpy() for kept in keep_top(scores, keep(density, known.layout.weights))]
+            return [kept.numpy() for kept in keep_top(scores, count_kept(density, known.layout.weights))]
 
         return mask
 
@@ -131,12 +131,12 @@ def multishot(known: Known, saliency: str = SURGEON, densities: Sequence[float] 
     """
     layout, path = known.layout, []
     squares = known.squares() if saliency in NEEDS_DATA else None
-    values = known.settled(dense_individual(layout)) if saliency == SURGEON else known.weights()
-    for density in sorted({*np.geomspace(1, SPARSEST, SHOTS + 1)[1:], *densities}, reverse=True):
+    values = known.repaired(dense_individual(layout)) if saliency == SURGEON else known.weights()
+    for density in sorted({*np.geomspace(1, SPARSEST_START, SHOTS + 1)[1:], *densities}, reverse=True):
         scores = known.worth(values) if saliency == SURGEON else SALIENCIES[saliency](values, squares)
-        kept = [mask & (value != 0) for mask, value in zip(keep_top(scores, keep(density, layout.weights)), values)]
+        kept = [mask & (value != 0) for mask, value in zip(keep_top(scores, count_kept(density, layout.weights)), values)]
         individual = from_masks((mask.numpy() for mask in kept), "multishot")
-        values = known.settled(individual)
+        values = known.repaired(individual)
         path.append((np.log(density), [(value != 0).numpy() for value in values]))
 
     def mask(density: float, rng: np.random.Generator) -> Masks:
@@ -160,7 +160,7 @@ def at_targets(known: Known, method: str, targets: Sequence[int], seed: int) -> 
     return found
 
 
-def keep(density: float, genes: int) -> int:
+def count_kept(density: float, genes: int) -> int:
     """Return how many of `genes` to keep: at least one, so that no layer is cut through."""
     return max(1, round(density * genes))
 

@@ -1,10 +1,11 @@
 """DEAP's toolbox with evoprune's operators: where a user, or a script, plugs in others.
 
-Both kinds of search have `evaluate`, `map`, `select`, `mate`, `mutate`, `clone`, `survive` and `simplify`, and three that make
-them one loop: `breed(state, rng)` returns what is to be measured next, `measure(offspring, seen)` the individuals it becomes,
-`epochs(state)` what has been trained. With --total-epochs, offspring are jobs, and there are `aim(state, targets, children,
-layout)`, the targets of a generation's children, and `jobs(masks, budget)`, those of a rule to compare with. The run adds what
-only it knows: `first()`, what generation 0 is made of, an engine's `map` unless another was registered, and how long jobs train.
+Both kinds of search have `evaluate`, `map`, `select`, `mate`, `mutate`, `clone` and `survive`, and three that make them one
+loop: `breed(state, rng)` returns what is to be measured next, `measure(offspring, seen)` the individuals it becomes,
+`epochs(state)` what has been trained. Masks have `simplify`, which drops their dead paths before they are measured. With
+--total-epochs, offspring are jobs, and there are `aim(state, targets, children, layout)`, the targets of a generation's
+children, and `jobs(masks, budget)`, those of a rule to compare with. The run adds what only it knows: `first()`, what
+generation 0 is made of, an engine's `map` unless another was registered, and how long jobs train, `steps(job)`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ..masks.saliency import SALIENCIES, logarithm
 from .generations import breed, measure, no_epochs
 from .operators import mate, mutate, refine
 from .selection import nsga2, tournament
-from .tuned import Job, breed_jobs, measure_jobs, mutate_strategy, rule_jobs, unite, weakest
+from .tuned import Job, breed_jobs, measure_jobs, mutate_strategy, rule_jobs, unite, weakest_targets
 
 
 class Evaluate(Protocol):
@@ -72,22 +73,17 @@ def register_masks(toolbox: base.Toolbox, evaluate: Evaluate, layout: Layout, co
     else:
         toolbox.register("mate", mate)
         toolbox.register("mutate", mutate, layout=layout)
-    toolbox.register("simplify", evaluate.simplify)  # before an individual is measured
+    toolbox.register("simplify", evaluate.simplify)
     toolbox.register("breed", breed, toolbox=toolbox, size=config.population)
     toolbox.register("measure", measure, toolbox=toolbox)
     toolbox.register("epochs", no_epochs)
 
 
 def register_jobs(toolbox: base.Toolbox, layout: Layout, config: Config) -> None:
-    """Register what only a tuned run has; the run itself adds `steps(job)` and `epochs(state)`, which its data decide."""
+    """Register what only a tuned run has, but for `steps(job)` and `epochs(state)`, which its data decide."""
     toolbox.register("mate", unite)  # training decides which weights a child loses, its strategy how it trains
     toolbox.register("mutate", mutate_strategy)
-    toolbox.register("simplify", leave)
-    toolbox.register("aim", weakest)
+    toolbox.register("aim", weakest_targets)
     toolbox.register("breed", breed_jobs, toolbox=toolbox, config=config, layout=layout)
     toolbox.register("measure", measure_jobs, toolbox=toolbox)
     toolbox.register("jobs", rule_jobs, config=config, layout=layout)
-
-
-def leave(job: Job) -> None:
-    """Leave a job as it is: dead paths are dropped after its training."""

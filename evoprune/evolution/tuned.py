@@ -19,20 +19,20 @@ from ..config import Config, read_method, target_sparsities
 from ..errors import EvopruneError
 from ..masks.genome import Individual, Strategy, dense_individual, pruned_weights
 from ..masks.layout import Layout
-from ..values.inherited import spread
+from ..values.inherited import fit_values
 from ..values.training import steps_an_epoch
 from .generations import State
 from .selection import Values
 
 # of a strategy: learning rate (times the usual one), growth (times the target's weights), and `Shrink`'s until, pace and mix
-DENSEST = np.array([0.5, 4.0, 0.6, 4.0, 0.75])  # that of the first child of the first target,
-SPARSEST = np.array([1.0, 8.0, 0.6, 4.0, 0.75])  # and of the last
+FIRST_STRATEGY = np.array([0.5, 4.0, 0.6, 4.0, 0.75])  # that of the first child of the first target,
+LAST_STRATEGY = np.array([1.0, 8.0, 0.6, 4.0, 0.75])  # and of the last
 LOW, HIGH = np.array([0.2, 1.5, 0.4, 1.0, 0.25]), np.array([2.0, 16.0, 0.85, 8.0, 1.0])
 SPREAD = np.array([0.15, 0.2, 0.08, 0.2, 0.1])  # of the logarithm of the factor by which each mutates
 FIRST_SHARE = 0.4  # of the budget, for the first children, one a target, of the dense model
 SHORT = 5  # epochs a target, below which a rule's learning rate is the usual one, and from which on half of it
 GOLDEN = 0.5 * (5**0.5 - 1)
-OWN = 0.9  # probability that a parent stands at the target itself, once something does
+OWN_NICHE = 0.9  # probability that a parent stands at the target itself, once something does
 
 
 def unite(a: Individual, b: Individual, rng: np.random.Generator, p: float = 0.3) -> tuple[Individual, Individual]:
@@ -171,7 +171,7 @@ def measure_jobs(jobs: Sequence[Job], seen: dict[bytes, Values], toolbox: base.T
     return born
 
 
-def weakest(state: State, targets: Sequence[int], children: int, layout: Layout) -> list[int]:
+def weakest_targets(state: State, targets: Sequence[int], children: int, layout: Layout) -> list[int]:
     """Return the targets of a generation's children: the weaker the front is at a target, against the dense model, the
     more. Stochastic universal sampling (Baker, 1987), its start turned by the golden ratio from generation to generation,
     so that few children too are spread as they should be."""
@@ -199,14 +199,14 @@ def child_for(aim: int, targets: Sequence[int], state: State, toolbox: base.Tool
         niches.setdefault(sum(kept <= target for target in targets) - 1, []).append(individual)
     own = niches.get(aim, [])
     denser = niches[max(niche for niche in niches if niche < aim)] if min(niches) < aim else own
-    near = own if own and rng.random() < OWN else denser or own
+    near = own if own and rng.random() < OWN_NICHE else denser or own
     if not near:  # only sparser ones are left
         near = list(state.population)
     parent, mate = toolbox.select(near, 2, rng=rng)
     child = toolbox.clone(parent)
-    usual = DENSEST * (SPARSEST / DENSEST) ** (aim / max(1, len(targets) - 1))
+    usual = FIRST_STRATEGY * (LAST_STRATEGY / FIRST_STRATEGY) ** (aim / max(1, len(targets) - 1))
     toolbox.mate(child, mate, rng=rng)
-    spread(child, parent, layout)
+    fit_values(child, parent, layout)
     strategy, = toolbox.mutate(usual if child.strategy is None else child.strategy, rng=rng)
     rate, growth, until, pace, mix = strategy.tolist()
     child.origin, child.generation = "tune", state.generation + 1

@@ -33,7 +33,7 @@ def find_layers(model: nn.Module, layer: str | None = None, skip: str | None = N
             raise EvopruneError(f"model: {name} has no values yet, expected a model that has been run or loaded once")
         if not bool(torch.isfinite(parameter).all()):
             raise EvopruneError(f"weights: {name} holds NaN or infinity, expected finite numbers")
-    chosen = choose(prunable, layer, skip)
+    chosen = chosen_layers(prunable, layer, skip)
     layers = tuple(Layer(name, tuple(prunable[name].shape)) for name in chosen)
     return Layout(layers, sum(p.numel() for p in prunable.values()))
 
@@ -54,7 +54,7 @@ def prunable_parameters(model: nn.Module, include: str | None) -> dict[str, nn.P
             and (is_lazy(p) or p.numel())}
 
 
-def choose(prunable: dict[str, nn.Parameter], layer: str | None, skip: str | None) -> list[str]:
+def chosen_layers(prunable: dict[str, nn.Parameter], layer: str | None, skip: str | None) -> list[str]:
     """Return the names of the layers to search."""
     chosen = list(prunable)
     if layer is not None:

@@ -19,7 +19,7 @@ from ..masks.layout import Layout
 if TYPE_CHECKING:
     from torch import Tensor
 
-SPARSEST = 0.002  # density; points beyond it are hardly better than chance and are not worth a place each
+LEAST_DENSITY = 0.002  # density; points beyond it are hardly better than chance and are not worth a place each
 LAYER_COLUMNS = ("id", "layer", "weights", "kept", "sparsity")
 
 
@@ -115,14 +115,14 @@ def table_csv(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
 
 
 def thin(points: Sequence[Any], count: int) -> list[Any]:
-    """Return at most `count` of points with a `.sparsity`, spread evenly in log density down to `SPARSEST`.
+    """Return at most `count` of points with a `.sparsity`, spread evenly in log density down to `LEAST_DENSITY`.
 
     Takes the nearest to each place of an even grid, then, where several places share one, whichever point is farthest
     from all taken; of equally dense ones the first.
     """
     if len(points) <= count:
         return list(points)
-    place = np.log(np.maximum([1 - p.sparsity for p in points], SPARSEST))
+    place = np.log(np.maximum([1 - p.sparsity for p in points], LEAST_DENSITY))
     grid = np.linspace(place.max(), place.min(), count)
     chosen = sorted({int(np.abs(place - target).argmin()) for target in grid})
     while len(chosen) < count:

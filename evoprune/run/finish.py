@@ -18,7 +18,7 @@ from ..inputs.splits import Split
 from ..results.folder import Folder, write_run
 from ..results.points import Pruned, numbered, pruned, thin
 from ..values.inherited import with_values
-from .jobs import Repair, Train
+from .jobs import RepairPoint, TrainPoint
 from .layerwise import Rows
 from .progress import SAY_EVERY, Pace
 from .run import Run
@@ -107,7 +107,7 @@ def measure_plainly(run: Run, points: list[Pruned], engine: Local | Engine) -> N
         if pace.due(SAY_EVERY):
             log.info("measured %d of %d points", pace.done, len(points))
 
-    engine.map(Repair(run.identity), [point.individual for point in points], arrived)
+    engine.map(RepairPoint(run.identity), [point.individual for point in points], arrived)
 
 
 def measure_on_test(run: Run, points: list[Pruned]) -> None:
@@ -153,7 +153,7 @@ def train_points(run: Run, points: list[Pruned], folder: Folder, engine: Local |
     for point in points:
         if point.state is not None:
             measure(run, point, names[id(point)])
-    engine.map(Train(run.identity), [(point.individual, names[id(point)]) for point in missing], arrived)
+    engine.map(TrainPoint(run.identity), [(point.individual, names[id(point)]) for point in missing], arrived)
     return [point for point in points if point.state is not None]
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..engines.engine import Engine, Local
-from ..engines.worker import nothing
+from ..engines.worker import ignore
 from ..evaluation.accuracy import correct
 from ..evaluation.evaluator import Evaluator
 from ..evolution.tuned import Job
@@ -28,7 +28,7 @@ from ..results.folder import Folder
 from ..values.inherited import packed, unpacked, values_of, with_values
 from ..values.training import Shrink, grown, hold_zeros, recipe_for, steps_an_epoch, tune
 from .progress import training_progress
-from .rebuild import here
+from .rebuild import registered_run
 from .run import Run, make_evaluator
 
 GROW_STEPS = 16  # of a job, whose images say by their gradients which weights grow; they count as steps
@@ -57,7 +57,7 @@ class OneLayer:
 
 
 @dataclass(frozen=True)
-class Measure:
+class RunEvaluator:
     """(accuracy, sparsity) of an individual, in whichever process this is called; stands for an `Evaluator`."""
 
     identity: str
@@ -66,7 +66,7 @@ class Measure:
     def __call__(self, individual: Individual) -> Measurement:
         return self.many([individual])[0]
 
-    def many(self, individuals: Iterable[Individual], progress: Callable[[int, int], None] = nothing) -> list[Measurement]:
+    def many(self, individuals: Iterable[Individual], progress: Callable[[int, int], None] = ignore) -> list[Measurement]:
         """Return the objectives of each, in order."""
         return self.evaluator.many(individuals, progress)
 
@@ -82,33 +82,33 @@ class Measure:
     @property
     def evaluator(self) -> Evaluator:
         """What measures in this process."""
-        run = here(self.identity)
+        run = registered_run(self.identity)
         return self.layer.evaluator(run) if self.layer else run.evaluator
 
 
 @dataclass(frozen=True)
-class Repair:
+class RepairPoint:
     """An individual repaired with more images than the search takes: right answers on the search split; on the test split, for
     the report alone (None where there is none, or where training follows); the state dict as the bytes of a safetensors file."""
 
     identity: str
 
     def __call__(self, individual: Individual) -> tuple[int, int | None, bytes]:
-        run = here(self.identity)
+        run = registered_run(self.identity)
         right, model = int(run.last.correct(individual)), run.last.prepared.model
         test = None if run.config.finetune_epochs else run.data.test
         return right, None if test is None else int(correct(model, test, run.batch_size)), to_safetensors(model.state_dict())
 
 
 @dataclass(frozen=True)
-class Train:
+class TrainPoint:
     """The state dict of an individual trained from the dense values, its zeros held, as the bytes of a safetensors file."""
 
     identity: str
 
     def __call__(self, job: tuple[Individual, str]) -> bytes:
         individual, what = job
-        run = here(self.identity)
+        run = registered_run(self.identity)
         config, key = run.config, individual.key().hex()
         assert run.data.train is not None
         net = copy.deepcopy(run.model).to(config.device)
@@ -120,13 +120,13 @@ class Train:
 
 
 @dataclass(frozen=True)
-class Tune:
+class TrainChild:
     """What a tuned run's `Job` becomes: its values grow, train and are pruned, and are measured on the search split."""
 
     identity: str
 
     def __call__(self, job: Job) -> Result:
-        run = here(self.identity)
+        run = registered_run(self.identity)
         train = run.data.train
         assert train is not None
         net = with_values(run.model, run.layout, job.individual).to(train.labels.device)
@@ -151,7 +151,7 @@ class Tune:
 
 
 def map_kept(function: Callable[[Job], Result], jobs: Sequence[Job], engine: Local | Engine, folder: Folder, run: Run,
-             progress: Callable[[int, int], None] = nothing) -> list[Result | None]:  # 6 arguments: three are registered
+             progress: Callable[[int, int], None] = ignore) -> list[Result | None]:  # 6 arguments: three are registered
     """Return what jobs become, in order; each is kept as soon as it has ended, so that a resumed run need not repeat it.
 
     Raises:

@@ -31,7 +31,7 @@ from ..masks.tensors import named_masks
 from ..results.folder import STAGE_VALUES, Folder
 from ..results.points import Pruned, knee, pruned
 from ..values.training import hold_zeros, recipe_for, tune
-from .jobs import Measure, OneLayer
+from .jobs import OneLayer, RunEvaluator
 from .progress import training_progress
 from .run import Run, make_evaluator
 from .search import search
@@ -96,7 +96,7 @@ class Layerwise:
         net = copy.deepcopy(run.model)
         net.load_state_dict(before.state)
         found = self.search_layer(before, net, i, identity, name)
-        chosen = choose(found, Layout((run.layout[i],), 1), run.config, cap)
+        chosen = choose_mask(found, Layout((run.layout[i],), 1), run.config, cap)
         alive = np.packbits((net.get_parameter(run.layout[i].name) != 0).reshape(-1).numpy())  # zeros of earlier rounds
         individual = before.individual.clone()
         individual[i] = chosen[0] & alive
@@ -120,7 +120,7 @@ class Layerwise:
         if config.engine != "local":
             values = checkpoint.resolve() / STAGE_VALUES
             write_atomic(values, to_safetensors(before.state))
-            measure = Measure(run.identity, OneLayer(identity, str(values), i, others))
+            measure = RunEvaluator(run.identity, OneLayer(identity, str(values), i, others))
         alone = replace(run, model=net, layout=layout, evaluator=evaluator, identity=identity)
         states = search(alone, self.toolbox(measure or evaluator, layout, config), checkpoint, self.engine.map)
         return deque(states, maxlen=1).pop()
@@ -142,7 +142,7 @@ def train_stage(run: Run, net: nn.Module, individual: Individual, number: int, s
     return Stage(values, individual, before, after, state.evaluations, state.log)
 
 
-def choose(state: State, layout: Layout, config: Config, cap: float) -> Individual:
+def choose_mask(state: State, layout: Layout, config: Config, cap: float) -> Individual:
     """Return the mask that the rule chooses among a layer's points no sparser than `cap`; the unpruned one if there is none.
 
     That is the knee (`points.knee`) or, with the floor rule, the sparsest, since every point reaches the floor.

@@ -26,7 +26,7 @@ RUNS: dict[str, Run] = {}  # of this process, by identity
 
 
 @dataclass(frozen=True)
-class Start:
+class RunBuilder:
     """Builds a run in a worker process, once."""
 
     folder: str
@@ -56,13 +56,13 @@ def registered(run: Run) -> Iterator[None]:
         del RUNS[run.identity]
 
 
-def start_of(run: Run, folder: Folder, named_model: bool, named_data: bool) -> Start:
+def builder_of(run: Run, folder: Folder, named_model: bool, named_data: bool) -> RunBuilder:
     """Return what workers build the run from."""
-    return Start(str(folder.path.resolve()), os.getcwd(), run.identity, None if named_model else run.model,
-                 None if named_data else run.data.to(torch.device("cpu")))
+    return RunBuilder(str(folder.path.resolve()), os.getcwd(), run.identity, None if named_model else run.model,
+                      None if named_data else run.data.to(torch.device("cpu")))
 
 
-def rebuild(start: Start) -> Run:
+def rebuild(start: RunBuilder) -> Run:
     """Return the run as its folder describes it, on this process's device."""
     path = Path(start.folder)
     record = read_record(path / CONFIG)
@@ -85,7 +85,7 @@ def rebuild(start: Start) -> Run:
     return Run(config, net, splits, layout, record.batch_size, evaluator, record.measured.accuracy, identity, float("inf"))
 
 
-def here(identity: str) -> Run:
+def registered_run(identity: str) -> Run:
     """Return the run as this process has it, with its number of threads, which torch counts for each calling thread."""
     run = RUNS[identity]
     if torch.get_num_threads() != run.config.threads:

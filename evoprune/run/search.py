@@ -87,17 +87,21 @@ def generations_in_time(run: Run, state: State, toolbox: base.Toolbox, checkpoin
 
 def plan_masks(run: Run, toolbox: base.Toolbox) -> int:
     """Register the first masks; return how many masks are planned."""
-    toolbox.register("first", first_masks, run)
+    toolbox.register("first", first_masks, run, toolbox)
     return run.config.population * (run.config.generations + 1)
 
 
-def first_masks(run: Run) -> tuple[list[Individual], list[Individual]]:
+def first_masks(run: Run, toolbox: base.Toolbox) -> tuple[list[Individual], list[Individual]]:
     """Return what is measured already, nothing, and the first masks: those of --start or of the rule of --method."""
     config = run.config
     if read_method(config.method).kind != "evolve":
-        return [], [dense_individual(run.layout), *rule_masks(run)]
-    log.info("making the first %d masks: %s", config.population, config.start)
-    return [], first_population(known(run), config.start, config.population, np.random.default_rng((config.seed, 0)))
+        population = [dense_individual(run.layout), *rule_masks(run)]
+    else:
+        log.info("making the first %d masks: %s", config.population, config.start)
+        population = first_population(known(run), config.start, config.population, np.random.default_rng((config.seed, 0)))
+    for individual in population:
+        toolbox.simplify(individual)
+    return [], population
 
 
 def plan_jobs(run: Run, toolbox: base.Toolbox) -> float:
@@ -140,7 +144,7 @@ def known(run: Run) -> Known:
         assert config.knowledge == "data" and run.data.train is not None
         return [s.float().cpu() for s in gradient_squares(run.model, names, run.data.train, FISHER_BATCH, FISHER_IMAGES)]
 
-    def settled(individual: Individual) -> list[Tensor]:
+    def repaired(individual: Individual) -> list[Tensor]:
         run.evaluator.simplify(individual)
         if config.worth != SURGEON:
             return [w * mask for w, mask in zip(weights(), masks(individual, run.layout))]
@@ -156,4 +160,4 @@ def known(run: Run) -> Known:
     def repairing() -> Evaluator:
         return run.plain_evaluator(PATH_IMAGES)
 
-    return Known(run.layout, weights, squares, settled, worth, lambda: run.evaluator.channels)
+    return Known(run.layout, weights, squares, repaired, worth, lambda: run.evaluator.channels)

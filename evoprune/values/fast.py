@@ -78,7 +78,8 @@ def fast_training(model: nn.Module) -> Iterator[None]:
 
 
 class deterministic:
-    """Make cuDNN choose deterministic kernels for a while."""
+    """Make cuDNN choose deterministic kernels for a while; torch.backends.cudnn.flags would also set what the user may have set,
+    such as allow_tf32."""
 
     def __enter__(self) -> None:
         self.before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark

@@ -39,7 +39,7 @@ def with_values(model: nn.Module, layout: Layout, individual: Individual) -> nn.
     return net
 
 
-def spread(child: Individual, parent: Individual, layout: Layout) -> None:
+def fit_values(child: Individual, parent: Individual, layout: Layout) -> None:
     """Make room in the values that a child inherits for weights that its parent does not keep: they start at zero."""
     for i, layer in enumerate(layout):
         if layer.name in child.values:

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 DAMPING = 0.01  # of the mean variance of a layer's inputs
 STEPS = 32  # of conjugate gradients, where they are cheaper than a system a row, whose operations take `SLOWER` as long
 SLOWER = 8
-EVEN = 0.05  # share of an error's weight that is the same for all images and places (tanh wants less, ReLU 0.1: results/LOG.md)
+EVEN_SHARE = 0.05  # of an error's weight, the same for all images and places (tanh wants less, ReLU 0.1: results/LOG.md)
 ROWS = 12_288  # of activations that a convolution's moments are taken over at least, drawn from all images evenly,
 POSITIONS = 16  # and positions of an image
-LARGEST = {"cpu": 1 << 20, "cuda": 1 << 26}  # values of one product where errors are weighed; a core's cache, or few kernels
+LARGEST_PRODUCT = {"cpu": 1 << 20, "cuda": 1 << 26}  # values, where errors are weighed; a core's cache, or few kernels
 FIT_STEPS = 15  # of L-BFGS, on the weights of the last layer
 FIT_DAMPING = 2  # over the number of images, times the squared distance to what least squares gives
 
@@ -82,7 +82,7 @@ def solve_weighed(inputs: Tensor, targets: Tensor, shares: Tensor, dense: Tensor
     damping = (DAMPING * variance).clamp_min(max(least, 1e-10))
     wanted = (wanted - mean * target_mean[:, None] + damping * dense) * mask
     weights, inverse = torch.zeros_like(dense), torch.ones_like(dense)
-    for rows, at, there in grouped(mask, LARGEST[inputs.device.type], len(inputs)):
+    for rows, at, there in grouped(mask, LARGEST_PRODUCT[inputs.device.type], len(inputs)):
         x, m = columns[at], mean[rows[:, None], at]  # (r, size, rows), (r, size)
         systems = (x * shares.T[rows][:, None]) @ x.transpose(1, 2) - m[:, :, None] * m[:, None, :]
         systems.diagonal(dim1=1, dim2=2).add_(damping[rows])
@@ -92,10 +92,10 @@ def solve_weighed(inputs: Tensor, targets: Tensor, shares: Tensor, dense: Tensor
 
 def shares_of(squares: Tensor) -> Tensor:
     """Return the share of each error in the weight of all of its output, from the squared gradients by it, both (rows, out):
-    their root over its mean, and `EVEN` for all."""
+    their root over its mean, and `EVEN_SHARE` for all."""
     root = squares.nan_to_num_(posinf=0).sqrt_()
     mean = root.mean(0).clamp_min(1e-30)
-    shares = root.mul_(1 - EVEN).div_(mean).add_(EVEN)
+    shares = root.mul_(1 - EVEN_SHARE).div_(mean).add_(EVEN_SHARE)
     return shares.div_(shares.sum(0))
 
 

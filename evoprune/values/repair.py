@@ -33,7 +33,7 @@ PATH_IMAGES = 2048  # and on the multi-shot path of the first masks
 LAST_IMAGES = 4096  # and the points of the front at the end
 BATCHES = 32  # usual batches that the calibration images may fill at most: they go through the model in one pass
 LEAST = 1e-5  # of that of the dense model's: where nothing but rounding noise comes in, weights must not follow it
-DENSEST = 8.0  # times the work of plain covariances that weighed ones may take; masks too dense for that hardly gain by them
+WEIGHING_LIMIT = 8.0  # times the work of plain covariances that weighed ones may take; masks too dense for that hardly gain
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 log = logging.getLogger("evoprune")
 
@@ -145,7 +145,7 @@ class Repairer:
     def solve(self, layer: Solved, inputs: Tensor, mask: Tensor) -> None:
         """Give one layer its new values, for what enters it now."""
         mask = mask.expand(layer.module.weight.shape).reshape(layer.dense.shape)
-        if layer.shares is not None and float(mask.sum(1).double().square().sum()) <= DENSEST * mask.shape[1] ** 2:
+        if layer.shares is not None and float(mask.sum(1).double().square().sum()) <= WEIGHING_LIMIT * mask.shape[1] ** 2:
             weights, bias, inverse = self.weighed(layer, inputs, mask)
         else:
             found = layer.moments or moments(rows_of(layer.module, inputs, layer.positions).float(), layer.targets, layer.centred)

@@ -36,19 +36,19 @@ def weigh_errors(model: nn.Module, layers: Layers, images: Tensor, classifier: S
         return [((way - way.mean(1, keepdim=True)) * logits).sum() for way in drawn]  # what all logits share is not felt
 
     weighing = [module for module, layer in layers.items() if layer is not classifier]
-    felt: dict[nn.Module, list[Tensor]] = {module: [] for module in weighing}
+    sensitivities: dict[nn.Module, list[Tensor]] = {module: [] for module in weighing}
     off = dict.fromkeys(weighing, torch.zeros(()))  # squares: where batches are no rows of what all images made together
     try:
         done = 0
         for outputs, found in gradients(model, layers, images, sums):
             here, done = slice(done, done + GRADIENT_BATCH), done + GRADIENT_BATCH
             for module in [module for module in weighing if module in outputs]:
-                layer, at = layers[module], sum(map(len, felt[module]))
+                layer, at = layers[module], sum(map(len, sensitivities[module]))
                 drawn = None if layer.positions is None else layer.positions[here]
                 rows = outputs_of(outputs[module].detach(), drawn)
                 if len(wanted := layer.targets[at:at + len(rows)]) == len(rows):
                     off[module] = off[module] + (rows - wanted).square().sum()
-                    felt[module].append(reduce(torch.add, [outputs_of(g[module], drawn).square_() for g in found]))
+                    sensitivities[module].append(reduce(torch.add, [outputs_of(g[module], drawn).square_() for g in found]))
     except torch.cuda.OutOfMemoryError:
         raise
     except (RuntimeError, IndexError, TypeError, ValueError) as error:
@@ -59,8 +59,8 @@ def weigh_errors(model: nn.Module, layers: Layers, images: Tensor, classifier: S
         return False
     for module in weighing:
         layer, spread = layers[module], (layers[module].targets - layers[module].targets.mean(0)).norm()
-        if sum(map(len, felt[module])) == len(layer.targets) and off[module].sqrt() <= 0.1 * spread:
-            layer.shares = shares_of(torch.cat(felt.pop(module)))
+        if sum(map(len, sensitivities[module])) == len(layer.targets) and off[module].sqrt() <= 0.1 * spread:
+            layer.shares = shares_of(torch.cat(sensitivities.pop(module)))
     return True
 
 

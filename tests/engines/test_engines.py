@@ -20,7 +20,7 @@ from evoprune.config import ENGINES, Config
 from evoprune.engines.engine import Engine, open_engine
 from evoprune.engines.processes import Processes
 from evoprune.engines.team import Team
-from evoprune.engines.worker import nothing, take_slot
+from evoprune.engines.worker import ignore, take_slot
 from evoprune.errors import EvopruneError
 from evoprune.evolution.toolbox import default_toolbox
 from evoprune.inputs.sources import read_digits
@@ -246,7 +246,7 @@ def test_scoop_starts_workers_of_a_hostfile_over_ssh(started, undisturbed, tmp_p
 
 def test_dask_makes_a_result_again_that_went_with_its_worker(monkeypatch):
     distributed = pytest.importorskip("distributed")
-    engine, result, killed = open_engine(Config(engine="dask", workers=1), nothing), distributed.Future.result, []
+    engine, result, killed = open_engine(Config(engine="dask", workers=1), ignore), distributed.Future.result, []
 
     def after_a_kill(future, timeout=None):
         if not killed:
@@ -325,7 +325,7 @@ def dies(x):
 
 @pytest.fixture(scope="module")
 def pair():
-    engine = open_engine(Config(engine="processes", workers=2), nothing)
+    engine = open_engine(Config(engine="processes", workers=2), ignore)
     yield engine
     engine.close()
 
@@ -344,7 +344,7 @@ def test_order_is_kept_and_an_exception_is_one_line(pair):
         pair.map(lambda x: x, [1])
 
 
-def test_ctrl_c_while_a_worker_is_hired_leaves_no_signal_blocked(pair, monkeypatch):
+def test_ctrl_c_while_a_worker_is_started_leaves_no_signal_blocked(pair, monkeypatch):
     def interrupted(how, signals):
         before = real(how, signals)
         if how == signal.SIG_BLOCK and signals:  # as the real one, where a signal has just come
@@ -354,7 +354,7 @@ def test_ctrl_c_while_a_worker_is_hired_leaves_no_signal_blocked(pair, monkeypat
     real = signal.pthread_sigmask
     monkeypatch.setattr(signal, "pthread_sigmask", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        pair.pool.hire()
+        pair.pool.start_worker()
     assert signal.SIGINT not in real(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
@@ -363,7 +363,7 @@ def total(payload):
 
 
 def test_a_stopped_worker_that_takes_no_job_is_replaced():
-    engine = open_engine(Config(engine="processes", workers=2, job_timeout=3.0), nothing)
+    engine = open_engine(Config(engine="processes", workers=2, job_timeout=3.0), ignore)
     try:
         while not all(worker.ready for worker in engine.pool.workers):
             engine.map(total, [np.ones(5)])
@@ -374,7 +374,7 @@ def test_a_stopped_worker_that_takes_no_job_is_replaced():
 
 
 def test_a_worker_stopped_while_it_starts_is_replaced():
-    engine = open_engine(Config(engine="processes", workers=1), nothing)
+    engine = open_engine(Config(engine="processes", workers=1), ignore)
     team = Team([[sys.executable, "-c", "import time; time.sleep(600)"]])
     try:
         for pid in (engine.pool.workers[0].process.pid, before := team.processes[0].pid):

@@ -10,7 +10,7 @@ from torch import nn
 import evoprune
 from evoprune.evaluation.evaluator import Evaluator
 from evoprune.evaluation.graph import Average2x2, TanhInPlace, channels_last_wins, rewritten
-from evoprune.evaluation.prepared import Prepared, fastest_batch_size
+from evoprune.evaluation.prepared import PreparedModel, fastest_batch_size
 from evoprune.evolution.starts import first_population
 from evoprune.inputs.models import LeNet5, logits_of, resnet18
 from evoprune.masks.genome import get_bits
@@ -232,7 +232,7 @@ def test_the_batch_size_is_recorded(lenet, digits, tmp_path):
 
 def test_a_prepared_model_is_a_private_copy(resnet, digits):
     before = copy.deepcopy(resnet.state_dict())
-    prepared = Prepared(resnet, digits.search, 64, ["conv1.weight"], "bf16", 10)
+    prepared = PreparedModel(resnet, digits.search, 64, ["conv1.weight"], "bf16", 10)
     for parameter in prepared.model.parameters():
         parameter.data.zero_()
     assert all(torch.equal(v, before[k]) for k, v in resnet.state_dict().items())

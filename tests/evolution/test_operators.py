@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from evoprune.evolution.operators import MOVES, flip, grow, mate, mutate, pick, prune, refine, swap, toggle
+from evoprune.evolution.operators import MOVES, flip, grow_genes, mate, mutate, pick, prune_genes, refine, swap, toggle
 from evoprune.masks.genome import from_masks, get_bits, kept_genes
 from evoprune.masks.layout import Layer, Layout
 
@@ -63,8 +63,8 @@ def test_moves_change_what_they_say(layer, rng):
             changed[move] = (old & ~new).sum(), (new & ~old).sum()
             assert after[layer][-1] & (0xFF >> ((genes - 1) % 8 + 1)) == 0  # padding
         assert changed[swap][0] == changed[swap][1] > 0
-        assert changed[prune][0] > 0 == changed[prune][1]
-        assert changed[grow][1] > 0 == changed[grow][0]
+        assert changed[prune_genes][0] > 0 == changed[prune_genes][1]
+        assert changed[grow_genes][1] > 0 == changed[grow_genes][0]
         assert changed[flip][0] > 0 and changed[flip][1] > 0
         assert max(max(c) for c in changed.values()) <= max(2, 0.1 * kept)
 

@@ -14,8 +14,8 @@ from evoprune.config import Config, target_sparsities
 from evoprune.evolution.generations import State
 from evoprune.evolution.toolbox import default_toolbox
 from evoprune.evolution.tuned import (
-    DENSEST,
     FIRST_SHARE,
+    FIRST_STRATEGY,
     HIGH,
     LOW,
     Budget,
@@ -23,12 +23,12 @@ from evoprune.evolution.tuned import (
     kept_at_targets,
     mutate_strategy,
     unite,
-    weakest,
+    weakest_targets,
 )
 from evoprune.inputs.models import LeNet
 from evoprune.masks.genome import Result, dense_individual, from_masks, get_bits, kept_genes
 from evoprune.values.fast import fast_training
-from evoprune.values.inherited import packed, spread, unpacked
+from evoprune.values.inherited import fit_values, packed, unpacked
 from evoprune.values.training import Recipe, Shrink, grown, steps_an_epoch, tune
 
 TUNED = {"total_epochs": 6.0, "population": 16, "generations": 4, "targets": "0.8,0.9,0.95", "threads": 1}
@@ -300,7 +300,7 @@ def test_inherited_values_make_room_for_weights_that_grow(layout, rng):
     parent.values = {layer.name: value for layer, value in zip(layout, values)}
     child, mate = parent.clone(), from_masks([rng.random(layer.shape) < 0.1 for layer in layout], "m")
     unite(child, mate, rng=rng, p=1.0)
-    spread(child, parent, layout)
+    fit_values(child, parent, layout)
     for i, layer in enumerate(layout):
         whole = np.zeros(layer.genes, np.float32)
         whole[get_bits(child, i, layout)] = child.values[layer.name]
@@ -311,7 +311,7 @@ def test_inherited_values_make_room_for_weights_that_grow(layout, rng):
 
 
 def test_a_strategy_mutates_within_its_limits(rng):
-    strategy = DENSEST
+    strategy = FIRST_STRATEGY
     drawn = []
     for _ in range(300):
         strategy, = mutate_strategy(strategy, rng=rng)
@@ -330,7 +330,7 @@ def test_children_go_where_the_front_is_weak(layout):
     dense = at(1.0, 1.0)
     targets = [int(layout.weights * share) + 10 for share in (0.2, 0.1, 0.05)]
     archive = [dense, at(0.98, 0.2), at(0.95, 0.1), at(0.8, 0.05)]
-    drawn = [aim for i in range(30) for aim in weakest(State(i, [dense], archive, {}, ()), targets, 2, layout)]
+    drawn = [aim for i in range(30) for aim in weakest_targets(State(i, [dense], archive, {}, ()), targets, 2, layout)]
     assert np.bincount(drawn, minlength=3) / 60 == pytest.approx(np.array([0.02, 0.05, 0.2]) / 0.27, abs=0.03)
 
 

@@ -12,7 +12,7 @@ from evoprune.errors import EvopruneError
 from evoprune.evaluation.accuracy import accuracy
 from evoprune.evolution.starts import STARTS
 from evoprune.evolution.toolbox import default_toolbox
-from evoprune.run.jobs import Repair
+from evoprune.run.jobs import RepairPoint
 from evoprune.values.training import recipe_for, tune
 
 SMALL = {"population": 8, "generations": 2, "threads": 1, "seed": 3}
@@ -62,7 +62,7 @@ def test_every_repair_runs_with_any_knowledge(knowledge, repair, mixed, digits, 
 
 def test_a_last_repair_that_no_worker_survives_stops_the_run_and_resume_goes_on(mixed, digits, tmp_path, monkeypatch):
     def given_up(self, function, items, arrived=None, **others):
-        if isinstance(function, Repair):
+        if isinstance(function, RepairPoint):
             arrived(1, None)
         return real(self, function, items, **others)
 

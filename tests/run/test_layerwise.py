@@ -11,7 +11,7 @@ from evoprune.config import Config
 from evoprune.evolution.generations import State
 from evoprune.masks.layout import Layer, Layout
 from evoprune.results.front import read_points
-from evoprune.run.layerwise import choose
+from evoprune.run.layerwise import choose_mask
 
 SETTINGS = {"layerwise": True, "finetune_epochs": 1, "rounds": 2, "caps": "0.6,0.95", **SMALL}
 
@@ -76,10 +76,10 @@ def state_of(values, layout):
 def test_the_knee_the_floor_and_the_cap_choose():
     layout = Layout((Layer("a", (100,)),), 100)
     state = state_of([(1.0, 0.0), (0.98, 0.5), (0.95, 0.8), (0.6, 0.9), (0.2, 0.95)], layout)
-    assert choose(state, layout, Config(), 1.0).fitness.values == (0.95, 0.8)
-    assert choose(state, layout, Config(), 0.6).fitness.values == (0.98, 0.5)
-    assert choose(state, layout, Config(accuracy_floor=0.5, layer_rule="floor"), 1.0).fitness.values == (0.6, 0.9)
-    assert choose(state, layout, Config(accuracy_floor=0.5, layer_rule="floor"), 0.85).fitness.values == (0.95, 0.8)
+    assert choose_mask(state, layout, Config(), 1.0).fitness.values == (0.95, 0.8)
+    assert choose_mask(state, layout, Config(), 0.6).fitness.values == (0.98, 0.5)
+    assert choose_mask(state, layout, Config(accuracy_floor=0.5, layer_rule="floor"), 1.0).fitness.values == (0.6, 0.9)
+    assert choose_mask(state, layout, Config(accuracy_floor=0.5, layer_rule="floor"), 0.85).fitness.values == (0.95, 0.8)
 
 
 @pytest.mark.parametrize(("settings", "said"), [

@@ -97,8 +97,8 @@ def repaired_obviously(dense, layout, kept, images, shares):
 @pytest.mark.parametrize("density", [0.9, 0.4, 0.1])
 def test_least_squares_equals_the_obvious_slow_way(mixed, density, weighed, monkeypatch):
     monkeypatch.setattr("evoprune.values.least_squares.ROWS", 10**6)  # all positions
-    monkeypatch.setattr("evoprune.values.repair.DENSEST", float("inf") if weighed else -1)
-    monkeypatch.setattr("evoprune.values.least_squares.LARGEST", {"cpu": 50_000})  # several groups of rows
+    monkeypatch.setattr("evoprune.values.repair.WEIGHING_LIMIT", float("inf") if weighed else -1)
+    monkeypatch.setattr("evoprune.values.least_squares.LARGEST_PRODUCT", {"cpu": 50_000})  # several groups of rows
     monkeypatch.setattr("evoprune.values.least_squares.SLOWER", 0)  # no conjugate gradients
     monkeypatch.setattr("evoprune.values.least_squares.FIT_STEPS", 0)
     layout = find_layers(mixed)
@@ -146,7 +146,7 @@ def test_an_error_weighs_what_the_logits_of_that_image_feel(mixed, monkeypatch):
 
 
 def test_a_bias_before_a_batch_norm_changes_nothing(mixed, monkeypatch):
-    monkeypatch.setattr("evoprune.values.repair.DENSEST", float("inf"))
+    monkeypatch.setattr("evoprune.values.repair.WEIGHING_LIMIT", float("inf"))
     biased = Mixed(bias=True).eval().requires_grad_(False)
     biased.load_state_dict({**mixed.state_dict(), "conv1.bias": torch.arange(6.0)})
     biased.norm1.running_mean += torch.arange(6.0)
@@ -306,7 +306,7 @@ def test_only_a_linear_layer_that_makes_the_logits_is_fitted(mixed):
 
 
 def test_a_model_that_runs_in_inference_mode_is_repaired(mixed, monkeypatch):
-    monkeypatch.setattr("evoprune.values.repair.DENSEST", -1)  # it has no gradients to weigh errors by
+    monkeypatch.setattr("evoprune.values.repair.WEIGHING_LIMIT", -1)  # it has no gradients to weigh errors by
     class Inference(Mixed):
         @torch.inference_mode()
         def forward(self, x):
