@@ -28,7 +28,6 @@ def ignore(*_: Any) -> None:
     """Do nothing with what is given."""
 
 
-
 def attempt(start: Start, function: Function, item: Any, timeout: float | None = None) -> Outcome:
     """Run one job in a worker. Never raises: an exception that cannot be unpickled elsewhere kills whole pools.
 
