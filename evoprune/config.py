@@ -18,6 +18,7 @@ ENGINES = ("local", "processes", "scoop", "dask")
 NEEDS = {"random": "none", "narrow": "none", "magnitude": "weights", "erk": "weights", "lamp": "weights", "fisher": "data",
          "multishot": "weights"}  # rules, and the knowledge that each needs; the repair of multishot's path needs data
 SCORES = ("magnitude", "lamp", "fisher")  # rules that can also prune step by step
+UNITS = ("weight", "filter")  # what a gene may decide on
 SURGEON = "obs"  # optimal brain surgeon, a rule for multishot alone: saliency of what least squares knows
 METHODS = ("oneshot", "multishot", "gradual")
 
@@ -56,6 +57,8 @@ class Config:
                               metavar="PATTERN")
     include: str | None = option(None, "prune matching parameters that are left alone otherwise "
                                  "(embeddings, norms, biases)", metavar="PATTERN")
+    unit: str = option("weight", "what the search decides on: weight, or filter (all weights of one output, in a linear layer a "
+                       "row), or by name: 'conv*=filter,fc*=weight'", metavar="UNIT")
     # the search
     start: str = option("auto", "rules that make the first masks, comma-separated: random, narrow, magnitude, erk, lamp, fisher, "
                         "multishot; auto takes the best that --knowledge allows", metavar="RULES")
@@ -122,6 +125,7 @@ class Config:
         if self.batch_size not in (None, "auto") and not (str(self.batch_size).isdecimal() and int(self.batch_size or 0)):
             raise EvopruneError(f"batch_size: found {self.batch_size!r}, expected a whole number of at least 1, or auto")
         target_sparsities(self)
+        read_units(self.unit)
         self.check_method()
         if self.layerwise:
             round_caps(self)
@@ -175,6 +179,17 @@ def read_method(text: str) -> Method:
     if kind not in METHODS or not colon:
         raise EvopruneError(f"method: found {text!r}, expected evolve, oneshot:RULE, multishot:RULE or gradual:RULE")
     return Method(kind, rule)
+
+
+def read_units(text: str) -> list[tuple[str, str]]:
+    """Return the (pattern, unit) of --unit, of which the first that fits a layer counts."""
+    parts = [part.rpartition("=") for part in ([f"*={text}"] if text in UNITS else text.split(","))]
+    pairs = [(pattern.strip(), unit.strip()) for pattern, _, unit in parts]
+    for pattern, unit in pairs:
+        if unit not in UNITS or not pattern:
+            raise EvopruneError(f"unit: found {text!r}, expected {' or '.join(UNITS)}, or PATTERN=UNIT with commas between, like "
+                                f"'conv*=filter,fc*=weight'")
+    return pairs
 
 
 def rule_names(start: str) -> list[str]:

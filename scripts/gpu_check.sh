@@ -15,4 +15,6 @@ python -m evoprune.main --device cuda --total-epochs 30 --targets 0.8,0.9,0.95 -
 python -m evoprune.main --device cuda --total-epochs 30 --targets 0.8,0.9,0.95 --engine processes --workers 2 --threads 1 \
   --out "$run/workers"
 cmp "$run"/{tuned,workers}/front.csv
+python -m evoprune.main --device cuda --unit filter --skip fc2 --generations 3 --repair least-squares --out "$run/filters"
+python -m evoprune.main --device cuda --unit filter --skip fc2 --total-epochs 30 --targets 0.5,0.8 --out "$run/filters-tuned"
 python scripts/bench_evaluation.py --device cuda --repeats 3 --out "${1:-results/bench_evaluation}"

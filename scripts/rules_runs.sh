@@ -7,7 +7,7 @@ link() {  # TARGET NAME: data/NAME leads there, so that no path of this machine 
 }
 
 dense() {  # NAME EPOCHS: train data/NAME.safetensors, unless it is there, and start every run from it
-  mkdir -p "$results"
+  mkdir -p "$results" data
   if [[ ! -e data/$1.safetensors ]]; then
     python scripts/train_dense.py "data/$1.safetensors" "${common[@]}" --train-epochs "$2" --seed 0 | tee >(cat >&2) |
       tail -1 > "$results/dense.txt"

@@ -19,7 +19,9 @@ from evoprune.results.record import read_record
 
 PAIRS = (("evolve-80", "gradual-fisher-80"), ("evolve-80", "gradual-fisher-80-paced"),
          ("evolve-80", "evolve-80-without-selection"), ("evolve-80", "evolve-80-random-parents"),
-         ("evolve-40", "gradual-fisher-40"))
+         ("evolve-40", "gradual-fisher-40"),
+         ("evolve", "uniform-random"), ("evolve", "filter-norm"),
+         ("evolve", "filter-norm-over-mean"), ("evolve", "gradual-fisher"))
 
 
 def rows(path: Path) -> list[dict[str, str]]:

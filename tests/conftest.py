@@ -16,9 +16,10 @@ from evoprune.config import Config
 from evoprune.evolution.starts import Known
 from evoprune.inputs.models import LeNet
 from evoprune.inputs.sources import load_data
-from evoprune.masks.genome import Individual, get_bits
+from evoprune.masks.genome import Individual
 from evoprune.masks.layers import find_layers
-from evoprune.masks.saliency import SALIENCIES
+from evoprune.masks.saliency import gene_scores
+from evoprune.masks.tensors import masks
 from evoprune.values.training import recipe_for, tune
 
 ROOT = Path(__file__).parent.parent
@@ -32,9 +33,10 @@ def knowing(weights, layout):
     weights = [torch.as_tensor(w).detach().float() for w in weights]
 
     def repaired(individual):
-        return [w * torch.from_numpy(get_bits(individual, i, layout)).view(w.shape) for i, w in enumerate(weights)]
+        return [w * mask for w, mask in zip(weights, masks(individual, layout))]
 
-    return Known(layout, lambda: weights, lambda: [torch.ones_like(w) for w in weights], repaired, SALIENCIES["lamp"])
+    return Known(layout, lambda: weights, lambda: [torch.ones_like(w) for w in weights], repaired,
+                 lambda values: gene_scores("lamp", layout, values))
 
 
 def group_of(values):

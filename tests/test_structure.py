@@ -20,7 +20,7 @@ BELOW = ["errors", "files", "config"]
 WINGS = {
     "inputs": ["models", "named", "splits", "sources"],
     "engines": ["worker", "team", "processes", "scoop_pool", "dask_pool", "engine", "scoop_launch", "scoop_worker"],
-    "masks": ["layout", "layers", "genome", "tensors", "saliency", "channels", "paths"],
+    "masks": ["units", "layout", "layers", "genome", "tensors", "saliency", "channels", "paths"],
     "values": ["fast", "training", "least_squares", "sensitivity", "repair", "inherited"],
     "evaluation": ["accuracy", "graph", "prepared", "evaluator"],
     "evolution": ["selection", "operators", "starts", "generations", "tuned", "toolbox", "checkpoint"],

@@ -19,7 +19,7 @@ from ..masks.channels import Channels, find_channels
 from ..masks.genome import Arrays, Individual, Measurement, Result, set_bits, sparsity
 from ..masks.layout import Layout
 from ..masks.paths import drop_dead
-from ..masks.saliency import SALIENCIES, logarithm
+from ..masks.saliency import gene_scores, logarithm
 from ..masks.tensors import masks
 from ..values.repair import Repairer, norms_of
 from .accuracy import right_answers
@@ -93,12 +93,12 @@ class Evaluator:
                 for layer, score, mask in zip(self.layout, self.saliency(), masks(individual, self.layout))}
 
     def saliency(self) -> list[Tensor]:
-        """Return what each weight is worth as the model is set now, on the CPU, shaped like the layers, 0 where pruned: what
-        least squares knows (`Repairer.saliency`) if it was asked for and solves every layer, or else the LAMP score."""
+        """Return what each gene is worth as the model is set now, on the CPU, of the gene shapes, 0 where pruned: what least
+        squares knows (`Repairer.saliency`) if it was asked for and solves every layer, or else the LAMP score."""
         if self.repairer is not None and self.asks_repair:
             found = self.repairer.saliency()
-            return [found[layer.name].view(layer.shape).cpu() for layer in self.layout]
-        return SALIENCIES["lamp"]([parameter.detach().float().cpu() for parameter, _ in self.masked], None)
+            return [layer.summed(found[layer.name].view(layer.shape)).cpu() for layer in self.layout]
+        return gene_scores("lamp", self.layout, [parameter.detach().float().cpu() for parameter, _ in self.masked])
 
     def simplify(self, individual: Individual) -> None:
         """Drop the dead paths of a mask: the outputs stay, the saliency of changed layers goes."""
@@ -119,8 +119,8 @@ class Evaluator:
 
     @cached_property
     def weights(self) -> list[Tensor]:
-        """The dense weights as masks meet them (batch norm folded where it is), float32 on the CPU, flat."""
-        return [dense.float().cpu().flatten() for _, dense in self.masked]
+        """The dense weights as masks meet them (batch norm folded where it is), float32 on the CPU."""
+        return [dense.float().cpu() for _, dense in self.masked]
 
     def correct(self, individual: Individual) -> Tensor:
         """Count the right answers of the masked model, as a tensor () on the device."""

@@ -1,7 +1,7 @@
 """First individuals: random masks, and the masks of rules, spread over a grid in log density.
 
 A rule takes what is `Known` of the model and returns `mask(density, rng)`, which keeps that share of the searched weights
-and returns a bool array a layer. `--knowledge` says which rules may be used.
+and returns the genes, a bool array a layer, of its gene shape. `--knowledge` says which rules may be used.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..config import NEEDS, SURGEON, read_method, rule_names
 from ..masks.channels import Channels
 from ..masks.genome import Individual, dense_individual, from_masks
 from ..masks.layout import Layer, Layout
-from ..masks.saliency import NEEDS_DATA, SALIENCIES, keep_top
+from ..masks.saliency import NEEDS_DATA, gene_scores, keep_top
 
 Masks = list[npt.NDArray[np.bool_]]
 Rule = Callable[[float, np.random.Generator], Masks]
@@ -31,17 +31,19 @@ class Known:
 
     layout: Layout
     weights: Callable[[], list[Tensor]]  # dense, shaped like the layers
-    squares: Callable[[], list[Tensor]]  # mean squared gradients
+    squares: Callable[[], list[Tensor]]  # mean squared gradients, as are they
     repaired: Callable[[Individual], list[Tensor]]  # values after dead paths are dropped, in place, and the rest repaired
-    worth: Callable[[Sequence[Tensor]], list[Tensor]]  # saliency of the values repaired last
+    worth: Callable[[Sequence[Tensor]], list[Tensor]]  # saliency of each gene, of the values repaired last
     channels: Callable[[], Sequence[Channels]] = list  # how layers are connected, which is no knowledge of weights
 
 
 def first_population(known: Known, start: str, size: int, rng: np.random.Generator) -> list[Individual]:
-    """Return `size` individuals: the unpruned model, and the rules of `start` in turn over the density grid."""
+    """Return `size` individuals: the unpruned model, and the rules of `start` in turn over the density grid, which ends where
+    each layer keeps a gene."""
     rules = [(name, STARTS[name](known)) for name in rule_names(start)]
     population = [dense_individual(known.layout)]
-    for i, density in enumerate(np.geomspace(DENSEST_START, SPARSEST_START, size - 1)):
+    sparsest = min(DENSEST_START, max(SPARSEST_START, known.layout.least / known.layout.weights))
+    for i, density in enumerate(np.geomspace(DENSEST_START, sparsest, size - 1)):
         name, rule = rules[i % len(rules)]
         population.append(from_masks(rule(density, rng), f"{name}@{1 - density:.4g}"))
     return population
@@ -89,11 +91,15 @@ def narrow(known: Known) -> Rule:
                 lives[i][0] &= here
             for i in each.readers:
                 lives[i][1] &= here.repeat(len(lives[i][1]) // each.count)
-        layers = tuple(Layer(layer.name, tuple(int(d.sum()) for d in dims)) for layer, dims in zip(layout, lives))
+        among = [layer.among(dims) for layer, dims in zip(layout, lives)]
+        layers = tuple(Layer(layer.name, tuple(int(d.sum()) for d in dims)) for layer, (dims, _) in zip(layout, among))
         left = Layout(layers, sum(layer.weights for layer in layers))
-        masks = [np.zeros(layer.shape, bool) for layer in layout]
-        for m, layer, dims, d in zip(masks, left, lives, erk_densities(left, min(1.0, density * layout.weights / left.weights))):
-            m[np.ix_(*dims)] = (rng.permutation(layer.weights) < count_kept(d, layer.weights)).reshape(layer.shape)
+        masks = [np.zeros(layer.gene_shape, bool) for layer in layout]
+        densities = erk_densities(left, min(1.0, density * layout.weights / left.weights))
+        for m, (_, dims), d in zip(masks, among, densities):
+            shape = [int(d.sum()) for d in dims]
+            genes = int(np.prod(shape))
+            m[np.ix_(*dims)] = (rng.permutation(genes) < count_kept(d, genes)).reshape(shape)
         return masks
 
     return mask
@@ -101,10 +107,10 @@ def narrow(known: Known) -> Rule:
 
 def erk(known: Known) -> Rule:
     """Keep the largest weights of each layer, with ERK layer densities."""
-    scores = SALIENCIES["magnitude"](known.weights(), None)
+    scores = gene_scores("magnitude", known.layout, known.weights())
 
     def mask(density: float, rng: np.random.Generator) -> Masks:
-        return [keep_top([score], count_kept(d, layer.genes))[0].numpy()
+        return [keep_top([score], count_kept(d, layer.genes) * layer.weights_a_gene, [layer])[0].numpy()
                 for score, layer, d in zip(scores, known.layout, erk_densities(known.layout, density))]
 
     return mask
@@ -113,10 +119,10 @@ def erk(known: Known) -> Rule:
 def by_saliency(name: str) -> Callable[[Known], Rule]:
     """Return the rule that keeps the weights of the highest scores of all layers together."""
     def rule(known: Known) -> Rule:
-        scores = SALIENCIES[name](known.weights(), known.squares() if NEEDS[name] == "data" else None)
+        scores = gene_scores(name, known.layout, known.weights(), known.squares() if NEEDS[name] == "data" else None)
 
         def mask(density: float, rng: np.random.Generator) -> Masks:
-            return [kept.numpy() for kept in keep_top(scores, count_kept(density, known.layout.weights))]
+            return [kept.numpy() for kept in keep_top(scores, count_kept(density, known.layout.weights), known.layout)]
 
         return mask
 
@@ -129,15 +135,23 @@ def multishot(known: Known, saliency: str = SURGEON, densities: Sequence[float] 
     Equal steps in log density, and `densities` between them; each drops dead paths. `SURGEON` takes what repair says each
     weight is worth, where it knows. Without repair, the rule scores the same values again at each step.
     """
-    layout, path = known.layout, []
+    layout, path, before = known.layout, [], None
     squares = known.squares() if saliency in NEEDS_DATA else None
+
+    def worth(values: Sequence[Tensor]) -> list[Tensor]:
+        return known.worth(values) if saliency == SURGEON else gene_scores(saliency, layout, values, squares)
+
     values = known.repaired(dense_individual(layout)) if saliency == SURGEON else known.weights()
+    scores = worth(values)
     for density in sorted({*np.geomspace(1, SPARSEST_START, SHOTS + 1)[1:], *densities}, reverse=True):
-        scores = known.worth(values) if saliency == SURGEON else SALIENCIES[saliency](values, squares)
-        kept = [mask & (value != 0) for mask, value in zip(keep_top(scores, count_kept(density, layout.weights)), values)]
+        kept = [mask & layer.any(value != 0) for mask, layer, value in zip(
+            keep_top(scores, count_kept(density, layout.weights), layout), layout, values)]
         individual = from_masks((mask.numpy() for mask in kept), "multishot")
-        values = known.repaired(individual)
-        path.append((np.log(density), [(value != 0).numpy() for value in values]))
+        if individual != before:  # a step may be smaller than a gene
+            before = individual.clone()
+            values = known.repaired(individual)
+            scores = worth(values)
+        path.append((np.log(density), [layer.any(value != 0).numpy() for layer, value in zip(layout, values)]))
 
     def mask(density: float, rng: np.random.Generator) -> Masks:
         return min(path, key=lambda step: abs(step[0] - np.log(density)))[1]
@@ -153,11 +167,16 @@ def at_targets(known: Known, method: str, targets: Sequence[int], seed: int) -> 
     found = []
     for kept, density in zip(targets, densities):
         masks = rule(density, np.random.default_rng(seed))
-        while sum(int(mask.sum()) for mask in masks) > kept:  # rounding, layer by layer
-            density -= 1 / known.layout.weights
+        while kept_by(masks, known.layout) > kept:  # rounding, layer by layer
+            density -= min(layer.weights_a_gene for layer in known.layout) / known.layout.weights
             masks = rule(density, np.random.default_rng(seed))
         found.append(from_masks(masks, f"{method}@{1 - density:.4g}"))
     return found
+
+
+def kept_by(masks: Masks, layout: Layout) -> int:
+    """Return how many weights the genes of `masks` keep."""
+    return sum(int(mask.sum()) * layer.weights_a_gene for mask, layer in zip(masks, layout))
 
 
 def count_kept(density: float, genes: int) -> int:

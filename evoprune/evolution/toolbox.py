@@ -20,7 +20,7 @@ from ..config import Config
 from ..engines.engine import local
 from ..masks.genome import Individual, Measurement, Result
 from ..masks.layout import Layout
-from ..masks.saliency import SALIENCIES, logarithm
+from ..masks.saliency import gene_scores, logarithm
 from .generations import breed, measure, no_epochs
 from .operators import mate, mutate, refine
 from .selection import nsga2, tournament
@@ -41,7 +41,7 @@ class Evaluate(Protocol):
 
     @property
     def weights(self) -> list[Tensor]:
-        """The dense weights, flat, a tensor a layer."""
+        """The dense weights, shaped like the layers."""
 
 
 Evaluation = Evaluate | Callable[[Job], Result]  # the latter where training is part of it
@@ -69,7 +69,7 @@ def register_masks(toolbox: base.Toolbox, evaluate: Evaluate, layout: Layout, co
     if config.worth:  # blind operators win elsewhere: LOG.md
         toolbox.register("mate", mate, p=0.2, uniform=0.0, layout=layout)
         toolbox.register("mutate", refine, layout=layout, growth=[
-            logarithm(score).numpy() for score in SALIENCIES["lamp"](evaluate.weights, None)])
+            logarithm(score).flatten().numpy() for score in gene_scores("lamp", layout, evaluate.weights)])
     else:
         toolbox.register("mate", mate)
         toolbox.register("mutate", mutate, layout=layout)

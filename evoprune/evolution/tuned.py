@@ -79,10 +79,11 @@ def kept_at_targets(config: Config, layout: Layout) -> list[int]:
     found = []
     for sparsity in target_sparsities(config):
         kept = layout.weights - (int(np.ceil(sparsity * layout.total - 1e-6)) - layout.pruned)
-        if kept < len(layout):
-            most = (layout.pruned + layout.weights - len(layout)) / layout.total
+        if kept < layout.least:
+            most = (layout.pruned + layout.weights - layout.least) / layout.total
+            what = "a weight" if layout.least == len(layout) else "a gene (see --unit)"
             raise EvopruneError(f"targets: found {sparsity:.6g}, expected at most {most:.6g}: so much do the searched layers "
-                                f"allow, with a weight left in each")
+                                f"allow, with {what} left in each")
         found.append(min(kept, layout.weights))
     return found
 

@@ -90,7 +90,7 @@ def set_bits(individual: Individual, i: int, genes: Genes) -> None:
 
 
 def from_masks(masks: Iterable[npt.NDArray[np.bool_]], origin: str) -> Individual:
-    """Pack a mask a layer, of any shape, into an individual."""
+    """Pack genes, an array a layer of any shape, into an individual."""
     return Individual((np.packbits(mask.reshape(-1)) for mask in masks), origin)
 
 
@@ -106,8 +106,7 @@ def kept_genes(bits: Bits) -> int:
 
 def pruned_weights(individual: Individual, layout: Layout) -> int:
     """Count the weights of the whole model that are pruned."""
-    return layout.pruned + sum((layer.genes - kept_genes(bits)) * (layer.weights // layer.genes)
-                               for bits, layer in zip(individual, layout))
+    return layout.pruned + sum((layer.genes - kept_genes(bits)) * layer.weights_a_gene for bits, layer in zip(individual, layout))
 
 
 def sparsity(individual: Individual, layout: Layout) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 import torch
@@ -10,16 +11,20 @@ from torch.nn.parameter import is_lazy
 
 from ..errors import EvopruneError
 from .layout import Layer, Layout
+from .units import names_of, unit_of
 
-KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
-def find_layers(model: nn.Module, layer: str | None = None, skip: str | None = None, include: str | None = None) -> Layout:
+def find_layers(model: nn.Module, layer: str | None = None, skip: str | None = None, include: str | None = None,
+                units: Sequence[tuple[str, str]] = ()) -> Layout:
     """Return the layout of `model`: weights of linear and (transposed) convolution layers and of attention; tied ones once.
 
     Embeddings, norms and biases are left alone unless `include` names them. `layer` and `skip` choose among the
-    prunable ones, `skip` and `include` by shell patterns, each by the name of a parameter or of a module above it.
+    prunable ones, `skip` and `include` by shell patterns, each by the name of a parameter or of a module above it; the first of
+    `units`, (pattern, unit), that fits a layer says what its genes decide on.
 
     Raises:
         EvopruneError: nothing to prune, a name that fits nothing, a prunable weight that is NaN or infinite.
@@ -34,7 +39,11 @@ def find_layers(model: nn.Module, layer: str | None = None, skip: str | None = N
         if not bool(torch.isfinite(parameter).all()):
             raise EvopruneError(f"weights: {name} holds NaN or infinity, expected finite numbers")
     chosen = chosen_layers(prunable, layer, skip)
-    layers = tuple(Layer(name, tuple(prunable[name].shape)) for name in chosen)
+    for pattern, _ in units:
+        matching({name: prunable[name] for name in chosen}, pattern, "unit")
+    turned = {id(module.weight) for module in model.modules() if isinstance(module, TRANSPOSED)}  # (in, out, ...)
+    layers = tuple(Layer(name, tuple(prunable[name].shape), unit_of(name, units), int(id(prunable[name]) in turned))
+                   for name in chosen)
     return Layout(layers, sum(p.numel() for p in prunable.values()))
 
 
@@ -70,15 +79,10 @@ def chosen_layers(prunable: dict[str, nn.Parameter], layer: str | None, skip: st
 
 def matching(named: dict[str, nn.Parameter], pattern: str, setting: str) -> list[str]:
     """Return the names that `pattern` matches, as parameter or as a module above it."""
-    found = [name for name in named
-             if fnmatchcase(name, pattern) or any(fnmatchcase(name[:i], pattern) for i in dots(name))]
+    found = [name for name in named if any(fnmatchcase(each, pattern) for each in names_of(name))]
     if not found:
         raise EvopruneError(f"{setting}: nothing is called {pattern!r}; there are {', '.join(named)}")
     return found
-
-
-def dots(name: str) -> list[int]:
-    return [i for i, c in enumerate(name) if c == "."]
 
 
 def split_names(text: str | None) -> list[str]:

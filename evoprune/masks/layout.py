@@ -1,7 +1,8 @@
 """Which gene governs which weights, as plain data.
 
-A layer is a named parameter; its genes have the parameter's shape with some dimensions collapsed to 1, so a mask is
-`genes.reshape(gene_shape)` broadcast to `shape`. With unit "weight" nothing is collapsed: one gene a weight.
+A layer is a named parameter; its genes have the parameter's shape with some dimensions collapsed to 1 (see `units`), so a mask is
+`genes.reshape(gene_shape)` broadcast to `shape`. What is known of weights is known of a gene by their sum, or by whether any has
+it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from .units import collapsed
+
+Values = TypeVar("Values")  # a numpy array or a tensor
+Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -18,10 +28,15 @@ class Layer:
     name: str
     shape: tuple[int, ...]
     unit: str = "weight"
+    output: int = 0  # the dimension of the outputs
+
+    @property
+    def collapsed(self) -> tuple[int, ...]:
+        return collapsed(self.unit, len(self.shape), self.output)
 
     @property
     def gene_shape(self) -> tuple[int, ...]:
-        return self.shape
+        return tuple(1 if d in self.collapsed else size for d, size in enumerate(self.shape))
 
     @property
     def weights(self) -> int:
@@ -30,6 +45,35 @@ class Layer:
     @property
     def genes(self) -> int:
         return math.prod(self.gene_shape)
+
+    @property
+    def weights_a_gene(self) -> int:
+        return self.weights // self.genes
+
+    @property
+    def by_output(self) -> bool:
+        """Whether a gene governs several weights: all that make one output."""
+        return self.genes < self.weights
+
+    def summed(self, values: Values) -> Values:
+        """Return what the genes have together, of `gene_shape`, from `values` of the weights, of `shape`."""
+        found: Values = values.sum(axis=self.collapsed, keepdims=True) if self.collapsed else values  # type: ignore[attr-defined]
+        return found
+
+    def any(self, values: Values) -> Values:
+        """Return whether any weight of each gene has it, of `gene_shape`, from bool `values` of `shape`."""
+        found: Values = values.any(axis=self.collapsed, keepdims=True) if self.collapsed else values  # type: ignore[attr-defined]
+        return found
+
+    def expanded(self, genes: Bools) -> Bools:
+        """Return what is true of each weight, of `shape`, from bool (genes,); not to be written to."""
+        return np.broadcast_to(genes.reshape(self.gene_shape), self.shape)
+
+    def among(self, alive: Sequence[Bools]) -> tuple[list[Bools], list[Bools]]:
+        """Return which indices of each dimension are left where `alive` are, of the weights and of the genes: a gene that any of
+        those governs stays whole."""
+        weights = [np.ones_like(d) if i in self.collapsed else d for i, d in enumerate(alive)]
+        return weights, [d[:1] if i in self.collapsed else d for i, d in enumerate(weights)]
 
 
 @dataclass(frozen=True)
@@ -53,3 +97,8 @@ class Layout(Sequence[Layer]):
     def weights(self) -> int:
         """Weights that the search may prune."""
         return sum(layer.weights for layer in self.layers)
+
+    @property
+    def least(self) -> int:
+        """Weights that are kept where each layer keeps one gene."""
+        return sum(layer.weights_a_gene for layer in self.layers)

@@ -23,14 +23,23 @@ def drop_dead(individual: Individual, layout: Layout, channels: Collection[Chann
 
     `absorbing` are the places of layers whose repair makes up for an input that is the same for all images.
     """
-    genes: dict[int, npt.NDArray[np.bool_]] = {}
+    kept: dict[int, npt.NDArray[np.bool_]] = {}  # weights
+    changed: dict[int, npt.NDArray[np.bool_]] = {}
 
     def rows(i: int) -> npt.NDArray[np.bool_]:  # (out, in, rest)
-        if i not in genes:
-            genes[i] = get_bits(individual, i, layout).reshape(*layout[i].shape[:2], -1)
-        return genes[i]
+        if i not in kept:
+            kept[i] = layout[i].expanded(get_bits(individual, i, layout)).reshape(*layout[i].shape[:2], -1)
+        return kept[i]
 
-    changed: set[int] = set()
+    def leave(i: int, alive: npt.NDArray[np.bool_]) -> bool:
+        """Drop the genes none of whose weights are `alive`; return whether there were any."""
+        genes = layout[i].any((rows(i) & alive).reshape(layout[i].shape)).reshape(-1)
+        left = layout[i].expanded(genes).reshape(rows(i).shape)
+        if (left == rows(i)).all():
+            return False
+        kept[i], changed[i] = left, genes
+        return True
+
     again = True
     while again:
         again = False
@@ -39,17 +48,10 @@ def drop_dead(individual: Individual, layout: Layout, channels: Collection[Chann
             for i in each.readers:
                 alive |= rows(i).any((0, 2)).reshape(each.count, -1).any(1)  # flattened: several inputs a channel
             for i in each.makers:
-                if rows(i)[~alive].any():
-                    genes[i] = rows(i) & alive[:, None, None]
-                    changed.add(i)
-                    again = True
+                again |= bool(rows(i)[~alive].any()) and leave(i, alive[:, None, None])
             if len(each.makers) > 1 or each.padded:
                 continue
             varied = rows(each.makers[0]).any((1, 2))
             for i in set(each.readers) & set(absorbing):
-                read = rows(i) & np.repeat(varied, rows(i).shape[1] // each.count)[:, None]
-                if (read != rows(i)).any():
-                    genes[i] = read
-                    changed.add(i)
-                    again = True
-    return {i: genes[i].reshape(-1) for i in sorted(changed)}
+                again |= leave(i, np.repeat(varied, rows(i).shape[1] // each.count)[:, None])
+    return dict(sorted(changed.items()))

@@ -1,4 +1,4 @@
-"""How much each weight matters: scores a layer, shaped like its weights, higher = keep; and the masks of the highest scores.
+"""How much each weight matters: scores a layer, shaped like its weights, higher = keep; a gene is worth the sum of its weights.
 
 A score looks at the weights, and those of `NEEDS_DATA` also at `squares`, the mean squared gradients of the loss.
 """
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ..inputs.models import logits_of
 from ..inputs.splits import Split
+from .layout import Layer, Layout
 
 Score = Callable[[Sequence[Tensor], Sequence[Tensor] | None], list[Tensor]]
 
@@ -44,20 +45,43 @@ SALIENCIES: dict[str, Score] = {"magnitude": magnitude, "lamp": lamp, "fisher": 
 NEEDS_DATA = {"fisher"}
 
 
+def gene_scores(name: str, layout: Layout, weights: Sequence[Tensor], squares: Sequence[Tensor] | None = None) -> list[Tensor]:
+    """Return what each gene is worth, of the layers' gene shapes, from weights and squares shaped like the layers."""
+    return [layer.summed(scores) for layer, scores in zip(layout, SALIENCIES[name](weights, squares))]
+
+
 def logarithm(scores: Tensor) -> Tensor:
     """Return the logarithms of scores, double; finite in float16 too."""
     return scores.double().clamp_min(1e-30).log()
 
 
-def keep_top(scores: Sequence[Tensor], count: int) -> list[Tensor]:
-    """Return bool masks of the `count` highest scores over all layers together; of equal ones the first."""
+def keep_top(scores: Sequence[Tensor], count: int, layout: Sequence[Layer]) -> list[Tensor]:
+    """Return bool masks of the genes with the highest scores over all layers together that keep `count` weights, or as many as
+    whole genes make, at least one; of equal ones the first. `scores` are of the gene shapes of the layers of `layout`."""
     flat = torch.cat([score.reshape(-1) for score in scores])
+    if any(layer.weights_a_gene > 1 for layer in layout):
+        kept = top_within(flat, torch.cat([torch.full((layer.genes,), layer.weights_a_gene) for layer in layout]), count)
+    else:
+        kept = top(flat, count)
+    return [part.view(score.shape) for part, score in zip(torch.split(kept, [s.numel() for s in scores]), scores)]
+
+
+def top_within(scores: Tensor, weights: Tensor, count: int) -> Tensor:
+    """Return which scores, from the highest on, have `count` of `weights` together at most; the first whatever it has."""
+    order = scores.sort(descending=True, stable=True).indices
+    within = weights.to(order.device)[order].cumsum(0) <= count
+    within[0] = count > 0
+    return torch.zeros_like(within).index_put((order,), within)
+
+
+def top(flat: Tensor, count: int) -> Tensor:
+    """Return which are the `count` highest scores; of equal ones the first."""
     kept = torch.ones_like(flat, dtype=torch.bool) if count >= len(flat) else torch.zeros_like(flat, dtype=torch.bool)
     if 0 < count < len(flat):
         least = flat.kthvalue(len(flat) - count + 1).values  # its place among equals may differ, its value never does
         kept = flat > least
         kept[(flat == least).nonzero()[:count - int(kept.sum()), 0]] = True
-    return [part.view(score.shape) for part, score in zip(torch.split(kept, [s.numel() for s in scores]), scores)]
+    return kept
 
 
 def gradient_squares(model: nn.Module, names: Sequence[str], split: Split, batch_size: int, images: int) -> list[Tensor]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from .genome import Individual
+from .genome import Individual, from_masks
 from .layout import Layout
 
 
@@ -21,6 +23,11 @@ def unpack(bits: np.ndarray, genes: int, device: torch.device | str) -> Tensor:
     packed = torch.from_numpy(bits).to(device)
     shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=device)
     return ((packed[:, None] >> shifts) & 1).view(-1)[:genes].bool()
+
+
+def from_named(masks: Mapping[str, Tensor], layout: Layout, origin: str) -> Individual:
+    """Return the individual of bool masks by name, of the parameters' shapes."""
+    return from_masks((layer.any(masks[layer.name]).cpu().numpy() for layer in layout), origin)
 
 
 def named_masks(individual: Individual, layout: Layout, device: torch.device | str = "cpu") -> dict[str, Tensor]:

@@ -95,7 +95,7 @@ def undominated(points: Sequence[Pruned], floor: float = 0.0) -> list[Pruned]:
 
 def layer_rows(p: Pruned, layout: Layout) -> list[dict[str, Any]]:
     """Return a row a layer: how much of it a point keeps."""
-    kept = [kept_genes(bits) * (layer.weights // layer.genes) for bits, layer in zip(p.individual, layout)]
+    kept = [kept_genes(bits) * layer.weights_a_gene for bits, layer in zip(p.individual, layout)]
     return [dict(zip(LAYER_COLUMNS, (p.measured.id, layer.name, layer.weights, k, 1 - k / layer.weights)))
             for layer, k in zip(layout, kept)]
 

@@ -20,10 +20,10 @@ from ..evaluation.evaluator import Evaluator
 from ..evolution.tuned import Job
 from ..files import fingerprint, to_safetensors
 from ..inputs.named import load_weights
-from ..masks.genome import Individual, Measurement, Result, from_masks, set_bits, sparsity
+from ..masks.genome import Individual, Measurement, Result, set_bits, sparsity
 from ..masks.layout import Layout
 from ..masks.paths import drop_dead
-from ..masks.tensors import named_masks
+from ..masks.tensors import from_named, named_masks
 from ..results.folder import Folder
 from ..values.inherited import packed, unpacked, values_of, with_values
 from ..values.training import Shrink, grown, hold_zeros, recipe_for, steps_an_epoch, tune
@@ -76,7 +76,7 @@ class RunEvaluator:
 
     @property
     def weights(self) -> list[Tensor]:
-        """The dense weights, flat."""
+        """The dense weights, shaped like the layers."""
         return self.evaluator.weights
 
     @property
@@ -134,13 +134,13 @@ class TrainChild:
         recipe = recipe_for(net, 0, job.seed, run.config.learning_rate, run.config.augment)
         steps, more = job.steps, min(round(job.growth * job.kept), run.layout.weights) - sum(int(m.sum()) for m in kept.values())
         if more > 0 and steps > GROW_STEPS:
-            kept = grown(net, train, kept, more, GROW_STEPS * recipe.batch_size, job.seed)
+            kept = grown(net, train, kept, run.layout, more, GROW_STEPS * recipe.batch_size, job.seed)
             steps -= GROW_STEPS
         recipe = replace(recipe, epochs=steps / steps_an_epoch(len(train), recipe.batch_size),
                          learning_rate=recipe.learning_rate * job.learning_rate)
-        shrink = Shrink(job.kept, job.saliency, job.until, pace=job.pace, mix=job.mix)
+        shrink = Shrink(run.layout, job.kept, job.saliency, job.until, pace=job.pace, mix=job.mix)
         kept = tune(net, train, recipe, kept, training_progress(job.what), shrink)
-        individual = from_masks((mask.cpu().numpy() for mask in kept.values()), job.individual.origin)
+        individual = from_named(kept, run.layout, job.individual.origin)
         for i, genes in drop_dead(individual, run.layout, run.evaluator.channels).items():
             set_bits(individual, i, genes)
         kept = named_masks(individual, run.layout, train.labels.device)

@@ -97,7 +97,8 @@ class Layerwise:
         net.load_state_dict(before.state)
         found = self.search_layer(before, net, i, identity, name)
         chosen = choose_mask(found, Layout((run.layout[i],), 1), run.config, cap)
-        alive = np.packbits((net.get_parameter(run.layout[i].name) != 0).reshape(-1).numpy())  # zeros of earlier rounds
+        layer = run.layout[i]
+        alive = np.packbits(layer.any(net.get_parameter(layer.name) != 0).reshape(-1).numpy())  # zeros of earlier rounds
         individual = before.individual.clone()
         individual[i] = chosen[0] & alive
         individual.origin, individual.generation = chosen.origin, chosen.generation
@@ -110,7 +111,7 @@ class Layerwise:
         """Return the last state of the search of one layer."""
         run, config = self.run, self.run.config
         layer = run.layout[i]
-        own = (layer.genes - kept_genes(before.individual[i])) * (layer.weights // layer.genes)
+        own = (layer.genes - kept_genes(before.individual[i])) * layer.weights_a_gene
         others = pruned_weights(before.individual, run.layout) - own
         layout = Layout((layer,), run.layout.total, others)
         evaluator = make_evaluator(net, layout, run.data, config, run.evaluator.batch_size, run.batch_size)

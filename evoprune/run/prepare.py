@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ..config import RESUMABLE, Config, read_method, rule_names
+from ..config import RESUMABLE, Config, read_method, read_units, rule_names
 from ..errors import EvopruneError, first_line
 from ..evaluation.accuracy import batch_size_for, correct, dtype_of, private_copy, probe
 from ..evaluation.evaluator import Evaluator
@@ -50,7 +50,7 @@ def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder, c
     splits = get_data(config, data)
     net = get_model(config, model, splits, old, resumed)
     splits = splits.to(device, dtype_of(net))
-    layout = find_layers(net, config.layer, config.skip, config.include)
+    layout = layers_of(net, config)
     outputs, activation = probe(net, splits.search, splits.classes)
     check_together(net, splits, config)
     config = settle_for_model(config, net)
@@ -65,7 +65,7 @@ def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder, c
         if not folder.holds_run:
             folder.write(CONFIG, record.to_json())  # so that a killed training can be resumed
         train_dense(net, splits.train, config)
-        find_layers(net, config.layer, config.skip, config.include)  # it may have ended in NaN
+        layers_of(net, config)  # it may have ended in NaN
     dense = measure_dense(net, splits, record.batch_size, outputs)
     size = search_batch_size(config, net, layout, splits, record.batch_size, old)
     record = replace(record, search_batch_size=size, dense=dense)
@@ -181,6 +181,11 @@ def get_model(config: Config, model: nn.Module | str, splits: Data, old: Record 
                                 f"started the run, or choose a new out")
         load_weights(net, stored, str(dense))
     return net
+
+
+def layers_of(net: nn.Module, config: Config) -> Layout:
+    """Return the layers that the settings choose."""
+    return find_layers(net, config.layer, config.skip, config.include, read_units(config.unit))
 
 
 def channels_of(splits: Data) -> int:

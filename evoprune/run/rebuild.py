@@ -16,10 +16,9 @@ from ..engines.worker import take_slot
 from ..errors import EvopruneError
 from ..evaluation.accuracy import dtype_of
 from ..inputs.splits import Data
-from ..masks.layers import find_layers
 from ..results.folder import CONFIG, DENSE, Folder
 from ..results.record import read_record
-from .prepare import get_data, get_model, identity_of
+from .prepare import get_data, get_model, identity_of, layers_of
 from .run import Run, make_evaluator
 
 RUNS: dict[str, Run] = {}  # of this process, by identity
@@ -74,7 +73,7 @@ def rebuild(start: RunBuilder) -> Run:
     splits = start.data or get_data(config, config.data)
     net = start.model or get_model(config, config.model, splits, record, path / DENSE)
     splits = splits.to(torch.device(config.device), dtype_of(net))
-    layout = find_layers(net, config.layer, config.skip, config.include)
+    layout = layers_of(net, config)
     identity = identity_of(config, layout, record.batch_size, splits, net)
     if identity != start.identity:
         raise EvopruneError(f"the model or data that a worker on {platform.node()} reads are not those of {path}; give every "

@@ -24,7 +24,7 @@ from ..evolution.starts import Known, at_targets, first_population
 from ..evolution.tuned import Budget, Job, budget_of, kept_at_targets
 from ..files import remove
 from ..masks.genome import Individual, dense_individual
-from ..masks.saliency import SALIENCIES, gradient_squares
+from ..masks.saliency import gene_scores, gradient_squares
 from ..masks.tensors import masks
 from ..results.folder import TRAINED
 from ..values.repair import PATH_IMAGES
@@ -153,7 +153,7 @@ def known(run: Run) -> Known:
 
     def worth(values: Sequence[Tensor]) -> list[Tensor]:
         if config.worth != SURGEON:
-            return SALIENCIES["lamp"](values, None)
+            return gene_scores("lamp", run.layout, values)
         return repairing().saliency()
 
     @cache

@@ -43,9 +43,9 @@ def fit_values(child: Individual, parent: Individual, layout: Layout) -> None:
     """Make room in the values that a child inherits for weights that its parent does not keep: they start at zero."""
     for i, layer in enumerate(layout):
         if layer.name in child.values:
-            whole = np.zeros(layer.genes, child.values[layer.name].dtype)
-            whole[get_bits(parent, i, layout)] = child.values[layer.name]
-            child.values[layer.name] = whole[get_bits(child, i, layout)]
+            whole = np.zeros(layer.shape, child.values[layer.name].dtype)
+            whole[layer.expanded(get_bits(parent, i, layout))] = child.values[layer.name]
+            child.values[layer.name] = whole[layer.expanded(get_bits(child, i, layout))]
 
 
 def packed(result: Result) -> dict[str, Tensor]:

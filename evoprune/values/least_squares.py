@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +18,7 @@ POSITIONS = 16  # and positions of an image
 LARGEST_PRODUCT = {"cpu": 1 << 20, "cuda": 1 << 26}  # values, where errors are weighed; a core's cache, or few kernels
 FIT_STEPS = 15  # of L-BFGS, on the weights of the last layer
 FIT_DAMPING = 2  # over the number of images, times the squared distance to what least squares gives
+Errors = Callable[[Tensor], Tensor]  # from weights (out, p) the error that removing each of them leaves
 
 
 @dataclass
@@ -27,6 +28,7 @@ class Solved:
     name: str  # of its weight
     module: nn.Linear | nn.Conv2d
     dense: Tensor  # weights, (out, p)
+    by_row: bool = False  # whether they are removed by whole rows
     least: float = 0.0  # damping
     centred: bool = False  # a bias or a batch norm behind it takes the mean
     normed: bool = False  # it is a batch norm, which takes the mean that all images and places make alike
@@ -34,7 +36,7 @@ class Solved:
     positions: Tensor | None = None  # (images, positions) drawn, of a convolution
     shares: Tensor | None = None  # of each error in the weight of all, (rows, out); None: alike
     moments: tuple[Tensor, ...] | None = None  # of the first layer, which no mask changes
-    errors: Tensor = field(default_factory=lambda: torch.zeros(()))  # that removing each weight would leave, (out, p)
+    errors: Tensor = field(default_factory=lambda: torch.zeros(()))  # (out, p) that removing each weight would leave, or its part
 
 
 def moments(rows: Tensor, targets: Tensor, centred: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -46,33 +48,50 @@ def moments(rows: Tensor, targets: Tensor, centred: bool) -> tuple[Tensor, Tenso
     return (rows.T @ rows) / len(rows), rows.T @ targets / len(rows), mean, target_mean
 
 
-def solve_rows(covariance: Tensor, cross: Tensor, dense: Tensor, mask: Tensor, least: float = 1e-10) -> tuple[Tensor, Tensor]:
-    """Return the weights (out, p) that damped least squares gives each row on its kept inputs, zeros elsewhere; and the diagonal
-    of the inverse of each row's own system, (out, p), ones elsewhere (of the whole system where conjugate gradients solve it).
+def lone_errors(inverse: Tensor) -> Errors:
+    """Return the error of removing one weight of a row: its square over its place in the diagonal of the inverse of the row's
+    system (Hassibi and Stork, 1993), `inverse` (out, p)."""
+    return lambda weights: weights.square() / inverse.clamp_min(1e-30)
+
+
+def row_errors(applied: Callable[[Tensor], Tensor]) -> Errors:
+    """Return each weight's part of the error of removing its row: that of a group G is w_G' [(H^-1)_GG]^-1 w_G (optimal brain
+    surgeon for groups; Kurtic et al., 2022, arXiv:2203.07259), so that of a whole row w' H w; `applied` gives H w."""
+    return lambda weights: weights * applied(weights)
+
+
+def solve_rows(covariance: Tensor, cross: Tensor, dense: Tensor, mask: Tensor, least: float = 1e-10,
+               by_row: bool = False) -> tuple[Tensor, Errors]:
+    """Return the weights (out, p) that damped least squares gives each row on its kept inputs, zeros elsewhere; and the error
+    of removing each, or its row (by the whole system's inverse where conjugate gradients solve it).
     """
+    # 6 arguments: the terms of the equation, and what is removed together
     p = len(covariance)
     damping = (DAMPING * covariance.trace() / p).clamp_min(max(least, 1e-10))
     damped = covariance + damping * torch.eye(p, device=covariance.device)
     wanted = (cross.T + damping * dense) * mask  # (out, p)
     kept = mask.sum(1)
+    if by_row and bool((mask == mask[:, :1]).all()):  # one system for all rows
+        return torch.cholesky_solve(wanted.T, torch.linalg.cholesky_ex(damped).L).T * mask, row_errors(lambda w: w @ damped)
     if SLOWER * float((kept.double() ** 3).sum()) / 3 > STEPS * 2 * len(dense) * p * p:
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(damped).L).diagonal()
-        return conjugate_gradients(damped, wanted, dense * mask, mask), inverse.expand_as(dense)
+        errors = row_errors(lambda w: w @ damped) if by_row else lone_errors(
+            torch.cholesky_inverse(torch.linalg.cholesky_ex(damped).L).diagonal())
+        return conjugate_gradients(damped, wanted, dense * mask, mask), errors
     weights, inverse = torch.zeros_like(dense), torch.ones_like(dense)
     for rows, at, there in grouped(mask):
         systems = damped[at[:, :, None], at[:, None, :]]
         weights[rows[:, None], at], inverse[rows[:, None], at] = solved(systems, wanted[rows[:, None], at], there)
-    return weights, inverse
+    return weights, row_errors(lambda w: w @ damped) if by_row else lone_errors(inverse)
 
 
 def solve_weighed(inputs: Tensor, targets: Tensor, shares: Tensor, dense: Tensor, mask: Tensor, least: float,
-                  shifts: bool) -> tuple[Tensor, Tensor, Tensor]:
+                  shifts: bool, by_row: bool = False) -> tuple[Tensor, Errors, Tensor]:
     """Return what `solve_rows` does where each row weighs its errors in its own way, and what its outputs then want added.
 
     `inputs` (rows, p) and `targets` (rows, out) are about their means, `shares` (rows, out) of the weight of all errors sum to 1
     a column. With `shifts`, a bias takes what the weighed means are off, (out,), which is zero otherwise.
     """
-    # 7 arguments: the terms of the equation
+    # 8 arguments: the terms of the equation, and what is removed together
     columns = inputs.T.contiguous()
     weighed = (shares * targets).T
     wanted, mean, target_mean = weighed @ inputs, shares.T @ inputs, weighed.sum(1)  # (out, p), (out, p), (out,)
@@ -87,7 +106,11 @@ def solve_weighed(inputs: Tensor, targets: Tensor, shares: Tensor, dense: Tensor
         systems = (x * shares.T[rows][:, None]) @ x.transpose(1, 2) - m[:, :, None] * m[:, None, :]
         systems.diagonal(dim1=1, dim2=2).add_(damping[rows])
         weights[rows[:, None], at], inverse[rows[:, None], at] = solved(systems, wanted[rows[:, None], at], there)
-    return weights, inverse, target_mean - (weights * mean).sum(1)
+
+    def applied(w: Tensor) -> Tensor:
+        return (shares * (inputs @ w.T)).T @ inputs - mean * (mean * w).sum(1, keepdim=True) + damping * w
+
+    return weights, row_errors(applied) if by_row else lone_errors(inverse), target_mean - (weights * mean).sum(1)
 
 
 def shares_of(squares: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..inputs.models import logits_of
 from ..masks.layout import Layout
-from .least_squares import Solved, draw_positions, fitted, moments, outputs_of, rows_of, solve_rows, solve_weighed
+from .least_squares import Errors, Solved, draw_positions, fitted, moments, outputs_of, rows_of, solve_rows, solve_weighed
 from .sensitivity import saliency_of, weigh_errors
 
 IMAGES = 768  # that a mask is repaired on in the search
@@ -72,7 +72,8 @@ class Repairer:
                 and module.padding_mode == "zeros")
             if plain and layer.name.endswith("weight") and owners[id(module.weight)] == 1:
                 assert isinstance(module, (nn.Linear, nn.Conv2d))
-                found[module] = Solved(layer.name, module, module.weight.detach().reshape(layer.shape[0], -1).float().clone())
+                dense = module.weight.detach().reshape(layer.shape[0], -1).float().clone()
+                found[module] = Solved(layer.name, module, dense, layer.by_output)
         return found
 
     def study_dense(self) -> None:
@@ -146,34 +147,34 @@ class Repairer:
         """Give one layer its new values, for what enters it now."""
         mask = mask.expand(layer.module.weight.shape).reshape(layer.dense.shape)
         if layer.shares is not None and float(mask.sum(1).double().square().sum()) <= WEIGHING_LIMIT * mask.shape[1] ** 2:
-            weights, bias, inverse = self.weighed(layer, inputs, mask)
+            weights, bias, errors = self.weighed(layer, inputs, mask)
         else:
             found = layer.moments or moments(rows_of(layer.module, inputs, layer.positions).float(), layer.targets, layer.centred)
             if layer.module is self.first:
                 layer.moments = found
             covariance, cross, mean, target_mean = found
-            weights, inverse = solve_rows(covariance, cross, layer.dense, mask, layer.least)
+            weights, errors = solve_rows(covariance, cross, layer.dense, mask, layer.least, layer.by_row)
             bias = target_mean - weights @ mean
         if layer is self.classifier:
             with torch.inference_mode(False):  # the model's own forward may have set it; nothing of it goes into the fit
                 weights, fit = fitted(inputs.float().clone(), layer.targets.softmax(1).clone(), weights.clone(),
                                       None if layer.module.bias is None else bias.clone(), mask.clone())
                 bias = bias if fit is None else fit
-        layer.errors = weights.square() / inverse.clamp_min(1e-30)
+        layer.errors = errors(weights)
         layer.module.weight.data.copy_(weights.view(layer.module.weight.shape))
         if layer.module.bias is not None:
             layer.module.bias.data.copy_(bias)
 
-    def weighed(self, layer: Solved, inputs: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the weights (out, p), the bias (out,) and the diagonals of the inverses, (out, p), with errors weighed."""
+    def weighed(self, layer: Solved, inputs: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Errors]:
+        """Return the weights (out, p), the bias (out,) and what removing weights costs, with errors weighed."""
         assert layer.shares is not None
         rows, targets = rows_of(layer.module, inputs, layer.positions).float(), layer.targets  # (rows, p), (rows, out)
         mean, target_mean = rows.mean(0), targets.mean(0)
         if layer.centred:
             rows, targets = rows - mean, targets - target_mean
-        weights, inverse, shift = solve_weighed(rows, targets, layer.shares, layer.dense, mask, layer.least,
-                                                layer.module.bias is not None and not layer.normed)
-        return weights, target_mean + shift - weights @ mean, inverse
+        weights, errors, shift = solve_weighed(rows, targets, layer.shares, layer.dense, mask, layer.least,
+                                               layer.module.bias is not None and not layer.normed, layer.by_row)
+        return weights, target_mean + shift - weights @ mean, errors
 
     def knows_saliency(self) -> bool:
         """Whether `saliency` can tell of every layer."""

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from ..inputs.models import logits_of
 from ..inputs.splits import Split
-from ..masks.saliency import NEEDS_DATA, SALIENCIES, keep_top
+from ..masks.layout import Layout
+from ..masks.saliency import NEEDS_DATA, gene_scores, keep_top
 from .fast import deterministic, fast_training
 
 SMALL = 1_000_000  # parameters; below, Adam learns faster, above, SGD with momentum generalises better
@@ -43,7 +44,8 @@ class Shrink:
     arXiv:1710.01878, equation 1); with a `pace`, the logarithm of the density falls by that power of the time that is left,
     which leaves more of it to the densities near the last."""
 
-    kept: int  # weights at the end, over all masked layers
+    layout: Layout  # of the masked layers: what goes, goes gene by gene
+    kept: int  # weights at the end, over all of them, at most
     saliency: str  # of `SALIENCIES`: what goes first
     until: float = 0.7  # share of the steps after which the mask stays
     first: float = 0.2  # share of all weights that the first pruning leaves at most
@@ -119,34 +121,42 @@ def tune(model: nn.Module, train: Split, recipe: Recipe, masks: Mapping[str, Ten
             if shrink and ((step + 1) % shrink.every(steps) == 0 or step + 1 == steps):
                 count = shrink.kept if step + 1 == steps else shrink.kept_at(step + 1, steps, before, weights)
                 means = None if squares is None else [mean.pow(shrink.mix) for mean in squares.values]
-                kept = dict(zip(kept, shrunk(masked, list(kept.values()), count, shrink.saliency, means)))
+                kept = dict(zip(kept, shrunk(masked, list(kept.values()), shrink, count, means)))
             hold_zeros(masked, kept)
             progress(step + 1, steps)
     model.eval()
     return kept
 
 
-def shrunk(parameters: Sequence[Tensor], masks: Sequence[Tensor], count: int, saliency: str,
+def shrunk(parameters: Sequence[Tensor], masks: Sequence[Tensor], shrink: Shrink, count: int,
            squares: Sequence[Tensor] | None) -> Sequence[Tensor]:
-    """Return masks that keep the `count` most salient of the weights that `masks` keep."""
+    """Return masks that keep `count`, the most salient, of the weights that `masks` keep."""
     if sum(int(mask.sum()) for mask in masks) <= count:
         return masks
     with torch.no_grad():
-        values = [p.detach() for p in parameters]
-        scores = [torch.where(mask, score, -1) for score, mask in zip(SALIENCIES[saliency](values, squares), masks)]
-    return keep_top(scores, count)
+        scores = gene_scores(shrink.saliency, shrink.layout, [p.detach() for p in parameters], squares)
+        left = [torch.where(layer.any(mask), score, -1) for layer, mask, score in zip(shrink.layout, masks, scores)]
+    return expanded(keep_top(left, count, shrink.layout), shrink.layout)
 
 
-def grown(model: nn.Module, train: Split, masks: Mapping[str, Tensor], more: int, images: int, seed: int) -> dict[str, Tensor]:
+def expanded(genes: Sequence[Tensor], layout: Layout) -> list[Tensor]:
+    """Return masks of the layers' shapes from those of their genes."""
+    return [mask.expand(layer.shape) for mask, layer in zip(genes, layout)]
+
+
+def grown(model: nn.Module, train: Split, masks: Mapping[str, Tensor], layout: Layout, more: int, images: int,
+          seed: int) -> dict[str, Tensor]:
     """Return masks that keep `more` weights more: those with the largest gradients over so many images, drawn by `seed`
     (Evci et al., 2020, arXiv:1911.11134)."""
-    # 6 arguments: the model, its masks, and a seeded draw of images
+    # 7 arguments: the model, its masks, and a seeded draw of images
     parameters = dict(model.named_parameters())
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:images].to(train.labels.device)
     model.eval()
     loss = F.cross_entropy(logits_of(model(train.inputs(order))), train.labels[order])
     gradients = torch.autograd.grad(loss, [parameters[name] for name in masks])
-    new = keep_top([torch.where(mask, -1, gradient.abs()) for gradient, mask in zip(gradients, masks.values())], more)
+    scores = [torch.where(layer.any(mask), -1, layer.summed(gradient.abs()))
+              for layer, gradient, mask in zip(layout, gradients, masks.values())]
+    new = expanded(keep_top(scores, more, layout), layout)
     return {name: mask | grow for (name, mask), grow in zip(masks.items(), new)}
 
 

@@ -31,7 +31,8 @@ POOLS = [name for name in ENGINES if name != "local"]
 SLOW = [name if name == "processes" else pytest.param(name, marks=pytest.mark.slow) for name in POOLS]
 LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
 SETTINGS = {"model": f"{ROOT / 'tests' / 'faulty.py'}:make", "data": "npz:digits.npz", "search_images": 100,
-            "population": 8, "generations": 4, "threads": 1, "finetune_epochs": 1, "front": 2}
+            "population": 8, "generations": 4, "threads": 1, "finetune_epochs": 1, "front": 2,
+            "unit": "filter"}
 FLAGS = [part for name, value in SETTINGS.items() for part in (f"--{name.replace('_', '-')}", str(value))]
 COMMAND = [sys.executable, "-m", "evoprune.main"]
 

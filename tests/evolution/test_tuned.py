@@ -27,6 +27,7 @@ from evoprune.evolution.tuned import (
 )
 from evoprune.inputs.models import LeNet
 from evoprune.masks.genome import Result, dense_individual, from_masks, get_bits, kept_genes
+from evoprune.masks.layers import find_layers
 from evoprune.values.fast import fast_training
 from evoprune.values.inherited import fit_values, packed, unpacked
 from evoprune.values.training import Recipe, Shrink, grown, steps_an_epoch, tune
@@ -60,9 +61,9 @@ def count_steps(patch, steps):
         steps.append(round(recipe.epochs * steps_an_epoch(len(train), recipe.batch_size)))
         return tune(net, train, recipe, *rest)
 
-    def counted_growth(net, train, masks, more, images, seed):
+    def counted_growth(net, train, masks, layout, more, images, seed):
         steps.append(images // 64)
-        return grown(net, train, masks, more, images, seed)
+        return grown(net, train, masks, layout, more, images, seed)
 
     patch.setattr(jobs, "tune", counted)
     patch.setattr(jobs, "grown", counted_growth)
@@ -242,28 +243,28 @@ def test_training_needs_a_train_split(lenet, digits, tmp_path):
 # ------------------------------------------------------------------------------------------------------------ its parts
 
 
-def test_a_mask_shrinks_to_what_was_asked_and_keeps_the_most_salient(lenet, digits):
+def test_a_mask_shrinks_to_what_was_asked_and_keeps_the_most_salient(lenet, digits, layout):
     net = copy.deepcopy(lenet)
     masks = {name: torch.ones(p.shape, dtype=torch.bool) for name, p in net.named_parameters() if p.dim() > 1}
-    kept = tune(net, digits.train, Recipe(2, "adam", 0.005, 64, 0, True), masks, shrink=Shrink(500, "fisher"))
+    kept = tune(net, digits.train, Recipe(2, "adam", 0.005, 64, 0, True), masks, shrink=Shrink(layout, 500, "fisher"))
     assert sum(int(mask.sum()) for mask in kept.values()) == 500
     assert all(not p[~kept[name]].any() for name, p in net.named_parameters() if name in kept)
     recipe = Recipe(0, "adam", 0.005, 64, 0, True)
-    still = tune(copy.deepcopy(lenet), digits.train, recipe, masks, shrink=Shrink(500, "magnitude"))
+    still = tune(copy.deepcopy(lenet), digits.train, recipe, masks, shrink=Shrink(layout, 500, "magnitude"))
     assert all(torch.equal(still[name], masks[name]) for name in masks)  # no step, no pruning
 
 
-def test_the_shrinking_is_cubic_and_ends_where_it_should():
-    shrink = Shrink(100, "magnitude", until=0.5, first=0.2)
+def test_the_shrinking_is_cubic_and_ends_where_it_should(layout):
+    shrink = Shrink(layout, 100, "magnitude", until=0.5, first=0.2)
     kept = [shrink.kept_at(step, 1000, 10_000, 10_000) for step in range(1001)]
     assert kept[0] == 2000 and kept[250] == 100 + round(1900 / 8) and kept[500] == kept[1000] == 100
     assert kept == sorted(kept, reverse=True)
-    assert Shrink(100, "magnitude").kept_at(0, 10, 300, 10_000) == 300
-    assert Shrink(500, "magnitude").kept_at(0, 10, 300, 1000) == 500
+    assert Shrink(layout, 100, "magnitude").kept_at(0, 10, 300, 10_000) == 300
+    assert Shrink(layout, 500, "magnitude").kept_at(0, 10, 300, 1000) == 500
 
 
-def test_with_a_pace_the_logarithm_of_the_density_falls_by_a_power_of_the_time_left():
-    shrink = Shrink(100, "magnitude", until=0.5, first=0.2, pace=2.0)
+def test_with_a_pace_the_logarithm_of_the_density_falls_by_a_power_of_the_time_left(layout):
+    shrink = Shrink(layout, 100, "magnitude", until=0.5, first=0.2, pace=2.0)
     kept = [shrink.kept_at(step, 1000, 10_000, 10_000) for step in range(1001)]
     assert kept[0] == 2000 and kept[250] == round(100 * 20 ** 0.25) and kept[500] == kept[1000] == 100
     assert kept == sorted(kept, reverse=True)
@@ -276,15 +277,15 @@ def test_fisher_prunes_by_the_running_squares_of_the_gradients(optimizer, digits
     images[..., 0, 0] = 0  # no gradient
     train = type(digits.train)(images, digits.train.labels)
     kept = tune(net, train, Recipe(1, optimizer, 0.01, 64, 0, True), {"1.weight": torch.ones(10, 64, dtype=torch.bool)},
-                shrink=Shrink(630, "fisher", until=1.0, first=1.0))
+                shrink=Shrink(find_layers(net), 630, "fisher", until=1.0, first=1.0))
     assert not kept["1.weight"][:, 0].any() and int(kept["1.weight"].sum()) == 630
 
 
-def test_growth_takes_the_largest_gradients(lenet, digits):
+def test_growth_takes_the_largest_gradients(lenet, digits, layout):
     torch.manual_seed(0)
     masks = {name: torch.rand(p.shape) < 0.05 for name, p in lenet.named_parameters() if p.dim() > 1}
     net = copy.deepcopy(lenet)
-    more = grown(net, digits.train, masks, 50, 10_000, seed=0)
+    more = grown(net, digits.train, masks, layout, 50, 10_000, seed=0)
     order = torch.randperm(len(digits.train), generator=torch.Generator().manual_seed(0))
     loss = nn.functional.cross_entropy(net(digits.train.inputs(order)), digits.train.labels[order])
     gradients = dict(zip(masks, torch.autograd.grad(loss, [dict(net.named_parameters())[name] for name in masks])))

@@ -5,7 +5,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from evoprune.masks.layout import Layer
 from evoprune.masks.saliency import NEEDS_DATA, SALIENCIES, gradient_squares, keep_top
+
+LAYOUT = (Layer("a", (6, 5)), Layer("b", (4, 3, 2, 2)))
 
 
 @pytest.fixture
@@ -37,7 +40,7 @@ def test_the_highest_are_kept_and_of_equal_ones_the_first(weights):
         for count in (0, 1, 7, 30, 77, 78):
             expected = np.zeros(78, bool)
             expected[order[:count]] = True
-            kept = keep_top(scores, count)
+            kept = keep_top(scores, count, LAYOUT)
             assert [k.shape for k in kept] == [s.shape for s in scores]
             assert np.array_equal(torch.cat([k.reshape(-1) for k in kept]).numpy(), expected)
 
@@ -46,8 +49,8 @@ def test_the_highest_are_kept_and_of_equal_ones_the_first(weights):
 def test_the_gpu_keeps_the_same(weights):
     for scores in (weights, [torch.round(w * 2) for w in weights]):
         for count in (1, 7, 30, 77):
-            on_gpu = keep_top([s.cuda() for s in scores], count)
-            assert all(torch.equal(a.cpu(), b) for a, b in zip(on_gpu, keep_top(scores, count)))
+            on_gpu = keep_top([s.cuda() for s in scores], count, LAYOUT)
+            assert all(torch.equal(a.cpu(), b) for a, b in zip(on_gpu, keep_top(scores, count, LAYOUT)))
 
 
 def test_gradient_squares_are_those_of_backward_and_leave_the_model_alone(lenet, digits, layout):

@@ -242,7 +242,9 @@ def test_rows_solved_together_equal_rows_solved_alone(density, monkeypatch):
     covariance, cross, dense = x.T @ x / 300, torch.randn(40, 25) * 10, torch.randn(25, 40)
     mask = torch.rand(25, 40) < density
     mask[3] = False
-    weights, inverse = solve_rows(covariance, cross, dense, mask)
+    weights, errors = solve_rows(covariance, cross, dense, mask)
+    same, of_rows = solve_rows(covariance, cross, dense, mask, by_row=True)
+    assert torch.allclose(weights, same, rtol=1e-4, atol=1e-4)
     damping = 0.01 * covariance.trace() / 40
     damped = covariance + damping * torch.eye(40)
     other = conjugate_gradients(damped, (cross.T + damping * dense) * mask, dense * mask, mask)
@@ -258,7 +260,9 @@ def test_rows_solved_together_equal_rows_solved_alone(density, monkeypatch):
             others = kept.clone()
             others[j] = False
             error = least_error(damped.double(), wanted, others) - least_error(damped.double(), wanted, kept)
-            assert torch.isclose((weights[row, j] ** 2 / inverse[row, j]).double(), error, rtol=1e-2)
+            assert torch.isclose(errors(weights)[row, j].double(), error, rtol=1e-2)
+        whole = least_error(damped.double(), wanted, torch.zeros_like(kept)) - least_error(damped.double(), wanted, kept)
+        assert torch.isclose(of_rows(weights)[row].sum().double(), whole, rtol=1e-3, atol=1e-6)
 
 
 def least_error(system, wanted, kept):
