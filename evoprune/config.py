@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 from .errors import EvopruneError
+from .objectives import USUAL, split_objectives
 
 KNOWLEDGE = ("none", "weights", "data")  # each allows what the one before it does
 ENGINES = ("local", "processes", "scoop", "dask")
@@ -59,6 +60,7 @@ class Config:
                                  "(embeddings, norms, biases)", metavar="PATTERN")
     unit: str = option("weight", "what the search decides on: weight, or filter (all weights of one output, in a linear layer a "
                        "row), or by name: 'conv*=filter,fc*=weight'", metavar="UNIT")
+    objectives: str = option(",".join(USUAL.names), "what is optimised; more of your own: FILE.py:function", metavar="NAMES")
     # the search
     start: str = option("auto", "rules that make the first masks, comma-separated: random, narrow, magnitude, erk, lamp, fisher, "
                         "multishot; auto takes the best that --knowledge allows", metavar="RULES")
@@ -126,6 +128,7 @@ class Config:
             raise EvopruneError(f"batch_size: found {self.batch_size!r}, expected a whole number of at least 1, or auto")
         target_sparsities(self)
         read_units(self.unit)
+        split_objectives(self.objectives)
         self.check_method()
         if self.layerwise:
             round_caps(self)
@@ -185,10 +188,9 @@ def read_units(text: str) -> list[tuple[str, str]]:
     """Return the (pattern, unit) of --unit, of which the first that fits a layer counts."""
     parts = [part.rpartition("=") for part in ([f"*={text}"] if text in UNITS else text.split(","))]
     pairs = [(pattern.strip(), unit.strip()) for pattern, _, unit in parts]
-    for pattern, unit in pairs:
-        if unit not in UNITS or not pattern:
-            raise EvopruneError(f"unit: found {text!r}, expected {' or '.join(UNITS)}, or PATTERN=UNIT with commas between, like "
-                                f"'conv*=filter,fc*=weight'")
+    if not all(unit in UNITS and pattern for pattern, unit in pairs):
+        raise EvopruneError(f"unit: found {text!r}, expected {' or '.join(UNITS)}, or PATTERN=UNIT with commas between, like "
+                            f"'conv*=filter,fc*=weight'")
     return pairs
 
 

@@ -148,9 +148,10 @@ def files(front: Front) -> str:
              f"{path}/{FRONT_PLOT}    the front; {LAYERS_PLOT} and {PROGRESS_PLOT} beside it"]
     if not front.finished:
         return "\n".join([*lines, f"not finished; go on with: python -m evoprune.main --resume {path}"])
-    wish = 0.99 * record.measured.accuracy
+    score = record.optimised[record.optimised.score].name
+    wish = 0.99 * record.measured.score
     lines += ["", "a model of it, in Python:",
-              f"  import evoprune; model = evoprune.load_front({str(path)!r}).best(accuracy={wish:.3f}).model()"]
+              f"  import evoprune; model = evoprune.load_front({str(path)!r}).best({score}={wish:.3f}).model()"]
     config = record.config
     if not (config.finetune_epochs or config.layerwise or config.total_epochs):
         again = record.command or command([])

@@ -96,7 +96,7 @@ def layer_by_layer(run: Run, toolbox: Make, folder: Folder, engine: Local | Engi
             measure_on_test(run, numbered(points))
     except Stopped:
         if rows:
-            write_run(folder, numbered(points), rows, run.layout, run.dense_accuracy, run.config.accuracy_floor)
+            write_run(folder, numbered(points), rows, run.layout, run.dense, run.config.accuracy_floor)
         raise
     write_finished(run, points, rows, folder)
 

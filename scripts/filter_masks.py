@@ -3,9 +3,9 @@
     python scripts/filter_masks.py uniform --method oneshot:random --unit filter --total-epochs 300 --targets 0.5,0.9 ...
     python scripts/filter_masks.py norm --method oneshot:random --unit filter --weights dense.safetensors ...
 
-With `uniform`, the same share of every layer's filters, drawn at random. With `norm`, those of the largest L1 norm over their layer's
-mean (Li et al., 2017, arXiv:1608.08710, made comparable between layers as Torch-Pruning does), of all layers together, and the
-largest of each layer.
+With `uniform`, the same share of every layer's filters, drawn at random. With `norm`, those of the largest L1 norm over their
+layer's mean (Li et al., 2017, arXiv:1608.08710, made comparable between layers as Torch-Pruning does), of all layers together,
+and the largest of each layer.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 from deap import base
-from safetensors.torch import load_file
 from torch import Tensor
 
 from evoprune import main
 from evoprune.config import Config
 from evoprune.evolution import default_toolbox
 from evoprune.evolution.tuned import Budget, Job, kept_at_targets, rule_jobs
+from evoprune.inputs.named import read_weights
 from evoprune.masks.genome import Individual, from_masks, pruned_weights
 from evoprune.masks.layout import Layout
 
@@ -44,7 +44,7 @@ def scores_of(kind: str, layout: Layout, config: Config) -> list[Tensor]:
     if kind == "uniform":  # ranks in each layer: the same share of each is above any of them
         drawn = np.random.default_rng(config.seed)
         return [torch.from_numpy((drawn.permutation(layer.genes) + 0.5) / layer.genes) for layer in layout]
-    weights = load_file(str(config.weights))
+    weights = read_weights(str(config.weights))
     norms = [layer.summed(weights[layer.name].abs()) for layer in layout]
     return [norm / norm.mean() for norm in norms]
 

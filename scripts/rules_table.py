@@ -57,8 +57,8 @@ def main() -> None:
         found[method.name] = {}
         for run in runs:
             front, last = rows(run / "front.csv"), rows(run / "log.csv")[-1]
-            found[method.name][run.name] = np.array([at_or_above(front, wish / 100) for wish in wished])
-            cells = [*found[method.name][run.name], hvlog(front), float(last["epochs"]), float(last["seconds"])]
+            found[method.name][run.name] = np.array([*(at_or_above(front, wish / 100) for wish in wished), hvlog(front)])
+            cells = [*found[method.name][run.name], float(last["epochs"]), float(last["seconds"])]
             print(line(f"{method.name} {run.name}", cells))
         if len(runs) > 1:
             print(line(f"{method.name} median", list(np.median(list(found[method.name].values()), axis=0))))

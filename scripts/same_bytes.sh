@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Do two checkouts give the same results? Small runs of both with every method, start, repair, kind of knowledge and engine; layer by
 # layer, trained, tuned, with a floor, in bf16, killed and resumed. Compares front.csv, masks.npz, layers.csv and models/ byte for byte,
-# and log.csv but for its seconds and, in tuned runs, its evaluations (equal masks count once). Exit status 1 if anything differs.
+# and log.csv but for its seconds, hvlog beyond 12 places and, in tuned runs, evaluations (equal masks count once). Exit status 1 if
+# anything differs.
 # usage: scripts/same_bytes.sh OLD NEW [WORK]    some 8 minutes a checkout; runs that are in the folder WORK already are kept
 set -euo pipefail
 old=$(realpath "${1:?usage: scripts/same_bytes.sh OLD NEW [WORK]}") new=$(realpath "${2:?usage: scripts/same_bytes.sh OLD NEW [WORK]}")
@@ -90,7 +91,8 @@ def log(path):
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
     left_out = {"seconds"} | ({"evaluations"} if any(float(row["epochs"]) for row in rows) else set())
-    return [{name: value for name, value in row.items() if name not in left_out} for row in rows]
+    return [{name: round(float(value), 12) if name == "hvlog" else value for name, value in row.items() if name not in left_out}
+            for row in rows]
 
 
 wrong = 0

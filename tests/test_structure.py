@@ -16,7 +16,7 @@ from evoprune.evolution.starts import STARTS
 from evoprune.masks.saliency import SALIENCIES
 from evoprune.results.folder import CHECKPOINT, FILES, LOCK, MODELS, STAGE_VALUES, TRAINED
 
-BELOW = ["errors", "files", "config"]
+BELOW = ["errors", "files", "objectives", "config"]
 WINGS = {
     "inputs": ["models", "named", "splits", "sources"],
     "engines": ["worker", "team", "processes", "scoop_pool", "dask_pool", "engine", "scoop_launch", "scoop_worker"],
@@ -200,6 +200,35 @@ def absolute(sources):
             or (isinstance(node, ast.Import) and any(a.name.split(".")[0] == "evoprune" for a in node.names))]
 
 
+def objectives_named(sources):
+    """The names of what is optimised, or its place in an individual's values, outside `objectives`."""
+    names = re.compile(r"(?!accuracy_floor$)(\w*_)?(accuracy|sparsity)(_\w*)?")
+    values = re.compile(r"\b(w?values|objectives)(\(.*\))?$")
+    wrong = []
+    for name, text in sources.items():
+        tree = ast.parse(text)
+        own = docstrings(tree) | {id(n) for node in tree.body if isinstance(node, ast.Assign)
+                                  and ast.unparse(node.targets[0]) == "LAYER_COLUMNS" for n in ast.walk(node)}
+        for node in ast.walk(tree) if name != "objectives" else ():
+            said = node.value if isinstance(node, ast.Constant) else node.attr if isinstance(node, ast.Attribute) else \
+                node.arg if isinstance(node, (ast.keyword, ast.arg)) else ""
+            places = node.slice.elts if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Tuple) else \
+                [node.slice] if isinstance(node, ast.Subscript) else []
+            if (isinstance(said, str) and names.fullmatch(said) and id(node) not in own) or (
+                    places and values.search(ast.unparse(node.value)) and any(isinstance(n, ast.Constant) for n in places)) or (
+                    isinstance(node, ast.Tuple) and {"accuracy", "sparsity"} <= {ast.unparse(n) for n in node.elts}):
+                wrong.append(f"{name}: {ast.unparse(node)}")
+    return wrong
+
+
+def units_known(sources):
+    """What asks which weights a gene stands for, outside the modules that know."""
+    return [f"{name}: {ast.unparse(node)}" for name, text in sources.items()
+            if name not in ("masks.units", "masks.layout", "masks.layers") for node in ast.walk(ast.parse(text))
+            if isinstance(node, ast.Attribute) and node.attr in ("unit", "collapsed", "output")
+            and ast.unparse(node) not in ("config.unit", "self.unit", "before.output")]
+
+
 RULES = {  # a rule, and a module with a source that it must find fault with
     out_of_order: ("masks.layers", "from ..values.repair import IMAGES"),
     asked_by_name: ("evolution.toolbox", "weights = getattr(evaluate, 'weights', None)"),
@@ -207,6 +236,8 @@ RULES = {  # a rule, and a module with a source that it must find fault with
     files_named: ("run.finish", "folder.remove('front.csv')"),
     carries_everything: ("values.repair", "def default(model: int, config: Config) -> str:\n    return ''"),
     unpickled: ("inputs.sources", "np.load(path)"),
+    objectives_named: ("results.front", "best = point.accuracy"),
+    units_known: ("values.inherited", "coarse = layer.unit"),
     too_large: ("run.run", "def f(a, b, c, d, e, f):\n    pass"),
     stop_words: ("run.search", "def search(run) -> tuple[State, str]:\n    pass"),
     records_read: ("run.rebuild", "about = json.loads(text)"),
@@ -242,6 +273,11 @@ def test_functions_that_are_too_long_or_compare_the_method_are_found():
         assert unpickled({"results.front": source}), source
     for source in ("folder / 'models'", "checkpoint / 'trained'", "f'{path}/layers.csv'"):
         assert files_named({"results.front": source}), source
+    for source in ("p.fitness.values[1]", "values[:, 0]", "state.archive[0].fitness.wvalues[0]", "result.objectives[0]",
+                   "row['max_sparsity']", "point.note(accuracy=1.0)", "accuracy, sparsity = found", "def f(accuracy):\n    pass",
+                   "found = p.test_accuracy"):
+        assert objectives_named({"run.finish": source}), source
+    assert not objectives_named({"run.finish": "values[:, objectives.score], config.accuracy_floor, values[i], f'{accuracy}'"})
     for source in ("from evoprune import main\nmain.prune = f", "import evoprune\nevoprune.run.search.search = f"):
         assert module_attributes_set({"scripts.x": source}), source
     assert absolute({"run.run": "import evoprune.config"}) and absolute({"run.run": "from evoprune import evolution"})

@@ -16,11 +16,12 @@ from ..engines.worker import ignore
 from ..errors import first_line
 from ..inputs.splits import Split
 from ..masks.channels import Channels, find_channels
-from ..masks.genome import Arrays, Individual, Measurement, Result, set_bits, sparsity
+from ..masks.genome import Arrays, Individual, Measurement, Result, set_bits
 from ..masks.layout import Layout
 from ..masks.paths import drop_dead
 from ..masks.saliency import gene_scores, logarithm
 from ..masks.tensors import masks
+from ..objectives import USUAL, Objectives
 from ..values.repair import Repairer, norms_of
 from .accuracy import right_answers
 from .prepared import PreparedModel
@@ -29,7 +30,7 @@ log = logging.getLogger("evoprune")
 
 
 class Evaluator:
-    """Measures individuals on a split: `evaluator(individual)` -> (accuracy, sparsity), `evaluator.many(individuals)`.
+    """Measures individuals on a split: `evaluator(individual)` -> the values of the objectives, `evaluator.many(individuals)`.
 
     The model is copied and prepared once; each individual's mask is multiplied into the copy's weights. With a floor,
     an individual that can no longer reach it is stopped: its accuracy is then what it had so far, below the floor too.
@@ -41,12 +42,12 @@ class Evaluator:
 
     def __init__(self, model: nn.Module, layout: Layout, split: Split, batch_size: int, *, floor: float = 0.0,
                  precision: str = "fp32", cache_mb: int = 0, plain: bool = False, repair: str = "none",
-                 calibration: Split | None = None, worth: str | None = None):
-        # 11 arguments: what the model, the images and each way to run it need, once a run
+                 calibration: Split | None = None, worth: str | None = None, objectives: Objectives = USUAL):
+        # 12 arguments: what the model, the images and each way to run it need, once a run
         self.model = model
         self.kind, self.calibration, self.worth = repair, calibration, worth
         self.asks_repair = False  # what weights are worth
-        self.layout, self.split, self.floor = layout, split, floor
+        self.layout, self.split, self.floor, self.objectives = layout, split, floor, objectives
         self.saved = 0  # images that the floor made it unnecessary to look at
         self.graph: torch.cuda.CUDAGraph | None = None
         self.graph_failed = False
@@ -83,8 +84,8 @@ class Evaluator:
         counts = torch.stack(counts_on_device).tolist()
         found: list[Measurement] = []
         for count, individual, saliency in zip(counts, individuals, scores):
-            objectives = count / len(self.split), sparsity(individual, self.layout)
-            found.append(objectives if saliency is None else Result(objectives, saliency=saliency))
+            values = self.objectives.measured(count / len(self.split), individual, self.layout)
+            found.append(values if saliency is None else Result(values, saliency=saliency))
         return found
 
     def kept_saliency(self, individual: Individual) -> Arrays:

@@ -121,7 +121,7 @@ def split_graph(graph: fx.GraphModule, masked: Collection[str]) -> tuple[fx.Grap
                 and any(user in live for user in node.users)]
     if all(node.op == "placeholder" for node in crossing):
         return None
-    before, behind = fx.Graph(), fx.Graph()
+    before, behind = fx.Graph(), fx.Graph()  # torch.fx.passes.split_module copies too, but decides itself how values cross
     copies: dict[fx.Node, fx.Node] = {}
     for node in graph.graph.nodes:
         if node not in live:

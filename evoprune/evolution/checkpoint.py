@@ -20,8 +20,9 @@ import numpy.typing as npt
 
 from ..errors import EvopruneError
 from ..files import as_bytes, uninterrupted, write_atomic
-from ..masks.genome import Arrays, Individual
+from ..masks.genome import Arrays, Fitness, Individual
 from ..masks.layout import Layout
+from ..objectives import Objectives
 from .generations import State
 
 MAGIC, OLDER = b"evoprune checkpoint 3\n", re.compile(rb"evoprune checkpoint \d\n")
@@ -51,7 +52,7 @@ def save(folder: Path, state: State, run: str) -> Path:
     return path
 
 
-def load(folder: Path, layout: Layout, run: str) -> State | None:
+def load(folder: Path, layout: Layout, objectives: Objectives, run: str) -> State | None:
     """Return the newest whole state of `folder`, None if there is no checkpoint.
 
     Raises:
@@ -73,8 +74,8 @@ def load(folder: Path, layout: Layout, run: str) -> State | None:
                 raise EvopruneError(f"{path}: belongs to another run (its model, data or settings differ), expected a "
                                     f"checkpoint of this one; resume the run that wrote it, or choose a new --out")
             carried = read_carried(file["carried"].tobytes(), text["carried"])
-            return State(text["generation"], individuals(file, "population", layout, carried),
-                         individuals(file, "archive", layout, carried), read_seen(file), tuple(text["log"]))
+            population, archive = (individuals(file, name, layout, objectives, carried) for name in ("population", "archive"))
+            return State(text["generation"], population, archive, read_seen(file), tuple(text["log"]))
     if older is not None:
         raise EvopruneError(f"{older}: written by another version of evoprune, expected {MAGIC.decode().strip()!r}; go on with "
                             f"that version, or start the run again with --overwrite")
@@ -85,7 +86,7 @@ def load(folder: Path, layout: Layout, run: str) -> State | None:
 
 
 def arrays(name: str, group: Sequence[Individual], pool: Carried) -> dict[str, npt.NDArray[Any]]:
-    """Return individuals as arrays: all bits (individuals, bytes), objectives (individuals, 2), the rest as JSON.
+    """Return individuals as arrays: all bits (individuals, bytes), the values of the objectives, the rest as JSON.
 
     Saliency and values go to `pool`, each array once.
     """
@@ -99,7 +100,8 @@ def arrays(name: str, group: Sequence[Individual], pool: Carried) -> dict[str, n
             f"{name}_about": as_bytes(about)}
 
 
-def individuals(file: Any, name: str, layout: Layout, carried: Sequence[npt.NDArray[Any]]) -> list[Individual]:
+def individuals(file: Any, name: str, layout: Layout, objectives: Objectives,
+                carried: Sequence[npt.NDArray[Any]]) -> list[Individual]:
     """Return the individuals that `arrays` took apart."""
     ends = np.cumsum([(layer.genes + 7) // 8 for layer in layout])[:-1]
     bits, values = file[f"{name}_bits"], file[f"{name}_values"].tolist()
@@ -109,7 +111,7 @@ def individuals(file: Any, name: str, layout: Layout, carried: Sequence[npt.NDAr
         each = Individual((part.copy() for part in np.split(row, ends)), origin, generation)
         each.saliency, each.values = ({key: carried[i] for key, i in places.items()} for places in (saliency, trained))
         each.strategy = None if strategy is None else np.array(strategy)
-        each.fitness.values = tuple(value)
+        each.fitness = Fitness(value, objectives)
         group.append(each)
     return group
 
@@ -123,6 +125,6 @@ def read_carried(content: bytes, kinds: Sequence[tuple[str, list[int]]]) -> list
     return found
 
 
-def read_seen(file: Any) -> dict[bytes, tuple[float, float]]:
+def read_seen(file: Any) -> dict[bytes, tuple[float, ...]]:
     keys = file["seen_keys"].reshape(-1, 16)
-    return {key.tobytes(): (accuracy, sparsity) for key, (accuracy, sparsity) in zip(keys, file["seen_values"].tolist())}
+    return {key.tobytes(): tuple(values) for key, values in zip(keys, file["seen_values"].tolist())}

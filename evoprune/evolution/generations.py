@@ -16,10 +16,10 @@ import numpy as np
 from deap import base
 
 from ..config import Config
-from ..masks.genome import Individual, Measurement, Result
-from .selection import Values, hvlog, non_dominated, objectives
+from ..masks.genome import Fitness, Individual, Measurement, Result
+from ..objectives import Objectives
+from .selection import Values, non_dominated, values_of
 
-WORST = 0.0, 0.0  # objectives of a mask that no worker survived measuring
 RETRIES = 4  # further mutations of a child whose mask was measured before
 
 
@@ -71,9 +71,9 @@ def breed(state: State, rng: np.random.Generator, toolbox: base.Toolbox, size: i
 
 def vary(parents: Sequence[Individual], toolbox: base.Toolbox, rng: np.random.Generator, seen: dict[bytes, Values],
          generation: int) -> list[Individual]:
-    """Return a child a parent: neighbours in sparsity mate (p = 0.7), then one in two mutates, and always those that
+    """Return a child a parent: neighbours along the axis mate (p = 0.7), then one in two mutates, and always those that
     would otherwise be a mask measured before."""
-    children = [toolbox.clone(parent) for parent in sorted(parents, key=lambda p: p.fitness.values[1])]
+    children = [toolbox.clone(parent) for parent in sorted(parents, key=lambda p: p.fitness.axis)]
     mated = np.zeros(len(children), bool)
     for i in range(0, len(children) - 1, 2):
         if rng.random() < 0.7:
@@ -97,14 +97,16 @@ def vary(parents: Sequence[Individual], toolbox: base.Toolbox, rng: np.random.Ge
     return children
 
 
-def measure(individuals: Sequence[Individual], seen: dict[bytes, Values], toolbox: base.Toolbox) -> list[Individual]:
+def measure(individuals: Sequence[Individual], seen: dict[bytes, Values], toolbox: base.Toolbox,
+            objectives: Objectives) -> list[Individual]:
     """Give each individual its objectives, measuring only masks that are not in `seen`, and each of those once; return them.
 
     Where `toolbox.evaluate` returns a `Result`, also the mask that was measured and what its children inherit.
     """
     keys = [(individual.key(), individual) for individual in individuals]
     new = {key: individual for key, individual in reversed(keys) if key not in seen}
-    results = dict(zip(new, map(as_result, toolbox.map(toolbox.evaluate, list(new.values())))))
+    measured = toolbox.map(toolbox.evaluate, list(new.values()))
+    results = {key: as_result(found, objectives.worst) for key, found in zip(new, measured)}
     for key, individual in keys:
         result = results.get(key) or Result(seen[key])
         if result.bits is not None:
@@ -113,17 +115,16 @@ def measure(individuals: Sequence[Individual], seen: dict[bytes, Values], toolbo
             individual.saliency = dict(result.saliency)
         if result.values is not None:
             individual.values = dict(result.values)
-        individual.fitness.values = result.objectives
+        individual.fitness = Fitness(result.objectives, objectives)
     for key, result in results.items():
         seen[new[key].key()] = result.objectives
     return list(individuals)
 
 
-def as_result(found: Measurement | None) -> Result:
-    """Return what an evaluation returned as a `Result` of plain floats; None if no worker survived it."""
-    result = found if isinstance(found, Result) else Result(WORST if found is None else found)
-    accuracy, sparsity = result.objectives
-    return replace(result, objectives=(float(accuracy), float(sparsity)))
+def as_result(found: Measurement | None, worst: Values) -> Result:
+    """Return what an evaluation returned as a `Result` of plain floats, the worst ones if no worker survived it."""
+    result = found if isinstance(found, Result) else Result(worst if found is None else found)
+    return replace(result, objectives=tuple(map(float, result.objectives)))
 
 
 def no_epochs(state: State) -> int:
@@ -134,7 +135,8 @@ def no_epochs(state: State) -> int:
 def log_row(state: State, toolbox: base.Toolbox, config: Config, seconds: float) -> dict[str, float]:
     """Return a row of the log: how good the archive is, and what it took."""
     points = non_dominated(state.archive, config.accuracy_floor)
-    values = objectives(points)
+    objectives = state.archive[0].fitness.objectives
+    values = values_of(points, objectives)
+    extremes = {o.logged: o.best_of(column) for o, column in zip(objectives, values.T)}
     return {"generation": state.generation, "evaluations": len(state.seen), "epochs": toolbox.epochs(state),
-            "seconds": round(seconds, 3), "hvlog": hvlog(values), "points": len(points),
-            "best_accuracy": float(values[:, 0].max(initial=0)), "max_sparsity": float(values[:, 1].max(initial=0))}
+            "seconds": round(seconds, 3), "hvlog": objectives.hvlog(values), "points": len(points), **extremes}

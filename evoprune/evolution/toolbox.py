@@ -21,6 +21,7 @@ from ..engines.engine import local
 from ..masks.genome import Individual, Measurement, Result
 from ..masks.layout import Layout
 from ..masks.saliency import gene_scores, logarithm
+from ..objectives import objectives_of
 from .generations import breed, measure, no_epochs
 from .operators import mate, mutate, refine
 from .selection import nsga2, tournament
@@ -31,7 +32,7 @@ class Evaluate(Protocol):
     """What measures masks: an `Evaluator`, or what stands for one in a worker process."""
 
     def __call__(self, individual: Individual) -> Measurement:
-        """Return (accuracy, sparsity), or a `Result`."""
+        """Return the values of the objectives, or a `Result`."""
 
     def many(self, individuals: Iterable[Individual], progress: Callable[[int, int], None]) -> list[Measurement]:
         """Return the same of each, in order; call `progress(done, of)` after each."""
@@ -75,7 +76,7 @@ def register_masks(toolbox: base.Toolbox, evaluate: Evaluate, layout: Layout, co
         toolbox.register("mutate", mutate, layout=layout)
     toolbox.register("simplify", evaluate.simplify)
     toolbox.register("breed", breed, toolbox=toolbox, size=config.population)
-    toolbox.register("measure", measure, toolbox=toolbox)
+    toolbox.register("measure", measure, toolbox=toolbox, objectives=objectives_of(config.objectives))
     toolbox.register("epochs", no_epochs)
 
 
@@ -85,5 +86,5 @@ def register_jobs(toolbox: base.Toolbox, layout: Layout, config: Config) -> None
     toolbox.register("mutate", mutate_strategy)
     toolbox.register("aim", weakest_targets)
     toolbox.register("breed", breed_jobs, toolbox=toolbox, config=config, layout=layout)
-    toolbox.register("measure", measure_jobs, toolbox=toolbox)
+    toolbox.register("measure", measure_jobs, toolbox=toolbox, objectives=objectives_of(config.objectives))
     toolbox.register("jobs", rule_jobs, config=config, layout=layout)

@@ -17,8 +17,9 @@ from deap import base
 
 from ..config import Config, read_method, target_sparsities
 from ..errors import EvopruneError
-from ..masks.genome import Individual, Strategy, dense_individual, pruned_weights
+from ..masks.genome import Fitness, Individual, Strategy, dense_individual, pruned_weights
 from ..masks.layout import Layout
+from ..objectives import Objectives
 from ..values.inherited import fit_values
 from ..values.training import steps_an_epoch
 from .generations import State
@@ -160,14 +161,16 @@ def breed_jobs(state: State, rng: np.random.Generator, toolbox: base.Toolbox, co
     return [child_for(aim, targets, state, toolbox, layout, rng, toolbox.steps(first + i)) for i, aim in enumerate(aims)]
 
 
-def measure_jobs(jobs: Sequence[Job], seen: dict[bytes, Values], toolbox: base.Toolbox) -> list[Individual]:
+def measure_jobs(jobs: Sequence[Job], seen: dict[bytes, Values], toolbox: base.Toolbox,
+                 objectives: Objectives) -> list[Individual]:
     """Return the individuals that jobs become; those given up are missing."""
     born = []
     for job, result in zip(jobs, toolbox.map(toolbox.evaluate, jobs)):
         if result is not None and result.bits is not None and result.values is not None:
             child = Individual((bits.copy() for bits in result.bits), job.individual.origin, job.individual.generation)
             child.values, child.strategy = dict(result.values), job.strategy
-            child.fitness.values = seen[child.key()] = result.objectives
+            seen[child.key()] = result.objectives
+            child.fitness = Fitness(result.objectives, objectives)
             born.append(child)
     return born
 
@@ -177,14 +180,14 @@ def weakest_targets(state: State, targets: Sequence[int], children: int, layout:
     more. Stochastic universal sampling (Baker, 1987), its start turned by the golden ratio from generation to generation,
     so that few children too are spread as they should be."""
     best = [best_within(state.archive, kept, layout) for kept in targets]
-    weak = np.cumsum([max(state.archive[0].fitness.values[0] - accuracy, 1e-3) for accuracy in best])
+    weak = np.cumsum([max(state.archive[0].fitness.score - score, 1e-3) for score in best])
     start = (state.generation * GOLDEN) % 1
     return list(map(int, np.searchsorted(weak, (start + np.arange(children)) / children * weak[-1])))
 
 
 def best_within(individuals: Sequence[Individual], kept: int, layout: Layout) -> float:
-    """Return the best accuracy of those that keep at most `kept` weights, 0 if there is none."""
-    return max((each.fitness.values[0] for each in individuals if kept_in(each, layout) <= kept), default=0.0)
+    """Return the best score of those that keep at most `kept` weights, 0 if there is none."""
+    return max((each.fitness.score for each in individuals if kept_in(each, layout) <= kept), default=0.0)
 
 
 def kept_in(individual: Individual, layout: Layout) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..config import Config
 from ..errors import EvopruneError, first_line
+from ..objectives import MEASURES
 from .models import MODELS
 
 
@@ -118,8 +119,31 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], where: str) -> None
         raise EvopruneError(f"weights: {where}: {first_line(error)}") from None
 
 
+def load_objectives(text: str) -> None:
+    """Import the functions that --objectives names, whose decorator declares what they measure.
+
+    Raises:
+        EvopruneError: there is no such function, or it measures no objective.
+    """
+    for spec in [part.strip() for part in text.split(",") if ":" in part]:
+        function = find(spec, "objectives")
+        name = spec.rpartition(":")[2]
+        if MEASURES.get(name) is not function:
+            raise EvopruneError(f"objectives: {spec} measures no objective; declare it with "
+                                f"@evoprune.objectives.measures(evoprune.objectives.Objective({name!r}, ...))")
+
+
 def call(spec: str, setting: str) -> Any:
     """Import `package.module:function` or `FILE.py:function` and return what the function returns."""
+    function = find(spec, setting)
+    try:
+        return function()
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # the user's code
+        raise EvopruneError(f"{setting}: {spec}: {told(error)}") from None
+
+
+def find(spec: str, setting: str) -> Any:
+    """Import `package.module:function` or `FILE.py:function` and return the function."""
     where, _, name = spec.rpartition(":")
     if not where or not name or where.startswith("."):
         raise EvopruneError(f"{setting}: found {spec!r}, expected package.module:function or FILE.py:function")
@@ -138,10 +162,7 @@ def call(spec: str, setting: str) -> Any:
     if not callable(function):
         there = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__]
         raise EvopruneError(f"{setting}: {where} has no function {name!r}; there are {', '.join(there) or 'none'}")
-    try:
-        return function()
-    except (Exception, SystemExit) as error:  # noqa: BLE001  # the user's code
-        raise EvopruneError(f"{setting}: {spec}: {told(error)}") from None
+    return function
 
 
 def told(error: BaseException) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from deap import base
 
+from ..objectives import SPARSITY, USUAL, Objectives, measures
 from .layout import Layout
 
 Bits = npt.NDArray[np.uint8]  # packed, 8 genes a byte
@@ -24,9 +25,26 @@ Strategy = npt.NDArray[np.float64]  # how a tuned individual trains: learning ra
 
 
 class Fitness(base.Fitness):  # type: ignore[misc]  # deap is untyped
-    """(accuracy, sparsity), both in [0, 1], both maximised."""
+    """The values of a run's objectives, in their order; DEAP's `weights` are those of the objectives."""
 
-    weights = (1.0, 1.0)
+    weights: tuple[float, ...]
+
+    def __init__(self, values: Sequence[float] = (), objectives: Objectives = USUAL):
+        self.objectives, self.weights = objectives, objectives.weights
+        super().__init__(values)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Fitness:
+        return Fitness(self.values, self.objectives)
+
+    @property
+    def score(self) -> float:
+        """The value that is counted on images."""
+        return float(self.values[self.objectives.score])
+
+    @property
+    def axis(self) -> float:
+        """The value that fronts are spread along."""
+        return float(self.values[self.objectives.axis])
 
 
 class Individual(list[Bits]):
@@ -61,8 +79,7 @@ class Individual(list[Bits]):
         """Return an independent copy, fitness included; registered as `toolbox.clone`."""
         copy = Individual((bits.copy() for bits in self), self.origin, self.generation)
         copy.saliency, copy.values, copy.strategy = dict(self.saliency), dict(self.values), self.strategy
-        if self.fitness.valid:
-            copy.fitness.values = self.fitness.values
+        copy.fitness = Fitness(self.fitness.values, self.fitness.objectives)
         return copy
 
 
@@ -70,13 +87,13 @@ class Individual(list[Bits]):
 class Result:
     """What measuring an individual gives, where that is more than its objectives; `toolbox.evaluate` may return either."""
 
-    objectives: tuple[float, float]  # (accuracy, sparsity)
+    objectives: tuple[float, ...]  # values, in their order
     bits: Sequence[Bits] | None = None  # the mask that was measured, where it is another than was asked for
     saliency: Arrays | None = None  # see `Individual`
     values: Arrays | None = None
 
 
-Measurement = tuple[float, float] | Result
+Measurement = tuple[float, ...] | Result
 
 
 def get_bits(individual: Individual, i: int, layout: Layout) -> Genes:
@@ -109,6 +126,7 @@ def pruned_weights(individual: Individual, layout: Layout) -> int:
     return layout.pruned + sum((layer.genes - kept_genes(bits)) * layer.weights_a_gene for bits, layer in zip(individual, layout))
 
 
+@measures(SPARSITY)
 def sparsity(individual: Individual, layout: Layout) -> float:
     """Return the share of the model's prunable weights that is pruned, left-out layers counted as kept; in [0, 1]."""
     return pruned_weights(individual, layout) / layout.total

@@ -19,7 +19,7 @@ from ..errors import EvopruneError, first_line
 from ..files import from_safetensors, metadata_of, remove, to_safetensors, uninterrupted, write_atomic
 from ..masks.layout import Layout
 from .plots import plot_front, plot_layers, plot_progress
-from .points import LAYER_COLUMNS, Pruned, layer_rows, points_csv, table_csv, undominated
+from .points import LAYER_COLUMNS, Measured, Pruned, layer_rows, points_csv, table_csv, undominated
 from .record import Record, read_record
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class Folder:
 
 
 def write_run(folder: Folder, points: Sequence[Pruned], rows: Sequence[dict[str, float]], layout: Layout,
-              dense_accuracy: float, floor: float = 0.0) -> None:  # 6 arguments: all that a run found
+              dense: Measured, floor: float = 0.0) -> None:  # 6 arguments: all that a run found
     """Write everything but config.json, dense.safetensors and done.json; front.csv last, so that it never stands beside
     masks or models of another front. `rows` are those of the log.
 
@@ -153,14 +153,14 @@ def write_run(folder: Folder, points: Sequence[Pruned], rows: Sequence[dict[str,
     folder.write(LAYERS, table_csv([row for p in points for row in layer_rows(p, layout)], LAYER_COLUMNS))
     folder.write(LOG, table_csv(rows, tuple(rows[0])))
     if dominated:
-        folder.write(DOMINATED, points_csv(dominated))
+        folder.write(DOMINATED, points_csv(dominated, dense.objectives))
     else:
         folder.remove(DOMINATED)
     if front:
-        folder.write(FRONT_PLOT, plot_front([p.measured for p in front], dense_accuracy))
+        folder.write(FRONT_PLOT, plot_front([p.measured for p in front], dense.score))
         folder.write(LAYERS_PLOT, plot_layers(front, layout))
-    folder.write(PROGRESS_PLOT, plot_progress(rows))
-    folder.write(FRONT, points_csv(front))
+    folder.write(PROGRESS_PLOT, plot_progress(rows, dense.objectives))
+    folder.write(FRONT, points_csv(front, dense.objectives))
 
 
 def masks_npz(points: Sequence[Pruned], layout: Layout) -> bytes:

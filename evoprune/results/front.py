@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 import csv
-import typing
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,8 +15,8 @@ from ..errors import EvopruneError, first_line
 from ..files import load_safetensors
 from ..masks.genome import Individual
 from .folder import CONFIG, DENSE, DONE, FRONT, MASKS, model_file
-from .points import Measured, knee, thin
-from .record import Dense, Record, read_record
+from .points import Measured, from_row, thin
+from .record import Record, read_record
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -85,27 +84,33 @@ class Front(Sequence[Point]):
     def __iter__(self) -> Iterator[Point]:
         return iter(self.points)
 
-    def best(self, accuracy: float | None = None, sparsity: float | None = None, drop: float | None = None) -> Point:
-        """Return the sparsest point with at least `accuracy` (search split), or that `drop` below the dense model's at most;
-        or the most accurate with at least `sparsity`; with several, the sparsest that has them all.
+    def best(self, *, drop: float | None = None, **wishes: float | None) -> Point:
+        """Return the sparsest point with at least `accuracy=0.98` (search split), or that `drop` below the dense model's at most;
+        or the most accurate with at least `sparsity=0.95`; with several, of any objectives, the sparsest that has them all.
 
         Raises:
             EvopruneError: no point has it; says how close the front comes.
+            TypeError: a wish is for no objective of the run.
         """
+        objectives = self.record.optimised
+        if unknown := set(wishes) - set(objectives.names):
+            raise TypeError(f"best: found {', '.join(sorted(unknown))}, expected {', '.join(objectives.names)} or drop")
+        asked = {i: wish for i, o in enumerate(objectives) if (wish := wishes.get(o.name)) is not None}
         if drop is not None:
-            accuracy = max(accuracy or 0, self.record.measured.accuracy - drop - 1e-12)
-        fits = [p for p in self.points if p.accuracy >= (accuracy or 0) and p.sparsity >= (sparsity or 0)]
+            asked[objectives.score] = max(asked.get(objectives.score, 0), self.record.measured.score - drop - 1e-12)
+        fits = [p for p in self.points if all(objectives[i].fits(p.values[i], limit) for i, limit in asked.items())]
         if not fits:
-            raise EvopruneError(f"front: no point has accuracy >= {accuracy or 0} and sparsity >= {sparsity or 0}; the "
-                                f"front reaches accuracy {max((p.accuracy for p in self.points), default=0):.4f} and "
-                                f"sparsity {max((p.sparsity for p in self.points), default=0):.4f}")
-        return max(fits, key=lambda p: (p.sparsity, p.accuracy) if accuracy is not None else (p.accuracy, p.sparsity))
+            wanted = [f"{objectives[i].name} {'>=' if objectives[i].weight > 0 else '<='} {limit}" for i, limit in asked.items()]
+            reached = [f"{objectives[i].name} {objectives[i].best_of([p.values[i] for p in self.points]):.4f}" for i in asked]
+            raise EvopruneError(f"front: no point has {' and '.join(wanted)}; the front reaches {' and '.join(reached)}")
+        first, second = (objectives.axis, objectives.score)[::1 if objectives.score in asked else -1]
+        return max(fits, key=lambda p: (p.values[first], p.values[second]))
 
     def knee(self) -> Point:
-        """Return the point at the knee of the front, see `points.knee`."""
+        """Return the point at the knee of the front, see `Objectives.knee`."""
         if not self.points:
             raise EvopruneError(f"front: {self.path} has no point, so no knee")
-        return self.points[knee([(p.accuracy, p.sparsity) for p in self.points])]
+        return self.points[self.record.optimised.knee(np.array([p.values for p in self.points]))]
 
     def structure(self) -> nn.Module:
         """Return a new model of this architecture, its values still to be loaded."""
@@ -123,22 +128,25 @@ class Front(Sequence[Point]):
         return {layer.name: [n for n, p in every.items() if p is every[layer.name]] for layer in self.layout}
 
     def __str__(self) -> str:
-        dense = self.record.measured
-        lines = [f"{'id':>5}  {'accuracy':>8}  {'sparsity':>8}  {'kept':>11}  {'test accuracy (95 %)':>22}  origin"]
-        lines.append(table_row("dense", dense.accuracy, 0.0, self.layout.total, "", dense))
+        objectives = self.record.optimised
+        tested = f"test {objectives[objectives.score].name} (95 %)"
+        names = "  ".join(f"{name:>8}" for name in objectives.names)
         shown = thin(self.points, SHOWN)
-        lines += [table_row(p.id, p.accuracy, p.sparsity, p.kept, p.origin, p) for p in shown]
+        lines = [f"{'id':>5}  {names}  {'kept':>11}  {tested:>22}  origin",
+                 table_row(replace(self.record.measured, origin="")), *map(table_row, shown)]
         if len(shown) < len(self.points):
             lines.append(f"{len(shown)} of {len(self.points)} points, spread in log density")
         return "\n".join(lines)
 
 
-def table_row(id: str, accuracy: float, sparsity: float, kept: int, origin: str, tested: Dense | Point) -> str:
-    # 6 arguments: the dense model has a row as well, and is no point
-    shown = ""
-    if tested.test_accuracy is not None and tested.test_low is not None and tested.test_high is not None:
-        shown = f"{100 * tested.test_accuracy:.2f} ({100 * tested.test_low:.2f}-{100 * tested.test_high:.2f})"
-    return f"{id:>5}  {100 * accuracy:8.2f}  {100 * sparsity:8.2f}  {kept:11,}  {shown:>22}  {origin}".rstrip()
+def table_row(point: Measured) -> str:
+    """Return a row of the printed table."""
+    objectives = point.objectives
+    score, tested = objectives[objectives.score], ""
+    if point.test is not None and point.test_low is not None and point.test_high is not None:
+        tested = f"{score.shown(point.test)} ({score.shown(point.test_low)}-{score.shown(point.test_high)})"
+    values = "  ".join(f"{o.shown(value):>{max(8, len(o.name))}}" for o, value in zip(objectives, point.values))
+    return f"{point.id:>5}  {values}  {point.kept:11,}  {tested:>22}  {point.origin}".rstrip()
 
 
 def load_front(path: str | Path, model: nn.Module | None = None) -> Front:
@@ -164,12 +172,5 @@ def load_front(path: str | Path, model: nn.Module | None = None) -> Front:
 
 def read_points(path: Path, front: Front) -> list[Point]:
     """Read the points' table, or that of the dominated ones."""
-    kinds = {name: next(iter(typing.get_args(hint)), hint) for name, hint in typing.get_type_hints(Measured).items()}
-
-    def read(column: str, text: str) -> Any:
-        kind = kinds[column]
-        return kind(text) if text or kind is str else None
-
     with open(path, newline="") as file:
-        rows: list[dict[str, Any]] = [{k: read(k, v) for k, v in row.items()} for row in csv.DictReader(file)]
-    return [Point(**row, front=front) for row in rows]
+        return [Point(**from_row(row, front.record.optimised), front=front) for row in csv.DictReader(file)]

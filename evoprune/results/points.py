@@ -1,5 +1,5 @@
-"""A measured point: a row of the table of points, whose columns are its fields, and its mask and values until they lie in files.
-Points spread evenly, and intervals.
+"""A measured point: a row of the table of points, whose columns follow from what is optimised; its mask and values until they lie
+in files. Points spread evenly, and intervals.
 """
 
 from __future__ import annotations
@@ -7,41 +7,74 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..masks.genome import Individual, kept_genes, pruned_weights
 from ..masks.layout import Layout
+from ..objectives import Objectives
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 LEAST_DENSITY = 0.002  # density; points beyond it are hardly better than chance and are not worth a place each
+PARTS = {"kept": int, "weights": int, "test": float, "test_low": float, "test_high": float, "before": float, "generation": int,
+         "origin": str, "repair": str}  # of a measured point, behind its id and values
 LAYER_COLUMNS = ("id", "layer", "weights", "kept", "sparsity")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a pruned model is and measured; the columns of the points' table, in this order."""
+    """What a pruned model is and measured. Each column of the points' table is an attribute too: with the usual objectives
+    `accuracy`, `sparsity`, `test_accuracy`, `accuracy_before`."""
 
     id: str
-    accuracy: float  # on the search split, after training if there was any
-    sparsity: float
+    values: tuple[float, ...]  # of the objectives; the score on the search split, after training if there was any
     kept: int  # weights
     weights: int  # prunable weights of the whole model
-    test_accuracy: float | None  # None until a run has finished, or without a test split
+    test: float | None  # score; None until a run has finished, or without a test split
     test_low: float | None  # 95 % Wilson interval
     test_high: float | None
-    accuracy_before: float  # without that training
+    before: float  # score without that training
     generation: int
     origin: str
     repair: str  # that made the values, "none" where they are dense or trained ones
+    objectives: Objectives = field(repr=False)
+
+    def row(self) -> dict[str, Any]:
+        """Return the row of the points' table."""
+        rest = [getattr(self, name) for name in PARTS]
+        return dict(zip(columns(self.objectives), [self.id, *self.values, *rest]))
+
+    def __getattr__(self, name: str) -> Any:
+        if "objectives" in vars(self) and name in columns(self.objectives):
+            return self.row()[name]
+        raise AttributeError(f"a point has no {name!r}")
+
+    @property
+    def score(self) -> float:
+        return self.values[self.objectives.score]
+
+    @property
+    def density(self) -> float:
+        """The share that is left, by the objective of the axis."""
+        return 1 - self.values[self.objectives.axis]
 
 
-COLUMNS = tuple(f.name for f in fields(Measured))
+def columns(objectives: Objectives) -> list[str]:
+    """Return the columns of the points' table, in order."""
+    score = objectives[objectives.score].name
+    return ["id", *objectives.names, *({"test": f"test_{score}", "before": f"{score}_before"}.get(name, name) for name in PARTS)]
+
+
+def from_row(row: Mapping[str, str], objectives: Objectives) -> dict[str, Any]:
+    """Return the fields of `Measured` from a row of the points' table, as CSV has it; KeyError or ValueError if it is none."""
+    rest = zip(PARTS.items(), columns(objectives)[-len(PARTS):])
+    return {"id": row["id"], "values": tuple(float(row[name]) for name in objectives.names), "objectives": objectives,
+            **{name: kind(row[column]) if row[column] or kind is str else None for (name, kind), column in rest}}
 
 
 @dataclass
@@ -53,26 +86,36 @@ class Pruned:
     state: dict[str, Tensor] | None = None
 
     @property
-    def sparsity(self) -> float:
-        return self.measured.sparsity
+    def density(self) -> float:
+        return self.measured.density
 
-    def note(self, **found: Any) -> None:
+    def note(self, score: float | None = None, **found: Any) -> None:
         """Replace what was measured by something newer."""
+        if score is not None:
+            found["values"] = self.measured.objectives.scored(self.measured.values, score)
         self.measured = replace(self.measured, **found)
 
     def note_test(self, right: int, of: int) -> None:
         """Note the right answers on the test split, with their 95 % interval."""
         low, high = wilson(right, of)
-        self.note(test_accuracy=right / of, test_low=low, test_high=high)
+        self.note(test=right / of, test_low=low, test_high=high)
 
 
-def pruned(individual: Individual, layout: Layout, accuracy: float, before: float | None = None,
+def pruned(individual: Individual, layout: Layout, score: float, before: float | None = None,
            state: dict[str, Tensor] | None = None) -> Pruned:
-    """Return an individual as a point with `accuracy`, and `before` any training; its id is still to be given."""
-    measured = Measured("", accuracy, individual.fitness.values[1], layout.total - pruned_weights(individual, layout),
-                        layout.total, None, None, None, accuracy if before is None else before, individual.generation,
-                        individual.origin, "none")
+    """Return an individual as a point with a `score`, and `before` any training; its id is still to be given."""
+    objectives = individual.fitness.objectives
+    values = objectives.scored(individual.fitness.values, score)
+    measured = Measured("", values, layout.total - pruned_weights(individual, layout), layout.total, None, None, None,
+                        score if before is None else before, individual.generation, individual.origin, "none", objectives)
     return Pruned(measured, individual, state)
+
+
+def before_and_after(p: Pruned) -> str:
+    """Return in words how sparse a point is, and its score before and after training."""
+    axis, score = (p.measured.objectives[i] for i in (p.measured.objectives.axis, p.measured.objectives.score))
+    return (f"{axis.shown(p.measured.values[p.measured.objectives.axis])} % {axis.name}, {score.name} "
+            f"{score.shown(p.measured.before)} % before and {score.shown(p.measured.score)} % after training")
 
 
 def numbered(points: Sequence[Pruned]) -> list[Pruned]:
@@ -83,14 +126,13 @@ def numbered(points: Sequence[Pruned]) -> list[Pruned]:
 
 
 def undominated(points: Sequence[Pruned], floor: float = 0.0) -> list[Pruned]:
-    """Return the points at or above the floor that no other dominates, of equal ones the first, by sparsity."""
-    front: list[Pruned] = []
-    best = floor - 1e-12
-    for p in sorted(points, key=lambda p: (-p.sparsity, -p.measured.accuracy)):
-        if p.measured.accuracy > best:
-            best = p.measured.accuracy
-            front.append(p)
-    return front[::-1]
+    """Return the points at or above the floor that no other dominates, of equal ones the first, along the axis."""
+    if not points:
+        return []
+    objectives = points[0].measured.objectives
+    values = np.array([p.measured.values for p in points])
+    reached = objectives.reaches(values, floor)
+    return [points[i] for i in objectives.front(values) if reached[i]]
 
 
 def layer_rows(p: Pruned, layout: Layout) -> list[dict[str, Any]]:
@@ -100,9 +142,9 @@ def layer_rows(p: Pruned, layout: Layout) -> list[dict[str, Any]]:
             for layer, k in zip(layout, kept)]
 
 
-def points_csv(points: Sequence[Pruned]) -> str:
+def points_csv(points: Sequence[Pruned], objectives: Objectives) -> str:
     """Return points as CSV."""
-    return table_csv([asdict(p.measured) for p in points], COLUMNS)
+    return table_csv([p.measured.row() for p in points], columns(objectives))
 
 
 def table_csv(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
@@ -115,29 +157,20 @@ def table_csv(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
 
 
 def thin(points: Sequence[Any], count: int) -> list[Any]:
-    """Return at most `count` of points with a `.sparsity`, spread evenly in log density down to `LEAST_DENSITY`.
+    """Return at most `count` of points with a `.density`, spread evenly in log density down to `LEAST_DENSITY`.
 
     Takes the nearest to each place of an even grid, then, where several places share one, whichever point is farthest
     from all taken; of equally dense ones the first.
     """
     if len(points) <= count:
         return list(points)
-    place = np.log(np.maximum([1 - p.sparsity for p in points], LEAST_DENSITY))
+    place = np.log(np.maximum([p.density for p in points], LEAST_DENSITY))
     grid = np.linspace(place.max(), place.min(), count)
     chosen = sorted({int(np.abs(place - target).argmin()) for target in grid})
     while len(chosen) < count:
         distance = np.abs(place[:, None] - place[chosen]).min(1)
         chosen.append(int(distance.argmax()))
     return [points[i] for i in sorted(set(chosen))]
-
-
-def knee(values: Sequence[Sequence[float]]) -> int:
-    """Return the place of the point farthest above the line between the ends of a front, all objectives, to be maximised, scaled
-    to 0..1; of equally far ones the last."""
-    found = np.array(values)  # (n, objectives)
-    low, high = found.min(0), found.max(0)
-    above = ((found - low) / np.maximum(high - low, 1e-12)).sum(1)
-    return int(np.flatnonzero(above == above.max())[-1])
 
 
 def wilson(right: int, of: int) -> tuple[float, float]:

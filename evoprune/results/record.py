@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,10 @@ from typing import Any
 from ..config import Config
 from ..errors import EvopruneError, first_line
 from ..masks.layout import Layer, Layout
+from ..objectives import USUAL, Objective, Objectives
+from .points import Measured
 
 LEAST_ONE = ("outputs", "channels", "weights", "batch_size", "threads", "search_batch_size")  # entries that count something
-
-
-@dataclass(frozen=True)
-class Dense:
-    """What the model measured before pruning; None where there is no test split."""
-
-    accuracy: float
-    test_accuracy: float | None
-    test_low: float | None
-    test_high: float | None
 
 
 @dataclass(frozen=True)
@@ -46,7 +39,8 @@ class Record:
     device: str  # as a person would call it
     versions: dict[str, Any]
     search_batch_size: int | None = None  # None, like `dense`: the dense model is still being trained
-    dense: Dense | None = None
+    dense: dict[str, Any] | None = None  # what the model measured before pruning, as columns of front.csv; see `dense_row`
+    objectives: tuple[Objective, ...] = USUAL.each
 
     def to_json(self) -> str:
         """Return the content of config.json."""
@@ -58,17 +52,44 @@ class Record:
         return Config(**self.settings)
 
     @property
-    def measured(self) -> Dense:
-        """What the dense model measured, once it has been."""
+    def optimised(self) -> Objectives:
+        """The objectives of the run."""
+        return Objectives(self.objectives)
+
+    @property
+    def measured(self) -> Measured:
+        """What the dense model measured, once it has been, as a point."""
         assert self.dense is not None
-        return self.dense
+        dense, objectives, total = self.dense, self.optimised, self.weights
+        score = objectives[objectives.score].name
+        values = tuple(dense.get(o.name, o.worst) for o in objectives)
+        tested = dense[f"test_{score}"], dense["test_low"], dense["test_high"]
+        return Measured("dense", values, total, total, *tested, dense[score], 0, "dense", "none", objectives)
 
     def layers(self) -> Layout:
         """Return the layout of the searched layers."""
         return Layout(self.layout, self.weights)
 
 
-JSON: dict[Any, str] = {type(None): "null", tuple: "list", dict: "object", Record: "object", Dense: "object", Layer: "object"}
+def dense_row(values: Sequence[float], tested: Sequence[float | None], objectives: Objectives) -> dict[str, float | None]:
+    """Return what config.json says of the dense model: its `values`, and the score on the test split with its interval, three
+    numbers, None where there is none."""
+    score = objectives[objectives.score].name
+    return {**dict(zip(objectives.names, values)), **dict(zip((f"test_{score}", "test_low", "test_high"), tested))}
+
+
+def check_dense(record: Record) -> None:
+    """Raise `EvopruneError` unless the dense model's entry has its numbers."""
+    objectives = record.optimised
+    score = objectives[objectives.score].name
+    for name, hint in ((score, float), (f"test_{score}", float | None), ("test_low", float | None), ("test_high", float | None)):
+        if record.dense is not None:
+            if name not in record.dense:
+                raise EvopruneError(f"dense.{name} is missing, expected what the run wrote")
+            read(record.dense[name], hint, f"dense.{name}")
+
+
+JSON: dict[Any, str] = {type(None): "null", tuple: "list", dict: "object", Record: "object", Layer: "object", Objective: "object"}
 
 
 def read_record(path: Path) -> Record:
@@ -89,6 +110,7 @@ def read_record(path: Path) -> Record:
         for name in LEAST_ONE:
             if (value := getattr(record, name)) is not None and value < 1:
                 raise EvopruneError(f"{name}: found {value}, expected at least 1")
+        check_dense(record)
         Config(**record.settings)
     except TypeError as error:
         raise EvopruneError(f"{path}: settings: {first_line(error)}; expected what the run wrote") from None

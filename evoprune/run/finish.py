@@ -16,7 +16,7 @@ from ..evolution.selection import non_dominated
 from ..files import from_safetensors
 from ..inputs.splits import Split
 from ..results.folder import Folder, write_run
-from ..results.points import Pruned, numbered, pruned, thin
+from ..results.points import Pruned, before_and_after, numbered, pruned, thin
 from ..values.inherited import with_values
 from .jobs import RepairPoint, TrainPoint
 from .layerwise import Rows
@@ -35,8 +35,8 @@ def finished_points(run: Run, state: State, folder: Folder, engine: Local | Engi
     config = run.config
     points = untrained(run, state)
     if config.finetune_epochs:
-        dense = pruned(state.archive[0], run.layout, run.dense_accuracy)
-        chosen = thin([p for p in points if p.sparsity > 0], config.front)
+        dense = pruned(state.archive[0], run.layout, run.dense.score)
+        chosen = thin([p for p in points if p.density < 1], config.front)
         measure_plainly(run, chosen, engine)
         points = [dense, *train_points(run, chosen, folder, engine)]
     elif config.total_epochs is None:
@@ -48,7 +48,7 @@ def finished_points(run: Run, state: State, folder: Folder, engine: Local | Engi
 def write_finished(run: Run, points: list[Pruned], rows: Rows, folder: Folder) -> None:
     """Write the files of a run that came to its end."""
     config, trained = run.config, sum(p.state is not None for p in points)
-    write_run(folder, points, rows, run.layout, run.dense_accuracy, config.accuracy_floor)
+    write_run(folder, points, rows, run.layout, run.dense, config.accuracy_floor)
     folder.write_done(generations=config.generations, evaluations=int(rows[-1]["evaluations"]), points=len(points),
                       batch_size=run.evaluator.batch_size, epochs=config.total_epochs or config.finetune_epochs * trained)
 
@@ -60,16 +60,16 @@ def write_stopped(run: Run, state: State, folder: Folder, engine: Local | Engine
         measure_plainly(run, points, engine)
     for point in points if config.total_epochs is None else ():
         point.note(repair=str(config.repair))
-    write_run(folder, points, state.log, run.layout, run.dense_accuracy, config.accuracy_floor)
+    write_run(folder, points, state.log, run.layout, run.dense, config.accuracy_floor)
 
 
 def untrained(run: Run, state: State) -> list[Pruned]:
     """Return the search's front, as it was measured."""
     points = []
     for individual in non_dominated(state.archive, run.config.accuracy_floor):
-        point = pruned(individual, run.layout, individual.fitness.values[0])
+        point = pruned(individual, run.layout, individual.fitness.score)
         if run.config.total_epochs is not None and individual.values:
-            point.note(accuracy_before=int(run.evaluator.correct(individual)) / len(run.data.search))
+            point.note(before=int(run.evaluator.correct(individual)) / len(run.data.search))
             point.state = dict(with_values(run.model, run.layout, individual).state_dict())
         points.append(point)
     return numbered(points)
@@ -88,8 +88,8 @@ def measure_plainly(run: Run, points: list[Pruned], engine: Local | Engine) -> N
     log.info("measuring %d points with the model as it is, fp32", len(points))
     if repair == "none":
         for point in points:
-            accuracy = int(run.last.correct(point.individual)) / images
-            point.note(accuracy=accuracy, accuracy_before=accuracy)
+            score = int(run.last.correct(point.individual)) / images
+            point.note(score, before=score)
         return
     pace = Pace(len(points))
 
@@ -99,7 +99,7 @@ def measure_plainly(run: Run, points: list[Pruned], engine: Local | Engine) -> N
                                 f"{len(points)}; the search is saved: go on with --resume {run.config.out} and fewer --workers, "
                                 f"a longer --job-timeout or --engine local")
         point, (right, test, content) = points[i], found
-        point.note(accuracy=right / images, accuracy_before=right / images, repair=repair)
+        point.note(right / images, before=right / images, repair=repair)
         if test is not None and run.data.test is not None:
             point.note_test(test, len(run.data.test))
         point.state = from_safetensors(content)
@@ -112,7 +112,7 @@ def measure_plainly(run: Run, points: list[Pruned], engine: Local | Engine) -> N
 
 def measure_on_test(run: Run, points: list[Pruned]) -> None:
     """Count right answers on the test split, for the report alone, of the points that have not been counted."""
-    untested = [point for point in points if point.measured.test_accuracy is None]
+    untested = [point for point in points if point.measured.test is None]
     if run.data.test is None or not untested:
         return
     log.info("measuring %d points on %s test images", len(untested), f"{len(run.data.test):,}")
@@ -160,9 +160,8 @@ def train_points(run: Run, points: list[Pruned], folder: Folder, engine: Local |
 def measure(run: Run, point: Pruned, what: str) -> None:
     """Measure a trained point on the search split."""
     assert point.state is not None
-    point.note(accuracy=int(count(run, point.state, run.data.search)) / len(run.data.search))
-    log.info("%s: %.2f %% sparsity, accuracy %.2f %% before and %.2f %% after training", what, 100 * point.sparsity,
-             100 * point.measured.accuracy_before, 100 * point.measured.accuracy)
+    point.note(int(count(run, point.state, run.data.search)) / len(run.data.search))
+    log.info("%s: %s", what, before_and_after(point))
 
 
 def count(run: Run, state: dict[str, Tensor], split: Split) -> Tensor:

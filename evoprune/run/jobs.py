@@ -20,7 +20,7 @@ from ..evaluation.evaluator import Evaluator
 from ..evolution.tuned import Job
 from ..files import fingerprint, to_safetensors
 from ..inputs.named import load_weights
-from ..masks.genome import Individual, Measurement, Result, set_bits, sparsity
+from ..masks.genome import Individual, Measurement, Result, set_bits
 from ..masks.layout import Layout
 from ..masks.paths import drop_dead
 from ..masks.tensors import from_named, named_masks
@@ -58,7 +58,7 @@ class OneLayer:
 
 @dataclass(frozen=True)
 class RunEvaluator:
-    """(accuracy, sparsity) of an individual, in whichever process this is called; stands for an `Evaluator`."""
+    """The values of the objectives of an individual, in whichever process this is called; stands for an `Evaluator`."""
 
     identity: str
     layer: OneLayer | None = None
@@ -146,7 +146,7 @@ class TrainChild:
         kept = named_masks(individual, run.layout, train.labels.device)
         hold_zeros([net.get_parameter(name) for name in kept], kept)
         right = int(correct(net.eval(), run.data.search, run.batch_size))
-        return Result((right / len(run.data.search), sparsity(individual, run.layout)), list(individual),
+        return Result(run.objectives.measured(right / len(run.data.search), individual, run.layout), list(individual),
                       values=values_of(net, kept))
 
 

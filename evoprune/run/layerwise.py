@@ -25,11 +25,11 @@ from ..evolution.generations import State
 from ..evolution.selection import non_dominated
 from ..evolution.toolbox import Make
 from ..files import fingerprint, remove, to_safetensors, write_atomic
-from ..masks.genome import Individual, dense_individual, kept_genes, pruned_weights, sparsity
+from ..masks.genome import Fitness, Individual, dense_individual, kept_genes, pruned_weights
 from ..masks.layout import Layout
 from ..masks.tensors import named_masks
 from ..results.folder import STAGE_VALUES, Folder
-from ..results.points import Pruned, knee, pruned
+from ..results.points import Pruned, before_and_after, pruned
 from ..values.training import hold_zeros, recipe_for, tune
 from .jobs import OneLayer, RunEvaluator
 from .progress import training_progress
@@ -70,16 +70,15 @@ class Layerwise:
         """
         run, layout, images = self.run, self.run.layout, len(self.run.data.search)
         stage = Stage(run.model.state_dict(), dense_individual(layout), 0, 0, 0, ())
-        yield point_of(stage.individual, layout, run.dense_accuracy, run.dense_accuracy), []
+        yield point_of(run, stage.individual, run.dense.score, run.dense.score), []
         caps = round_caps(run.config)
         last: dict[str, float] = {"generation": -1, "evaluations": 0, "seconds": 0}
         for number, (k, i) in enumerate((k, i) for k in range(len(caps)) for i in range(len(layout))):
             log.info("layer %d of %d: %s%s", i + 1, len(layout), layout[i].name,
                      f", round {k + 1} of {len(caps)}" if len(caps) > 1 else "")
             stage = self.stage(stage, i, number, caps[k])
-            point = point_of(stage.individual, layout, stage.after / images, stage.before / images, stage.state)
-            log.info("%s: %.2f %% sparsity of the model, accuracy %.2f %% before and %.2f %% after training", layout[i].name,
-                     100 * point.sparsity, 100 * stage.before / images, 100 * stage.after / images)
+            point = point_of(run, stage.individual, stage.after / images, stage.before / images, stage.state)
+            log.info("%s: %s", layout[i].name, before_and_after(point))
             rows = [{**row, "generation": row["generation"] + last["generation"] + 1,
                      "evaluations": row["evaluations"] + last["evaluations"], "seconds": row["seconds"] + last["seconds"],
                      "epochs": run.config.finetune_epochs * number} for row in stage.log]
@@ -146,7 +145,7 @@ def train_stage(run: Run, net: nn.Module, individual: Individual, number: int, s
 def choose_mask(state: State, layout: Layout, config: Config, cap: float) -> Individual:
     """Return the mask that the rule chooses among a layer's points no sparser than `cap`; the unpruned one if there is none.
 
-    That is the knee (`points.knee`) or, with the floor rule, the sparsest, since every point reaches the floor.
+    That is the knee (`Objectives.knee`) or, with the floor rule, the sparsest, since every point reaches the floor.
     """
     points = [p for p in non_dominated(state.archive, config.accuracy_floor)
               if 1 - kept_genes(p[0]) / layout[0].genes <= cap]
@@ -154,14 +153,13 @@ def choose_mask(state: State, layout: Layout, config: Config, cap: float) -> Ind
         return state.archive[0]
     if config.layer_rule == "floor":
         return points[-1]
-    return points[knee([p.fitness.values for p in points])]
+    return points[points[0].fitness.objectives.knee(np.array([p.fitness.values for p in points]))]
 
 
-def point_of(individual: Individual, layout: Layout, accuracy: float, before: float,
-             state: dict[str, Tensor] | None = None) -> Pruned:
+def point_of(run: Run, individual: Individual, score: float, before: float, state: dict[str, Tensor] | None = None) -> Pruned:
     """Return a stage's individual as a point."""
-    individual.fitness.values = accuracy, sparsity(individual, layout)
-    return pruned(individual, layout, accuracy, before, state)
+    individual.fitness = Fitness(run.objectives.measured(score, individual, run.layout), run.objectives)
+    return pruned(individual, run.layout, score, before, state)
 
 
 def pack_stage(stage: Stage, layout: Layout) -> dict[str, Tensor]:

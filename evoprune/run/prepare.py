@@ -24,11 +24,13 @@ from ..files import as_bytes_of, fingerprint, to_safetensors
 from ..inputs.named import build_model, load_model, load_weights, read_weights
 from ..inputs.sources import constants, limit, load_data
 from ..inputs.splits import Data, Split, as_data
+from ..masks.genome import dense_individual
 from ..masks.layers import find_layers
 from ..masks.layout import Layout
+from ..objectives import Objectives, objectives_of
 from ..results.folder import CONFIG, DENSE, Folder
-from ..results.points import wilson
-from ..results.record import Dense, Record
+from ..results.points import columns, wilson
+from ..results.record import Record, dense_row
 from ..values.repair import LAST_IMAGES
 from ..values.training import recipe_for, tune
 from .progress import training_progress
@@ -54,24 +56,25 @@ def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder, c
     outputs, activation = probe(net, splits.search, splits.classes)
     check_together(net, splits, config)
     config = settle_for_model(config, net)
+    check_objectives(objectives_of(config.objectives))
     record = Record(
         settings=config.settings(), command=old.command if old and old.command else command,
         rebuildable=isinstance(model, str), named_data=isinstance(data, str), outputs=outputs, channels=channels_of(splits),
         splits=splits.sizes(), mean=splits.search.mean, std=splits.search.std, layout=tuple(layout),
         weights=layout.total, batch_size=batch_size_for(activation, device), threads=config.threads or torch.get_num_threads(),
-        device=device_name(device), versions=versions())
+        device=device_name(device), versions=versions(), objectives=objectives_of(config.objectives).each)
     say(record)
     if config.train_epochs and resumed is None:
         if not folder.holds_run:
             folder.write(CONFIG, record.to_json())  # so that a killed training can be resumed
         train_dense(net, splits.train, config)
         layers_of(net, config)  # it may have ended in NaN
-    dense = measure_dense(net, splits, record.batch_size, outputs)
+    dense = measure_dense(net, splits, record.batch_size, outputs, layout, record.optimised)
     size = search_batch_size(config, net, layout, splits, record.batch_size, old)
     record = replace(record, search_batch_size=size, dense=dense)
     evaluator = make_evaluator(net, layout, splits, config, size, record.batch_size)
     say_unsolved(evaluator, config)
-    run = Run(config, net, splits, layout, record.batch_size, evaluator, dense.accuracy,
+    run = Run(config, net, splits, layout, record.batch_size, evaluator, record.measured,
               identity_of(config, layout, record.batch_size, splits, net), deadline(config.max_seconds))
     write_start(run, record, folder, resumed is not None)
     return run
@@ -108,6 +111,13 @@ def write_start(run: Run, record: Record, folder: Folder, resumed: bool) -> None
         folder.write(CONFIG, record.to_json())
 
 
+def check_objectives(objectives: Objectives) -> None:
+    """Raise `EvopruneError` where two columns of the points' table would have one name."""
+    names = columns(objectives)
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise EvopruneError(f"objectives: {twice[0]} is the name of a column that every run has, expected another")
+
+
 def check_together(net: nn.Module, splits: Data, config: Config) -> None:
     """Raise `EvopruneError` for what would fail only later: other splits' shapes, nothing to train, odd state dicts."""
     shape = splits.search.images.shape[1:]
@@ -124,7 +134,7 @@ def check_together(net: nn.Module, splits: Data, config: Config) -> None:
 
 def check_checkpoint(folder: Folder, layout: Layout, identity: str, config: Config) -> None:
     """Raise `EvopruneError` unless the newest checkpoint belongs to this run and is not beyond its generations."""
-    state = load(folder.checkpoint, layout, identity)
+    state = load(folder.checkpoint, layout, objectives_of(config.objectives), identity)
     if state is not None and state.generation > config.generations:
         raise EvopruneError(f"generations: found {config.generations}, but the run in {folder.path} has had "
                             f"{state.generation}; expected at least that many")
@@ -201,8 +211,10 @@ def train_dense(net: nn.Module, train: Split, config: Config) -> None:
     net.cpu()
 
 
-def measure_dense(net: nn.Module, splits: Data, batch_size: int, outputs: int) -> Dense:
-    """Measure, show and return the accuracy before pruning."""
+def measure_dense(net: nn.Module, splits: Data, batch_size: int, outputs: int, layout: Layout,
+                  objectives: Objectives) -> dict[str, float | None]:
+    """Measure, show and return what config.json says of the model before pruning."""
+    # 6 arguments: the model, the images, and what is measured
     model = copy.deepcopy(net).to(splits.search.labels.device).eval()
 
     def count(split: Split) -> int:
@@ -211,17 +223,18 @@ def measure_dense(net: nn.Module, splits: Data, batch_size: int, outputs: int) -
         except (RuntimeError, IndexError, ValueError) as error:
             raise EvopruneError(f"data: some images do not go through the model: {first_line(error)}") from None
 
-    accuracy = count(splits.search) / len(splits.search)
-    dense, shown = Dense(accuracy, None, None, None), ""
+    found = count(splits.search) / len(splits.search)
+    tested: list[float | None] = [None, None, None]
+    score, shown = objectives[objectives.score], ""
     if splits.test is not None:
         right = count(splits.test)
-        dense = Dense(accuracy, right / len(splits.test), *wilson(right, len(splits.test)))
-        shown = f", {100 * right / len(splits.test):.2f} % on the test split"
-    log.info("dense accuracy: %.2f %% on the search split%s", 100 * accuracy, shown)
-    if accuracy < 1.5 / outputs < 1:
+        tested = [right / len(splits.test), *wilson(right, len(splits.test))]
+        shown = f", {score.shown(right / len(splits.test))} % on the test split"
+    log.info("dense %s: %s %% on the search split%s", score.name, score.shown(found), shown)
+    if found < 1.5 / outputs < 1:
         log.warning("warning: that is near chance (%.2f %%): are these the weights, the classes and the normalisation "
                     "(--mean, --std) that the model was trained with?", 100 / outputs)
-    return dense
+    return dense_row(objectives.measured(found, dense_individual(layout), layout), tested, objectives)
 
 
 def device_name(device: torch.device) -> str:

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable, Mapping
 from time import monotonic
 
+from ..objectives import Objectives
+
 SAY_EVERY = 3.0  # seconds between lines of progress
 log = logging.getLogger("evoprune")
 
@@ -43,8 +45,8 @@ class Pace:
 class SearchProgress:
     """Tells how far a search is: of `planned` masks, or epochs where it trains."""
 
-    def __init__(self, generations: int, planned: float, trains: bool, done: float):
-        self.generations, self.trains = generations, trains
+    def __init__(self, generations: int, planned: float, trains: bool, done: float, objectives: Objectives):
+        self.generations, self.trains, self.axis = generations, trains, objectives[objectives.axis]
         self.pace = Pace(planned, done)
         self.estimated = trains
 
@@ -72,8 +74,8 @@ class SearchProgress:
         spent = f", {row['epochs']:.3g} of {self.pace.planned:g} epochs" if self.trains else ""
         masks = "" if self.trains else f", {row['evaluations']:,} masks"
         left = "" if last or self.pace.done == self.pace.begun else f", {self.pace.left()} left"
-        log.info("generation %d of %d%s: hvlog %.4f, %d points up to %.2f %% sparsity%s%s", row["generation"], self.generations,
-                 spent, row["hvlog"], row["points"], 100 * row["max_sparsity"], masks, left)
+        log.info("generation %d of %d%s: hvlog %.4f, %d points up to %s %% %s%s%s", row["generation"], self.generations,
+                 spent, row["hvlog"], row["points"], self.axis.shown(row[self.axis.logged]), self.axis.name, masks, left)
 
 
 def training_progress(what: str) -> Callable[[int, int], None]:

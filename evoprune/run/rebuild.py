@@ -15,6 +15,7 @@ from torch import nn
 from ..engines.worker import take_slot
 from ..errors import EvopruneError
 from ..evaluation.accuracy import dtype_of
+from ..inputs.named import load_objectives
 from ..inputs.splits import Data
 from ..results.folder import CONFIG, DENSE, Folder
 from ..results.record import read_record
@@ -66,6 +67,7 @@ def rebuild(start: RunBuilder) -> Run:
     path = Path(start.folder)
     record = read_record(path / CONFIG)
     config = record.config
+    load_objectives(config.objectives)
     assert record.search_batch_size is not None
     torch.set_num_threads(config.threads or 1)
     if config.device == "cuda":
@@ -81,7 +83,7 @@ def rebuild(start: RunBuilder) -> Run:
     evaluator = make_evaluator(net, layout, splits, config, record.search_batch_size, record.batch_size)
     if config.finetune_epochs or config.total_epochs or config.repair == "least-squares":
         torch.optim.SGD([torch.zeros(1)])  # the first one imports 900 modules: seconds that are no job's (--job-timeout)
-    return Run(config, net, splits, layout, record.batch_size, evaluator, record.measured.accuracy, identity, float("inf"))
+    return Run(config, net, splits, layout, record.batch_size, evaluator, record.measured, identity, float("inf"))
 
 
 def registered_run(identity: str) -> Run:

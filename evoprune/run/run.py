@@ -14,6 +14,8 @@ from ..config import Config
 from ..evaluation.evaluator import Evaluator
 from ..inputs.splits import Data, Split, calibration
 from ..masks.layout import Layout
+from ..objectives import Objectives, objectives_of
+from ..results.points import Measured
 from ..values.repair import BATCHES, IMAGES, LAST_IMAGES
 
 
@@ -44,9 +46,14 @@ class Run:
     layout: Layout
     batch_size: int  # of every number that is reported
     evaluator: Evaluator  # of the search split
-    dense_accuracy: float
+    dense: Measured  # what the model measured before pruning
     identity: str  # of model, data and settings: a checkpoint belongs to it or is refused
     deadline: float  # of the monotonic clock
+
+    @property
+    def objectives(self) -> Objectives:
+        """What is optimised."""
+        return self.dense.objectives
 
     def check_time(self) -> None:
         """Raise `Stopped` when `max_seconds` have passed."""
@@ -62,7 +69,7 @@ class Run:
         """Return an evaluator of the model as the user has it, which repairs on so many images: more than the search takes."""
         return Evaluator(self.model, self.layout, self.data.search, self.batch_size, plain=True, repair=str(self.config.repair),
                          calibration=calibration_images(self.config, self.data, self.batch_size, images),
-                         worth=self.config.worth)
+                         worth=self.config.worth, objectives=self.objectives)
 
 
 def make_evaluator(net: nn.Module, layout: Layout, splits: Data, config: Config, batch_size: int, usual: int) -> Evaluator:
@@ -70,7 +77,7 @@ def make_evaluator(net: nn.Module, layout: Layout, splits: Data, config: Config,
     # 6 arguments: the parts of a run before there is one
     return Evaluator(net, layout, splits.search, batch_size, floor=config.accuracy_floor, precision=config.precision,
                      cache_mb=config.cache_mb, repair=str(config.repair), worth=config.worth,
-                     calibration=calibration_images(config, splits, usual, IMAGES))
+                     calibration=calibration_images(config, splits, usual, IMAGES), objectives=objectives_of(config.objectives))
 
 
 def calibration_images(config: Config, splits: Data, batch_size: int, images: int) -> Split | None:

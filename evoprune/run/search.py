@@ -23,7 +23,7 @@ from ..evolution.generations import State, begin, evolve
 from ..evolution.starts import Known, at_targets, first_population
 from ..evolution.tuned import Budget, Job, budget_of, kept_at_targets
 from ..files import remove
-from ..masks.genome import Individual, dense_individual
+from ..masks.genome import Fitness, Individual, dense_individual
 from ..masks.saliency import gene_scores, gradient_squares
 from ..masks.tensors import masks
 from ..results.folder import TRAINED
@@ -47,10 +47,10 @@ def search(run: Run, toolbox: base.Toolbox, checkpoint: Path, mapping: Callable[
     """
     config, trains = run.config, run.config.total_epochs is not None
     planned = plan_jobs(run, toolbox) if trains else plan_masks(run, toolbox)
-    state = load(checkpoint, run.layout, run.identity)
+    state = load(checkpoint, run.layout, run.objectives, run.identity)
     measured, offspring = toolbox.first() if state is None else ([], [])
     done = 0 if state is None else state.log[-1]["epochs" if trains else "evaluations"]
-    progress = SearchProgress(config.generations, planned, trains, done)  # its clock starts when the first masks are made
+    progress = SearchProgress(config.generations, planned, trains, done, run.objectives)  # its clock starts with the first masks
     if toolbox.map.func in (map, local):  # whoever registered another keeps it
         toolbox.register("map", mapping, progress=progress.evaluated)
     if state is None:
@@ -120,7 +120,7 @@ def plan_jobs(run: Run, toolbox: base.Toolbox) -> float:
 def first_jobs(run: Run, toolbox: base.Toolbox, budget: Budget) -> tuple[list[Individual], list[Job]]:
     """Return the dense model, which costs nothing, and the jobs of a rule, if one makes the masks."""
     dense = dense_individual(run.layout)
-    dense.fitness.values = run.dense_accuracy, run.layout.pruned / run.layout.total
+    dense.fitness = Fitness(run.objectives.measured(run.dense.score, dense, run.layout), run.objectives)
     kind = read_method(run.config.method).kind
     if kind == "evolve":
         return [dense], []

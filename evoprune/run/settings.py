@@ -19,6 +19,7 @@ from ..errors import EvopruneError
 from ..evaluation.prepared import fastest_batch_size
 from ..evolution.tuned import FIRST_SHARE, children_of
 from ..inputs.models import MODELS
+from ..inputs.named import load_objectives
 from ..inputs.splits import Data
 from ..masks.layout import Layout
 from ..results.folder import CONFIG
@@ -41,11 +42,13 @@ def settle(model: nn.Module | str, data: Any, resume: str | Path | None, given: 
     if not isinstance(model, (str, nn.Module)):
         raise EvopruneError(f"model: found {model!r:.60}, expected an nn.Module or a name as for --model")
     given = {name: plain(value) for name, value in given.items()}
+    load_objectives(str(given.get("objectives", "")))
     names: dict[str, Any] = {"model": model if isinstance(model, str) else type(model).__name__,
              "data": data if isinstance(data, str) else type(data).__name__}
     named = isinstance(model, str) and isinstance(data, str)
     if resume is not None:
         config = settle_resumed(Path(resume), {"model": model, "data": data}, {**given, **names})
+        load_objectives(config.objectives)
         check_runs(config, named)
         return with_a_device(config)
     config = Config(**names, **given)

@@ -58,7 +58,7 @@ def packed(result: Result) -> dict[str, Tensor]:
 
 def unpacked(tensors: dict[str, Tensor]) -> Result:
     """Return the result that `packed` took apart."""
-    accuracy, sparsity = tensors.pop("objectives").tolist()
+    values_found = tuple(tensors.pop("objectives").tolist())
     bits = [tensors[f"bits {i}"].numpy() for i in range(sum(name.startswith("bits ") for name in tensors))]
     values = {name.removeprefix("value "): value.numpy() for name, value in tensors.items() if name.startswith("value ")}
-    return Result((accuracy, sparsity), bits, values=values)
+    return Result(values_found, bits, values=values)

@@ -12,6 +12,7 @@ from evoprune.errors import EvopruneError
 from evoprune.evolution.checkpoint import load, save
 from evoprune.evolution.generations import evolve
 from evoprune.files import fingerprint, write_atomic
+from evoprune.objectives import USUAL
 from evoprune.results.folder import Folder
 
 
@@ -23,7 +24,7 @@ def states():
 
 def test_a_state_comes_back_exactly_and_goes_on_the_same_way(states, tmp_path):
     save(tmp_path, states[4], "run")
-    state = load(tmp_path, LAYOUT, "run")
+    state = load(tmp_path, LAYOUT, USUAL, "run")
     assert digest(state) == digest(states[4])
     *_, last = evolve(state, start(Counting())[0], CONFIG)
     assert digest(last) == digest(states[-1])
@@ -41,7 +42,7 @@ def test_what_individuals_inherited_comes_back_and_shared_arrays_are_stored_once
         individual.strategy = np.array([i, np.nan]) if i % 2 else None
     size = save(tmp_path, state, "run").stat().st_size
     assert size < empty + big.nbytes + 10_000
-    again = load(tmp_path, LAYOUT, "run")
+    again = load(tmp_path, LAYOUT, USUAL, "run")
     for old, new in zip(state.population + state.archive, again.population + again.archive):
         assert {k: (v.dtype, v.tolist()) for k, v in old.saliency.items()} == \
             {k: (v.dtype, v.tolist()) for k, v in new.saliency.items()}
@@ -53,7 +54,7 @@ def test_a_checkpoint_of_another_version_is_told_from_a_damaged_one(states, tmp_
     path = save(tmp_path, states[1], "run")
     path.write_bytes(path.read_bytes().replace(b"checkpoint 3", b"checkpoint 2", 1))
     with pytest.raises(EvopruneError) as error:
-        load(tmp_path, LAYOUT, "run")
+        load(tmp_path, LAYOUT, USUAL, "run")
     assert str(error.value) == (f"{path}: written by another version of evoprune, expected 'evoprune checkpoint 3'; go on with "
                                 f"that version, or start the run again with --overwrite")
 
@@ -62,7 +63,7 @@ def test_two_generations_are_kept(states, tmp_path):
     for state in states[:5]:
         save(tmp_path, state, "run")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["000003.npz", "000004.npz"]
-    assert load(tmp_path / "empty", LAYOUT, "run") is None
+    assert load(tmp_path / "empty", LAYOUT, USUAL, "run") is None
 
 
 def test_any_changed_byte_or_missing_end_is_noticed(states, tmp_path, caplog, rng):
@@ -71,20 +72,20 @@ def test_any_changed_byte_or_missing_end_is_noticed(states, tmp_path, caplog, rn
     newest = tmp_path / "000002.npz"
     for position in [0, 22, 40, 60, len(good) - 1, *rng.integers(len(good), size=20)]:
         newest.write_bytes(good[:position] + bytes([good[position] ^ 1]) + good[position + 1:])
-        assert load(tmp_path, LAYOUT, "run").generation == 1
+        assert load(tmp_path, LAYOUT, USUAL, "run").generation == 1
     for length in (0, 10, 60, len(good) - 1):
         newest.write_bytes(good[:length])
-        assert load(tmp_path, LAYOUT, "run").generation == 1
+        assert load(tmp_path, LAYOUT, USUAL, "run").generation == 1
     assert "000002.npz: damaged, looking for an older one" in caplog.text
 
 
 def test_none_whole_or_another_run_is_refused(states, tmp_path):
     save(tmp_path, states[1], "run")
     with pytest.raises(EvopruneError, match="belongs to another run"):
-        load(tmp_path, LAYOUT, "other")
+        load(tmp_path, LAYOUT, USUAL, "other")
     (tmp_path / "000001.npz").write_bytes(b"x")
     with pytest.raises(EvopruneError, match="1 checkpoint and none whole, expected one"):
-        load(tmp_path, LAYOUT, "run")
+        load(tmp_path, LAYOUT, USUAL, "run")
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_part(tmp_path, monkeypatch):

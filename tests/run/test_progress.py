@@ -1,5 +1,6 @@
 import pytest
 
+from evoprune.objectives import USUAL
 from evoprune.run import progress
 from evoprune.run.progress import Pace, SearchProgress, clock, training_progress
 
@@ -31,7 +32,7 @@ def test_the_rest_takes_as_long_a_piece_as_what_is_done(time):
 
 def test_a_search_of_masks_says_what_it_will_take_and_then_now_and_then(time, caplog):
     caplog.set_level("INFO", "evoprune")
-    told = SearchProgress(3, 80, False, 0)
+    told = SearchProgress(3, 80, False, 0, USUAL)
     for i in range(1, 21):
         time[0] += 0.1
         told.evaluated(i, 20)
@@ -49,7 +50,7 @@ def test_a_search_of_masks_says_what_it_will_take_and_then_now_and_then(time, ca
 
 def test_a_tuned_run_counts_epochs(time, caplog):
     caplog.set_level("INFO", "evoprune")
-    told = SearchProgress(3, 6.0, True, 0)
+    told = SearchProgress(3, 6.0, True, 0, USUAL)
     told.evaluated(1, 3)
     time[0] = 10.0
     told.generation(ROW)
