@@ -42,7 +42,8 @@ def group_of(values, objectives=THREE):
 
 @pytest.fixture
 def three(rng):
-    return [(round(a, 1), round(s, 1), k) for a, s, k in zip(rng.random(60), rng.random(60), rng.integers(5, size=60))]
+    values = [(round(a, 1), round(s, 1), k) for a, s, k in zip(rng.random(30), rng.random(30), rng.integers(5, size=30))]
+    return values + values
 
 
 def better(a, b):

@@ -39,10 +39,11 @@ class Known:
 
 def first_population(known: Known, start: str, size: int, rng: np.random.Generator) -> list[Individual]:
     """Return `size` individuals: the unpruned model, and the rules of `start` in turn over the density grid, which ends where
-    each layer keeps a gene."""
+    each layer of larger genes keeps one."""
     rules = [(name, STARTS[name](known)) for name in rule_names(start)]
     population = [dense_individual(known.layout)]
-    sparsest = min(DENSEST_START, max(SPARSEST_START, known.layout.least / known.layout.weights))
+    larger = sum(layer.weights_a_gene for layer in known.layout if layer.by_output)
+    sparsest = min(DENSEST_START, max(SPARSEST_START, larger / known.layout.weights))
     for i, density in enumerate(np.geomspace(DENSEST_START, sparsest, size - 1)):
         name, rule = rules[i % len(rules)]
         population.append(from_masks(rule(density, rng), f"{name}@{1 - density:.4g}"))

@@ -104,7 +104,9 @@ def test_a_layer_sums_and_spreads_what_its_genes_govern(rng):
     assert np.allclose(layer.summed(torch.from_numpy(scores)), layer.summed(scores))
     assert np.array_equal(layer.expanded(genes), np.broadcast_to(genes[None, :, None], (3, 5, 2)))
     assert np.array_equal(layer.any(layer.expanded(genes)).ravel(), genes)
-    assert layer.weights_a_gene == 6 and (layer.any(torch.from_numpy(scores > 0.9)).numpy() == layer.any(scores > 0.9)).all()
+    some = [bool((scores[:, i] > 0.8).any()) for i in range(5)]
+    assert layer.any(scores > 0.8).ravel().tolist() == layer.any(torch.from_numpy(scores > 0.8)).flatten().tolist() == some
+    assert layer.weights_a_gene == 6 and not (scores > 0.8).all((0, 2)).any() and any(some)
 
 
 # --------------------------------------------------------------------------------------------------------- starts, operators
@@ -157,10 +159,10 @@ def test_the_first_population_and_targets_hold_with_filters(block, rng):
     known = knowing([block.get_parameter(layer.name) for layer in layout], layout)
     for individual in first_population(known, ",".join(STARTS), 30, rng):
         rows_kept(layout, individual)
-    targets = kept_at_targets(evoprune.Config(targets="0.3,0.6"), layout)
+    targets = kept_at_targets(evoprune.Config(targets="0.2,0.25,0.3,0.35,0.4,0.45,0.5,0.55,0.6"), layout)
     for method in ("oneshot:random", "oneshot:erk", "oneshot:magnitude", "multishot:lamp"):
         kept = [layout.weights - pruned_weights(each, layout) for each in at_targets(known, method, targets, 0)]
-        assert all(0.75 * target < k <= target for k, target in zip(kept, targets)), method
+        assert all(0.7 * target < k <= target for k, target in zip(kept, targets)), method
     with pytest.raises(EvopruneError) as error:
         kept_at_targets(evoprune.Config(targets="0.95"), layout)
     most = 1 - layout.least / layout.total
@@ -250,8 +252,10 @@ def test_a_filter_is_dead_where_all_its_weights_are(make, rng):
         assert {i: layout[i].expanded(genes).tolist() for i, genes in found.items()} == {
             i: genes.reshape(fine[i].shape).tolist() for i, genes in expected.items()}
         dropped += len(found)
-        some = drop_dead(individual, layout, channels, absorbing=range(len(layout)))
-        for i, genes in some.items():  # a filter that still reads a channel that varies stays whole
+        finest = drop_dead(same, fine, channels, absorbing=range(len(layout)))
+        for i, genes in drop_dead(individual, layout, channels, absorbing=range(len(layout))).items():
+            gone = layout[i].expanded(get_bits(individual, i, layout) & ~genes)
+            assert not (gone.reshape(-1) & finest[i]).any()  # a filter that still reads a channel that varies stays whole
             assert not (genes & ~get_bits(individual, i, layout)).any()
             set_bits(individual, i, genes)
         assert drop_dead(individual, layout, channels, absorbing=range(len(layout))) == {}
@@ -317,7 +321,7 @@ def test_training_prunes_and_grows_whole_filters(lenet, digits):
     individual = from_named(kept, layout, "x")
     rows = rows_kept(layout, individual)
     assert 400 - max(layer.weights_a_gene for layer in layout) < sum(int(m.sum()) for m in kept.values()) <= 400
-    more = grown(net, digits.train, kept, layout, 300, 1000, seed=0)
+    more = grown(net, digits.train, kept, layout, 3000, 1000, seed=0)
     grown_rows = rows_kept(layout, from_named(more, layout, "y"))
     order = torch.randperm(len(digits.train), generator=torch.Generator().manual_seed(0))[:1000]
     loss = nn.functional.cross_entropy(net(digits.train.inputs(order)), digits.train.labels[order])
