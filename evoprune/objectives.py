@@ -13,8 +13,9 @@ One of your own, in a file that `--objectives accuracy,sparsity,FILE.py:kept_lay
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,10 @@ class Objective:
         """Return a value as a table shows it."""
         return f"{self.scale * value:.2f}" if self.percent else f"{value:g}"
 
+    def said(self, value: float) -> str:
+        """Return a value as a sentence says it."""
+        return self.shown(value) + " %" * self.percent
+
 
 Measure = Callable[..., float]  # (individual, layout) -> value
 ACCURACY = Objective("accuracy", 1.0, 0.0, 1.0, ("search", "test"), percent=True)
@@ -85,46 +90,34 @@ def measures(objective: Objective) -> Callable[[Measure], Measure]:
     return register
 
 
-@dataclass(frozen=True)
-class Objectives(Sequence[Objective]):
+class Objectives(tuple[Objective, ...]):
     """Those of one run, in the order of an individual's `fitness.values`."""
 
-    each: tuple[Objective, ...]
-
-    def __len__(self) -> int:
-        return len(self.each)
-
-    def __getitem__(self, i):  # type: ignore[no-untyped-def]  # int or slice, as Sequence
-        return self.each[i]
-
-    def __iter__(self) -> Iterator[Objective]:
-        return iter(self.each)
-
-    @property
+    @cached_property
     def names(self) -> list[str]:
-        return [o.name for o in self.each]
+        return [o.name for o in self]
 
-    @property
+    @cached_property
     def weights(self) -> tuple[float, ...]:
-        return tuple(o.weight for o in self.each)
+        return tuple(o.weight for o in self)
 
-    @property
+    @cached_property
     def worst(self) -> tuple[float, ...]:
-        return tuple(o.worst for o in self.each)
+        return tuple(o.worst for o in self)
 
-    @property
+    @cached_property
     def score(self) -> int:
         """The place of the one that is counted on images: what training improves and a floor bounds."""
-        return next(i for i, o in enumerate(self.each) if o.splits)
+        return next(i for i, o in enumerate(self) if o.splits)
 
-    @property
+    @cached_property
     def axis(self) -> int:
         """The place of the one that fronts are spread and drawn along."""
-        return next(i for i, o in enumerate(self.each) if o.log_density)
+        return next(i for i, o in enumerate(self) if o.log_density)
 
-    @property
+    @cached_property
     def others(self) -> list[int]:
-        return [i for i in range(len(self.each)) if i not in (self.score, self.axis)]
+        return [i for i in range(len(self)) if i not in (self.score, self.axis)]
 
     def measured(self, score: float, individual: Any, layout: Any) -> tuple[float, ...]:
         """Return the values of a mask whose score is known.
@@ -132,7 +125,7 @@ class Objectives(Sequence[Objective]):
         Raises:
             EvopruneError: a measure fails, or returns something else than a finite number.
         """
-        return tuple(score if o.splits else measured_by(o.name, individual, layout) for o in self.each)
+        return tuple(score if o.splits else measured_by(o.name, individual, layout) for o in self)
 
     def scored(self, values: Sequence[float], score: float) -> tuple[float, ...]:
         """Return the values with another score."""
@@ -140,12 +133,12 @@ class Objectives(Sequence[Objective]):
 
     def reaches(self, values: Floats, floor: float) -> npt.NDArray[np.bool_]:
         """Return which of the values (n, objectives) reach a floor of the score."""
-        weight = self.each[self.score].weight
+        weight = self[self.score].weight
         reached: npt.NDArray[np.bool_] = weight * values[:, self.score] >= weight * floor - 1e-12
         return reached
 
     def spread(self, values: Floats) -> Floats:
-        """Return maximised values with the logarithm of the density on the axis: crowding then leaves no sparsity empty."""
+        """Return values with the logarithm of the density, negative, on the axis: crowding then leaves no sparsity empty."""
         found = values.copy()
         found[:, self.axis] = -np.log(np.maximum(1 - values[:, self.axis], SPARSE / 2))
         return found
@@ -175,7 +168,7 @@ class Objectives(Sequence[Objective]):
         import moocore
 
         shares = np.empty_like(values)
-        for i, o in enumerate(self.each):
+        for i, o in enumerate(self):
             if o.log_density:
                 shares[:, i] = np.log(np.clip(1 - values[:, i], SPARSE, DENSE) / DENSE) / math.log(SPARSE / DENSE)
             else:

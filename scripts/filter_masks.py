@@ -25,7 +25,7 @@ from evoprune.config import Config
 from evoprune.evolution import default_toolbox
 from evoprune.evolution.tuned import Budget, Job, kept_at_targets, rule_jobs
 from evoprune.inputs.named import read_weights
-from evoprune.masks.genome import Individual, from_masks, pruned_weights
+from evoprune.masks.genome import Individual, from_masks, kept_weights
 from evoprune.masks.layout import Layout
 
 
@@ -34,7 +34,7 @@ def within(kept: int, scores: Sequence[Tensor], layout: Layout, origin: str) -> 
     order = torch.cat([score.flatten() for score in scores]).sort(descending=True).values
     for least in reversed(order.tolist()):
         mask = from_masks(((score >= min(least, float(score.max()))).numpy() for score in scores), origin)
-        if layout.weights + layout.pruned - pruned_weights(mask, layout) <= kept:
+        if kept_weights(mask, layout) <= kept:
             return mask
     raise AssertionError("fewer weights than one gene a layer")
 

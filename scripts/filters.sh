@@ -36,3 +36,6 @@ run evolve 0
 program=(scripts/filter_masks.py norm)
 run filter-norm-over-mean 0 --method oneshot:random
 python scripts/rules_table.py $results 50 70 80 85 90 93 95 96 | tee $results/table.txt
+for method in evolve filter-norm-over-mean; do
+  python scripts/filters_kept.py $results/$method/seed-0 0 50 70 80 85 90 93 95 96 | tee $results/$method/filters.txt
+done

@@ -3,7 +3,8 @@
     python scripts/rules_table.py results/lenet5_mnist_rules 90 95 98
 
 FOLDER/METHOD/seed-N/ holds each run's front.csv, log.csv and config.json. Prints every seed, the medians, and, where two methods
-share seeds and training, the mean paired difference with its 95 % interval (Student's t).
+share seeds and training, the mean paired difference with its 95 % interval (Student's t), and which of all these differences are
+beyond chance (paired t tests, p < 0.05 after Holm's correction, 1979).
 """
 
 from __future__ import annotations
@@ -46,6 +47,16 @@ def line(name: str, values: list[float]) -> str:
     return f"{name:42s}" + "".join(f"{value:9.3f}" for value in values)
 
 
+def holm(tests: list[tuple[float, str]]) -> list[str]:
+    """Return those of (p, what) whose p, after Holm's correction, is below 0.05, with it."""
+    found, largest = [], 0.0
+    for i, (p, what) in enumerate(sorted(tests)):
+        largest = max(largest, p * (len(tests) - i))
+        if largest < 0.05:
+            found.append(f"{what} ({largest:.2g})")
+    return found
+
+
 def main() -> None:
     """Print the table."""
     folder, wished = Path(sys.argv[1]), [float(text) for text in sys.argv[2:]]
@@ -62,18 +73,25 @@ def main() -> None:
             print(line(f"{method.name} {run.name}", cells))
         if len(runs) > 1:
             print(line(f"{method.name} median", list(np.median(list(found[method.name].values()), axis=0))))
+    tests: list[tuple[float, str]] = []
     for a, b in PAIRS:
         seeds = sorted(set(found.get(a, {})) & set(found.get(b, {})))
         if len(seeds) > 1:
             difference = np.array([found[a][seed] - found[b][seed] for seed in seeds])
             mean = difference.mean(0)
-            half = student.ppf(0.975, len(seeds) - 1) * difference.std(0, ddof=1) / len(seeds) ** 0.5
+            error = difference.std(0, ddof=1) / len(seeds) ** 0.5
+            half = student.ppf(0.975, len(seeds) - 1) * error
+            ps = 2 * student.sf(np.abs(mean) / np.maximum(error, 1e-30), len(seeds) - 1)
+            tests += [(float(p), f"{a} {'better' if m > 0 else 'worse'} than {b} at {wish:g} %")
+                      for p, m, e, wish in zip(ps, mean, error, wished) if e > 0]
             print(f"\n{a} against {b}, {len(seeds)} seeds")
             print(line("mean paired difference", list(mean)))
             print(line("lower end of its 95 %", list(mean - half)))
             print(line("upper end of its 95 %", list(mean + half)))
             print(f"{'':42s}" + "".join(f"{'win' if low > 0 else 'loss' if high < 0 else 'tie' if low <= 0 <= high else '-':>9s}"
                                         for low, high in zip(mean - half, mean + half)))
+    if tests:
+        print(f"\nbeyond chance, of {len(tests)} differences, p after Holm's correction:", *holm(tests) or ["none"], sep="\n  ")
     print("\nhvlog on the search split, first masks and last archive, of each seed")
     for method in found:
         logs = [rows(run / "log.csv") for run in sorted((folder / method).glob("seed-*"))]

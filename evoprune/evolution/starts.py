@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..config import NEEDS, SURGEON, read_method, rule_names
 from ..masks.channels import Channels
-from ..masks.genome import Individual, dense_individual, from_masks
+from ..masks.genome import Individual, dense_individual, from_masks, kept_weights
 from ..masks.layout import Layer, Layout
 from ..masks.saliency import NEEDS_DATA, gene_scores, keep_top
 
@@ -93,12 +93,12 @@ def narrow(known: Known) -> Rule:
             for i in each.readers:
                 lives[i][1] &= here.repeat(len(lives[i][1]) // each.count)
         among = [layer.among(dims) for layer, dims in zip(layout, lives)]
-        layers = tuple(Layer(layer.name, tuple(int(d.sum()) for d in dims)) for layer, (dims, _) in zip(layout, among))
+        layers = tuple(Layer(layer.name, tuple(int(alive.sum()) for alive in dims)) for layer, (dims, _) in zip(layout, among))
         left = Layout(layers, sum(layer.weights for layer in layers))
         masks = [np.zeros(layer.gene_shape, bool) for layer in layout]
         densities = erk_densities(left, min(1.0, density * layout.weights / left.weights))
         for m, (_, dims), d in zip(masks, among, densities):
-            shape = [int(d.sum()) for d in dims]
+            shape = [int(alive.sum()) for alive in dims]
             genes = int(np.prod(shape))
             m[np.ix_(*dims)] = (rng.permutation(genes) < count_kept(d, genes)).reshape(shape)
         return masks
@@ -166,18 +166,18 @@ def at_targets(known: Known, method: str, targets: Sequence[int], seed: int) -> 
     densities = [kept / known.layout.weights for kept in targets]
     rule = multishot(known, how.rule, densities) if how.kind == "multishot" else STARTS[how.rule](known)
     found = []
+    step = min(layer.weights_a_gene for layer in known.layout) / known.layout.weights
+
+    def at(density: float) -> Individual:
+        return from_masks(rule(density, np.random.default_rng(seed)), f"{method}@{1 - density:.4g}")
+
     for kept, density in zip(targets, densities):
-        masks = rule(density, np.random.default_rng(seed))
-        while kept_by(masks, known.layout) > kept:  # rounding, layer by layer
-            density -= min(layer.weights_a_gene for layer in known.layout) / known.layout.weights
-            masks = rule(density, np.random.default_rng(seed))
-        found.append(from_masks(masks, f"{method}@{1 - density:.4g}"))
+        individual = at(density)
+        while kept_weights(individual, known.layout) > kept:  # rounding, layer by layer
+            density -= step
+            individual = at(density)
+        found.append(individual)
     return found
-
-
-def kept_by(masks: Masks, layout: Layout) -> int:
-    """Return how many weights the genes of `masks` keep."""
-    return sum(int(mask.sum()) * layer.weights_a_gene for mask, layer in zip(masks, layout))
 
 
 def count_kept(density: float, genes: int) -> int:

@@ -17,7 +17,7 @@ from deap import base
 
 from ..config import Config, read_method, target_sparsities
 from ..errors import EvopruneError
-from ..masks.genome import Fitness, Individual, Strategy, dense_individual, pruned_weights
+from ..masks.genome import Fitness, Individual, Strategy, dense_individual, kept_weights
 from ..masks.layout import Layout
 from ..objectives import Objectives
 from ..values.inherited import fit_values
@@ -187,11 +187,7 @@ def weakest_targets(state: State, targets: Sequence[int], children: int, layout:
 
 def best_within(individuals: Sequence[Individual], kept: int, layout: Layout) -> float:
     """Return the best score of those that keep at most `kept` weights, 0 if there is none."""
-    return max((each.fitness.score for each in individuals if kept_in(each, layout) <= kept), default=0.0)
-
-
-def kept_in(individual: Individual, layout: Layout) -> int:
-    return layout.weights - pruned_weights(individual, layout)
+    return max((each.fitness.score for each in individuals if kept_weights(each, layout) <= kept), default=0.0)
 
 
 def child_for(aim: int, targets: Sequence[int], state: State, toolbox: base.Toolbox, layout: Layout,
@@ -199,7 +195,7 @@ def child_for(aim: int, targets: Sequence[int], state: State, toolbox: base.Tool
     """Return a child for a target: a parent of its own niche or of the nearest denser one, a mate, a mutated strategy."""
     niches: dict[int, list[Individual]] = {}
     for individual in state.population:  # the dense model is in niche -1
-        kept = kept_in(individual, layout)
+        kept = kept_weights(individual, layout)
         niches.setdefault(sum(kept <= target for target in targets) - 1, []).append(individual)
     own = niches.get(aim, [])
     denser = niches[max(niche for niche in niches if niche < aim)] if min(niches) < aim else own

@@ -121,9 +121,14 @@ def kept_genes(bits: Bits) -> int:
     return int(np.bitwise_count(bits).sum())
 
 
+def kept_weights(individual: Individual, layout: Layout) -> int:
+    """Count the searched weights that are kept."""
+    return sum(kept_genes(bits) * layer.weights_a_gene for bits, layer in zip(individual, layout))
+
+
 def pruned_weights(individual: Individual, layout: Layout) -> int:
     """Count the weights of the whole model that are pruned."""
-    return layout.pruned + sum((layer.genes - kept_genes(bits)) * layer.weights_a_gene for bits, layer in zip(individual, layout))
+    return layout.pruned + layout.weights - kept_weights(individual, layout)
 
 
 @measures(SPARSITY)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -32,4 +32,9 @@ def from_named(masks: Mapping[str, Tensor], layout: Layout, origin: str) -> Indi
 
 def named_masks(individual: Individual, layout: Layout, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """Return a bool mask a layer by name, of the parameter's shape."""
-    return {layer.name: mask.expand(layer.shape) for layer, mask in zip(layout, masks(individual, layout, device))}
+    return dict(zip((layer.name for layer in layout), expanded(masks(individual, layout, device), layout)))
+
+
+def expanded(genes: Sequence[Tensor], layout: Layout) -> list[Tensor]:
+    """Return masks of the parameters' shapes from those of the genes."""
+    return [mask.expand(layer.shape) for mask, layer in zip(genes, layout)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LEAST_DENSITY = 0.002  # density; points beyond it are hardly better than chance and are not worth a place each
-PARTS = {"kept": int, "weights": int, "test": float, "test_low": float, "test_high": float, "before": float, "generation": int,
-         "origin": str, "repair": str}  # of a measured point, behind its id and values
+TESTED = ("test", "test_low", "test_high")  # parts of a measured point
 LAYER_COLUMNS = ("id", "layer", "weights", "kept", "sparsity")
 
 
@@ -64,17 +64,26 @@ class Measured:
         return 1 - self.values[self.objectives.axis]
 
 
+PARTS = {name: next(iter(typing.get_args(hint)), hint) for name, hint in typing.get_type_hints(Measured).items()
+         if name not in ("id", "values", "objectives")}  # of a measured point behind its id and values, and what each is
+
+
+def column(part: str, objectives: Objectives) -> str:
+    """Return the column that a part of a measured point has."""
+    score = objectives[objectives.score].name
+    return {"test": f"test_{score}", "before": f"{score}_before"}.get(part, part)
+
+
 def columns(objectives: Objectives) -> list[str]:
     """Return the columns of the points' table, in order."""
-    score = objectives[objectives.score].name
-    return ["id", *objectives.names, *({"test": f"test_{score}", "before": f"{score}_before"}.get(name, name) for name in PARTS)]
+    return ["id", *objectives.names, *(column(part, objectives) for part in PARTS)]
 
 
 def from_row(row: Mapping[str, str], objectives: Objectives) -> dict[str, Any]:
     """Return the fields of `Measured` from a row of the points' table, as CSV has it; KeyError or ValueError if it is none."""
-    rest = zip(PARTS.items(), columns(objectives)[-len(PARTS):])
+    texts = {part: row[column(part, objectives)] for part in PARTS}
     return {"id": row["id"], "values": tuple(float(row[name]) for name in objectives.names), "objectives": objectives,
-            **{name: kind(row[column]) if row[column] or kind is str else None for (name, kind), column in rest}}
+            **{part: PARTS[part](text) if text or PARTS[part] is str else None for part, text in texts.items()}}
 
 
 @dataclass
@@ -113,9 +122,10 @@ def pruned(individual: Individual, layout: Layout, score: float, before: float |
 
 def before_and_after(p: Pruned) -> str:
     """Return in words how sparse a point is, and its score before and after training."""
-    axis, score = (p.measured.objectives[i] for i in (p.measured.objectives.axis, p.measured.objectives.score))
-    return (f"{axis.shown(p.measured.values[p.measured.objectives.axis])} % {axis.name}, {score.name} "
-            f"{score.shown(p.measured.before)} % before and {score.shown(p.measured.score)} % after training")
+    found, objectives = p.measured, p.measured.objectives
+    axis, score = objectives[objectives.axis], objectives[objectives.score]
+    return (f"{axis.said(found.values[objectives.axis])} {axis.name}, {score.name} {score.said(found.before)} before and "
+            f"{score.said(found.score)} after training")
 
 
 def numbered(points: Sequence[Pruned]) -> list[Pruned]:

@@ -14,7 +14,7 @@ from ..config import Config
 from ..errors import EvopruneError, first_line
 from ..masks.layout import Layer, Layout
 from ..objectives import USUAL, Objective, Objectives
-from .points import Measured
+from .points import TESTED, Measured, column
 
 LEAST_ONE = ("outputs", "channels", "weights", "batch_size", "threads", "search_batch_size")  # entries that count something
 
@@ -40,7 +40,7 @@ class Record:
     versions: dict[str, Any]
     search_batch_size: int | None = None  # None, like `dense`: the dense model is still being trained
     dense: dict[str, Any] | None = None  # what the model measured before pruning, as columns of front.csv; see `dense_row`
-    objectives: tuple[Objective, ...] = USUAL.each
+    objectives: tuple[Objective, ...] = USUAL
 
     def to_json(self) -> str:
         """Return the content of config.json."""
@@ -60,11 +60,10 @@ class Record:
     def measured(self) -> Measured:
         """What the dense model measured, once it has been, as a point."""
         assert self.dense is not None
-        dense, objectives, total = self.dense, self.optimised, self.weights
-        score = objectives[objectives.score].name
+        dense, objectives, all_kept = self.dense, self.optimised, (self.weights, self.weights)
         values = tuple(dense.get(o.name, o.worst) for o in objectives)
-        tested = dense[f"test_{score}"], dense["test_low"], dense["test_high"]
-        return Measured("dense", values, total, total, *tested, dense[score], 0, "dense", "none", objectives)
+        test, low, high = (dense[column(part, objectives)] for part in TESTED)
+        return Measured("dense", values, *all_kept, test, low, high, values[objectives.score], 0, "dense", "none", objectives)
 
     def layers(self) -> Layout:
         """Return the layout of the searched layers."""
@@ -72,21 +71,21 @@ class Record:
 
 
 def dense_row(values: Sequence[float], tested: Sequence[float | None], objectives: Objectives) -> dict[str, float | None]:
-    """Return what config.json says of the dense model: its `values`, and the score on the test split with its interval, three
-    numbers, None where there is none."""
-    score = objectives[objectives.score].name
-    return {**dict(zip(objectives.names, values)), **dict(zip((f"test_{score}", "test_low", "test_high"), tested))}
+    """Return what config.json says of the dense model: its `values`, and what was `tested`, as in `TESTED`, None where there is
+    no test split."""
+    return {**dict(zip(objectives.names, values)), **{column(part, objectives): value for part, value in zip(TESTED, tested)}}
 
 
 def check_dense(record: Record) -> None:
     """Raise `EvopruneError` unless the dense model's entry has its numbers."""
+    if record.dense is None:
+        return
     objectives = record.optimised
-    score = objectives[objectives.score].name
-    for name, hint in ((score, float), (f"test_{score}", float | None), ("test_low", float | None), ("test_high", float | None)):
-        if record.dense is not None:
-            if name not in record.dense:
-                raise EvopruneError(f"dense.{name} is missing, expected what the run wrote")
-            read(record.dense[name], hint, f"dense.{name}")
+    hints = {objectives[objectives.score].name: float, **{column(part, objectives): float | None for part in TESTED}}
+    for name, hint in hints.items():
+        if name not in record.dense:
+            raise EvopruneError(f"dense.{name} is missing, expected what the run wrote")
+        read(record.dense[name], hint, f"dense.{name}")
 
 
 JSON: dict[Any, str] = {type(None): "null", tuple: "list", dict: "object", Record: "object", Layer: "object", Objective: "object"}

@@ -62,7 +62,7 @@ def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder, c
         rebuildable=isinstance(model, str), named_data=isinstance(data, str), outputs=outputs, channels=channels_of(splits),
         splits=splits.sizes(), mean=splits.search.mean, std=splits.search.std, layout=tuple(layout),
         weights=layout.total, batch_size=batch_size_for(activation, device), threads=config.threads or torch.get_num_threads(),
-        device=device_name(device), versions=versions(), objectives=objectives_of(config.objectives).each)
+        device=device_name(device), versions=versions(), objectives=objectives_of(config.objectives))
     say(record)
     if config.train_epochs and resumed is None:
         if not folder.holds_run:
@@ -229,8 +229,8 @@ def measure_dense(net: nn.Module, splits: Data, batch_size: int, outputs: int, l
     if splits.test is not None:
         right = count(splits.test)
         tested = [right / len(splits.test), *wilson(right, len(splits.test))]
-        shown = f", {score.shown(right / len(splits.test))} % on the test split"
-    log.info("dense %s: %s %% on the search split%s", score.name, score.shown(found), shown)
+        shown = f", {score.said(right / len(splits.test))} on the test split"
+    log.info("dense %s: %s on the search split%s", score.name, score.said(found), shown)
     if found < 1.5 / outputs < 1:
         log.warning("warning: that is near chance (%.2f %%): are these the weights, the classes and the normalisation "
                     "(--mean, --std) that the model was trained with?", 100 / outputs)

@@ -74,8 +74,8 @@ class SearchProgress:
         spent = f", {row['epochs']:.3g} of {self.pace.planned:g} epochs" if self.trains else ""
         masks = "" if self.trains else f", {row['evaluations']:,} masks"
         left = "" if last or self.pace.done == self.pace.begun else f", {self.pace.left()} left"
-        log.info("generation %d of %d%s: hvlog %.4f, %d points up to %s %% %s%s%s", row["generation"], self.generations,
-                 spent, row["hvlog"], row["points"], self.axis.shown(row[self.axis.logged]), self.axis.name, masks, left)
+        log.info("generation %d of %d%s: hvlog %.4f, %d points up to %s %s%s%s", row["generation"], self.generations,
+                 spent, row["hvlog"], row["points"], self.axis.said(row[self.axis.logged]), self.axis.name, masks, left)
 
 
 def training_progress(what: str) -> Callable[[int, int], None]:

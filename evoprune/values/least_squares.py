@@ -74,13 +74,14 @@ def solve_rows(covariance: Tensor, cross: Tensor, dense: Tensor, mask: Tensor, l
     if by_row and bool((mask == mask[:, :1]).all()):  # one system for all rows
         return torch.cholesky_solve(wanted.T, torch.linalg.cholesky_ex(damped).L).T * mask, row_errors(lambda w: w @ damped)
     if SLOWER * float((kept.double() ** 3).sum()) / 3 > STEPS * 2 * len(dense) * p * p:
-        errors = row_errors(lambda w: w @ damped) if by_row else lone_errors(
-            torch.cholesky_inverse(torch.linalg.cholesky_ex(damped).L).diagonal())
-        return conjugate_gradients(damped, wanted, dense * mask, mask), errors
-    weights, inverse = torch.zeros_like(dense), torch.ones_like(dense)
-    for rows, at, there in grouped(mask):
-        systems = damped[at[:, :, None], at[:, None, :]]
-        weights[rows[:, None], at], inverse[rows[:, None], at] = solved(systems, wanted[rows[:, None], at], there)
+        weights = conjugate_gradients(damped, wanted, dense * mask, mask)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(damped).L).diagonal()
+    else:
+        weights, inverse = torch.zeros_like(dense), torch.ones_like(dense)
+        for rows, at, there in grouped(mask):
+            systems = damped[at[:, :, None], at[:, None, :]]
+            weights[rows[:, None], at], factors = solved(systems, wanted[rows[:, None], at], there)
+            inverse[rows[:, None], at] = diagonal_of_inverse(factors)
     return weights, row_errors(lambda w: w @ damped) if by_row else lone_errors(inverse)
 
 
@@ -105,7 +106,9 @@ def solve_weighed(inputs: Tensor, targets: Tensor, shares: Tensor, dense: Tensor
         x, m = columns[at], mean[rows[:, None], at]  # (r, size, rows), (r, size)
         systems = (x * shares.T[rows][:, None]) @ x.transpose(1, 2) - m[:, :, None] * m[:, None, :]
         systems.diagonal(dim1=1, dim2=2).add_(damping[rows])
-        weights[rows[:, None], at], inverse[rows[:, None], at] = solved(systems, wanted[rows[:, None], at], there)
+        weights[rows[:, None], at], factors = solved(systems, wanted[rows[:, None], at], there)
+        if not by_row:
+            inverse[rows[:, None], at] = diagonal_of_inverse(factors)
 
     def applied(w: Tensor) -> Tensor:
         return (shares * (inputs @ w.T)).T @ inputs - mean * (mean * w).sum(1, keepdim=True) + damping * w
@@ -141,12 +144,16 @@ def grouped(mask: Tensor, most: int | None = None, among: int = 0) -> Iterator[t
 
 
 def solved(systems: Tensor, wanted: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the solution of each system, (r, size), and the diagonal of its inverse; 0 and 1 where there is no weight."""
+    """Return the solution of each system, (r, size), 0 where there is no weight, and its Cholesky factor."""
     systems = systems * (there[:, :, None] & there[:, None, :])
     systems.diagonal(dim1=1, dim2=2).add_((~there).to(systems.dtype))
     factors = torch.linalg.cholesky_ex(systems).L
-    return (torch.cholesky_solve(wanted[:, :, None], factors)[:, :, 0],
-            torch.cholesky_inverse(factors).diagonal(dim1=1, dim2=2))
+    return torch.cholesky_solve(wanted[:, :, None], factors)[:, :, 0], factors
+
+
+def diagonal_of_inverse(factors: Tensor) -> Tensor:
+    """Return the diagonal of the inverse of each system, (r, size), from its Cholesky factor; 1 where there is no weight."""
+    return torch.cholesky_inverse(factors).diagonal(dim1=1, dim2=2)
 
 
 def fitted(inputs: Tensor, probabilities: Tensor, weights: Tensor, bias: Tensor | None,

@@ -18,6 +18,7 @@ from ..inputs.models import logits_of
 from ..inputs.splits import Split
 from ..masks.layout import Layout
 from ..masks.saliency import NEEDS_DATA, gene_scores, keep_top
+from ..masks.tensors import expanded
 from .fast import deterministic, fast_training
 
 SMALL = 1_000_000  # parameters; below, Adam learns faster, above, SGD with momentum generalises better
@@ -137,11 +138,6 @@ def shrunk(parameters: Sequence[Tensor], masks: Sequence[Tensor], shrink: Shrink
         scores = gene_scores(shrink.saliency, shrink.layout, [p.detach() for p in parameters], squares)
         left = [torch.where(layer.any(mask), score, -1) for layer, mask, score in zip(shrink.layout, masks, scores)]
     return expanded(keep_top(left, count, shrink.layout), shrink.layout)
-
-
-def expanded(genes: Sequence[Tensor], layout: Layout) -> list[Tensor]:
-    """Return masks of the layers' shapes from those of their genes."""
-    return [mask.expand(layer.shape) for mask, layer in zip(genes, layout)]
 
 
 def grown(model: nn.Module, train: Split, masks: Mapping[str, Tensor], layout: Layout, more: int, images: int,
