@@ -15,6 +15,8 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from ..config import UNITS
+from ..errors import EvopruneError
 from .units import collapsed
 
 Values = TypeVar("Values")  # a numpy array or a tensor
@@ -29,6 +31,12 @@ class Layer:
     shape: tuple[int, ...]
     unit: str = "weight"
     output: int = 0  # the dimension of the outputs
+
+    def __post_init__(self) -> None:
+        if self.unit not in UNITS:
+            raise EvopruneError(f"layer {self.name}: found unit {self.unit!r}, expected {' or '.join(UNITS)}")
+        if not 0 <= self.output < max(1, len(self.shape)):
+            raise EvopruneError(f"layer {self.name}: found output {self.output}, expected a dimension of {self.shape}")
 
     @property
     def collapsed(self) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 from ..config import Config
 from ..errors import EvopruneError, first_line
 from ..masks.layout import Layer, Layout
-from ..objectives import USUAL, Objective, Objectives
+from ..objectives import USUAL, Objective, Objectives, split_objectives
 from .points import TESTED, Measured, column
 
 LEAST_ONE = ("outputs", "channels", "weights", "batch_size", "threads", "search_batch_size")  # entries that count something
@@ -76,6 +76,14 @@ def dense_row(values: Sequence[float], tested: Sequence[float | None], objective
     return {**dict(zip(objectives.names, values)), **{column(part, objectives): value for part, value in zip(TESTED, tested)}}
 
 
+def check_objectives(record: Record) -> None:
+    """Raise `EvopruneError` unless the settings can be and the objectives are those that they name."""
+    wanted = [name.rpartition(":")[2] for name in split_objectives(record.config.objectives)]
+    if record.optimised.names != wanted or not set(USUAL) <= set(record.objectives):
+        found = ", ".join(record.optimised.names) or "none"
+        raise EvopruneError(f"objectives: found {found}, expected {', '.join(wanted)} as the run wrote them")
+
+
 def check_dense(record: Record) -> None:
     """Raise `EvopruneError` unless the dense model's entry has its numbers."""
     if record.dense is None:
@@ -109,8 +117,8 @@ def read_record(path: Path) -> Record:
         for name in LEAST_ONE:
             if (value := getattr(record, name)) is not None and value < 1:
                 raise EvopruneError(f"{name}: found {value}, expected at least 1")
+        check_objectives(record)
         check_dense(record)
-        Config(**record.settings)
     except TypeError as error:
         raise EvopruneError(f"{path}: settings: {first_line(error)}; expected what the run wrote") from None
     except EvopruneError as error:

@@ -321,6 +321,9 @@ def test_training_prunes_and_grows_whole_filters(lenet, digits):
     individual = from_named(kept, layout, "x")
     rows = rows_kept(layout, individual)
     assert 400 - max(layer.weights_a_gene for layer in layout) < sum(int(m.sum()) for m in kept.values()) <= 400
+    net, drawn = copy.deepcopy(lenet), np.random.default_rng(0)
+    individual = from_masks((drawn.random(layer.gene_shape) < 0.4 for layer in layout), "x")
+    kept, rows = named_masks(individual, layout), rows_kept(layout, individual)
     more = grown(net, digits.train, kept, layout, 3000, 1000, seed=0)
     grown_rows = rows_kept(layout, from_named(more, layout, "y"))
     order = torch.randperm(len(digits.train), generator=torch.Generator().manual_seed(0))[:1000]

@@ -40,6 +40,9 @@ def test_folders_of_earlier_versions_load_look_and_choose():
     ({"dense": {"accuracy": "x", "test_accuracy": 1, "test_low": 1, "test_high": 1}},
      "dense.accuracy: found 'x', expected float"),
     ({"layout": [{"name": "a"}]}, "layout[0].shape is missing, expected what the run wrote"),
+    ({"layout": [{"name": "a", "shape": [2, 3], "unit": "row"}]}, "layer a: found unit 'row', expected weight or filter"),
+    ({"layout": [{"name": "a", "shape": [2, 3], "output": 2}]}, "layer a: found output 2, expected a dimension of (2, 3)"),
+    ({"objectives": []}, "objectives: found none, expected accuracy, sparsity as the run wrote them"),
     ({"layout": [{"name": "a", "shape": "ab"}]}, "layout[0].shape: found 'ab', expected list"),
     ({"settings": {"colour": 7}}, "settings: Config.__init__() got an unexpected keyword argument 'colour'; expected what the "
                                   "run wrote"),
