@@ -93,6 +93,7 @@ class Front(Sequence[Point]):
             TypeError: a wish is for no objective of the run.
         """
         objectives = self.record.optimised
+        self.check_points()
         if unknown := set(wishes) - set(objectives.names):
             raise TypeError(f"best: found {', '.join(sorted(unknown))}, expected {', '.join(objectives.names)} or drop")
         asked = {i: wish for i, o in enumerate(objectives) if (wish := wishes.get(o.name)) is not None}
@@ -108,9 +109,13 @@ class Front(Sequence[Point]):
 
     def knee(self) -> Point:
         """Return the point at the knee of the front, see `Objectives.knee`."""
-        if not self.points:
-            raise EvopruneError(f"front: {self.path} has no point, so no knee")
+        self.check_points()
         return self.points[self.record.optimised.knee(np.array([p.values for p in self.points]))]
+
+    def check_points(self) -> None:
+        """Raise `EvopruneError` where there is nothing to choose from."""
+        if not self.points:
+            raise EvopruneError(f"front: {self.path} has no point; lower --accuracy-floor, or search longer")
 
     def structure(self) -> nn.Module:
         """Return a new model of this architecture, its values still to be loaded."""

@@ -66,6 +66,17 @@ def test_the_knee_is_the_point_farthest_from_the_line_between_the_ends(front):
     assert USUAL.knee(np.array([(1.0, 0.0), (0.5, 0.5), (0.0, 1.0)])) == 2  # of equally far ones the last
 
 
+def test_an_empty_front_says_that_there_is_nothing_to_choose_from(run_folder, tmp_path):
+    shutil.copytree(run_folder, tmp_path / "run")
+    table = tmp_path / "run" / "front.csv"
+    table.write_text(table.read_text().splitlines()[0] + "\n")
+    front = load_front(tmp_path / "run")
+    for choose in (front.knee, front.best, lambda: front.best(accuracy=0.5)):
+        with pytest.raises(EvopruneError) as error:
+            choose()
+        assert str(error.value) == f"front: {tmp_path / 'run'} has no point; lower --accuracy-floor, or search longer"
+
+
 def test_points_are_found_by_id_and_place(front):
     assert front["000"] is front[0] and front[-1] in front
     with pytest.raises(KeyError):
