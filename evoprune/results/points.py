@@ -81,8 +81,9 @@ def columns(objectives: Objectives) -> list[str]:
 
 def from_row(row: Mapping[str, str], objectives: Objectives) -> dict[str, Any]:
     """Return the fields of `Measured` from a row of the points' table, as CSV has it; KeyError or ValueError if it is none."""
+    values = tuple(float(row[name]) for name in objectives.names)
     texts = {part: row[column(part, objectives)] for part in PARTS}
-    return {"id": row["id"], "values": tuple(float(row[name]) for name in objectives.names), "objectives": objectives,
+    return {"id": row["id"], "values": values, "objectives": objectives,
             **{part: PARTS[part](text) if text or PARTS[part] is str else None for part, text in texts.items()}}
 
 
