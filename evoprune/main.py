@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from evoprune.results.front import Front
 
 
+PROGRAM = "python -m evoprune.main"
+
+
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, like every other mistake."""
 
@@ -34,8 +37,8 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser, made from the settings."""
-    made = Parser(prog="python -m evoprune.main", description="Prune a model: one run gives the whole "
-                                   "accuracy-sparsity Pareto front.", argument_default=argparse.SUPPRESS)
+    made = Parser(prog=PROGRAM, description="Prune a model: one run gives the whole accuracy-sparsity Pareto front.",
+                  argument_default=argparse.SUPPRESS)
     made.add_argument("--resume", metavar="DIR", help="go on with the run in this folder, with its own settings")
     for name, about in options().items():
         flag = "--" + ("no-" if about.default is True else "") + name.replace("_", "-")
@@ -53,10 +56,10 @@ def help_of(about: Option) -> str:
     return text.replace("%", "%%")
 
 
-def main(arguments: Sequence[str] | None = None, toolbox: Callable[..., Any] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, toolbox: Callable[..., Any] | None = None, program: str = PROGRAM) -> int:
     """Run the command line; return the exit status: 0 done, 2 bad input, 130 Ctrl-C, 143 SIGTERM.
 
-    A script may hand in what `prune` takes as `toolbox`.
+    A script may hand in what `prune` takes as `toolbox`, and how it was called itself, for the record.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     given = vars(parser().parse_args(arguments))
@@ -66,7 +69,7 @@ def main(arguments: Sequence[str] | None = None, toolbox: Callable[..., Any] | N
             given.setdefault("engine", "scoop")
         elif engine_of(given) == "scoop":
             return launch(arguments, given, toolbox)
-        return run(arguments, given, toolbox)
+        return run(given, toolbox, command(arguments, program))
     except EvopruneError as error:
         print(f"evoprune: {error}", file=sys.stderr)
         return 2
@@ -83,7 +86,7 @@ def check(given: dict[str, Any]) -> None:
         check_setting(name, value)
 
 
-def run(arguments: Sequence[str], given: dict[str, Any], toolbox: Callable[..., Any] | None) -> int:
+def run(given: dict[str, Any], toolbox: Callable[..., Any] | None, command: str) -> int:
     """Prune, say what is found, and return the exit status."""
     logging.raiseExceptions = False  # a reader that goes away (| head) does not end a run
     terminated = []
@@ -97,10 +100,10 @@ def run(arguments: Sequence[str], given: dict[str, Any], toolbox: Callable[..., 
     log.addHandler(shown)
     log.setLevel(logging.INFO)
     try:
+        from evoprune.evolution.toolbox import default_toolbox
         from evoprune.pruning import prune
 
-        ours = {"command": command(arguments)} if toolbox is None else {"toolbox": toolbox}
-        front = prune(**ours, **given)
+        front = prune(command=command, toolbox=toolbox or default_toolbox, **given)
         log.info("\n%s\n\n%s", front, files(front))
     except KeyboardInterrupt:
         return 143 if terminated else 130
@@ -111,9 +114,9 @@ def run(arguments: Sequence[str], given: dict[str, Any], toolbox: Callable[..., 
     return 0
 
 
-def command(arguments: Sequence[str]) -> str:
+def command(arguments: Sequence[str], program: str = PROGRAM) -> str:
     """Return the command line as everyone can repeat it, however it was started."""
-    return shlex.join(["python", "-m", "evoprune.main", *arguments])
+    return shlex.join([*program.split(), *arguments])
 
 
 def flush_quietly() -> None:

@@ -17,7 +17,7 @@ from .config import options, read_method
 from .engines.engine import Engine, Local, open_engine
 from .errors import EvopruneError
 from .evolution.generations import State
-from .evolution.toolbox import Evaluation, Make, default_toolbox
+from .evolution.toolbox import Evaluation, Make, default_toolbox, name_of
 from .results.folder import CONFIG, DONE, Folder, write_run
 from .results.front import Front, load_front
 from .results.points import Pruned, numbered
@@ -51,7 +51,7 @@ def prune(model: nn.Module | str = "lenet", data: Any = "digits", *, resume: str
     assert config.out is not None
     with told(config.out, f"go on with: python -m evoprune.main --resume {config.out}"), with_threads(config.threads), \
             Folder(Path(config.out), resume is not None, config.overwrite) as folder:
-        run = prepare(config, model, data, folder, command)
+        run = prepare(config, model, data, folder, command, name_of(toolbox))
         if folder.finished(config.generations):
             log.info("%s is finished: nothing to do", config.out)
         else:

@@ -61,4 +61,5 @@ def toolbox(evaluate: Any, layout: Layout, config: Config, kind: str) -> base.To
 
 
 if __name__ == "__main__":
-    sys.exit(main.main(toolbox=partial(toolbox, kind=sys.argv.pop(1))))
+    kind = sys.argv.pop(1)
+    sys.exit(main.main(toolbox=partial(toolbox, kind=kind), program=f"python scripts/filter_masks.py {kind}"))

@@ -32,8 +32,14 @@ for seed in 0 1 2 3 4; do
   run evolve-80-without-selection $seed --total-epochs 80 --targets $targets
   program=(scripts/without_selection.py any)
   run evolve-80-random-parents $seed --total-epochs 80 --targets $targets
-  program=(scripts/gradual_paced.py)
+  program=(scripts/without_selection.py targets)
+  run evolve-80-random-targets $seed --total-epochs 80 --targets $targets
+  program=(scripts/gradual_variants.py paced)
   run gradual-fisher-80-paced $seed --method gradual:fisher --total-epochs 80 --targets $targets
+  program=(scripts/gradual_variants.py rate=1.0)
+  run gradual-fisher-80-rate-1 $seed --method gradual:fisher --total-epochs 80 --targets $targets
+  program=(scripts/gradual_variants.py rate=0.5)
+  run gradual-fisher-24-rate-half $seed --method gradual:fisher --total-epochs 24 --targets $targets
 done
 program=(-m evoprune.main)
 run starts-lamp-erk 0 --start lamp,erk --repair least-squares --population 64 --generations 0

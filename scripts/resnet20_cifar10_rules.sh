@@ -18,4 +18,10 @@ for seed in 0 1 2; do
   run evolve-40 $seed --total-epochs 40 --targets $targets
   run gradual-fisher-40 $seed --method gradual:fisher --total-epochs 40 --targets $targets
 done
+for seed in 0 1 2; do
+  program=(scripts/gradual_variants.py paced)
+  run gradual-fisher-40-paced $seed --method gradual:fisher --total-epochs 40 --targets $targets
+  program=(scripts/gradual_variants.py rate=1.0)
+  run gradual-fisher-40-rate-1 $seed --method gradual:fisher --total-epochs 40 --targets $targets
+done
 python scripts/rules_table.py $results 80 90 95 97 98 98.5 99 99.3 99.5 | tee $results/table.txt

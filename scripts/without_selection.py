@@ -1,10 +1,11 @@
 """A tuned run like any other, but accuracy chooses nothing on the way: what selection is worth.
 
     python scripts/without_selection.py niche --total-epochs 80 --seed 0 --out results/NAME ...
+    python scripts/without_selection.py targets --total-epochs 80 --seed 0 --out results/NAME ...
     python scripts/without_selection.py any --total-epochs 80 --seed 0 --out results/NAME ...
 
-With `niche`, a parent is drawn at random from all that were ever born at the child's target or the next denser one; with `any`,
-from all that were ever born, and the child's target at random too.
+With `niche`, a parent is drawn at random from all that were ever born at the child's target or the next denser one; with
+`targets`, the child's target at random too; with `any`, moreover, the parent from all that were ever born.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from evoprune.masks.genome import Individual
 from evoprune.masks.layout import Layout
 
 
-def toolbox(evaluate: Any, layout: Layout, config: Config, anywhere: bool) -> base.Toolbox:
+def toolbox(evaluate: Any, layout: Layout, config: Config, kind: str) -> base.Toolbox:
     """Return the usual toolbox without selection."""
     born: list[Individual] = []
 
@@ -34,7 +35,7 @@ def toolbox(evaluate: Any, layout: Layout, config: Config, anywhere: bool) -> ba
         return individuals
 
     def select(near: list[Individual], k: int, rng: Any) -> list[Individual]:
-        pool = born if anywhere and born else near
+        pool = born if kind == "any" and born else near
         return [pool[i] for i in rng.integers(len(pool), size=k)]
 
     def aim(state: State, targets: Sequence[int], children: int, layout: Layout) -> list[int]:
@@ -44,10 +45,11 @@ def toolbox(evaluate: Any, layout: Layout, config: Config, anywhere: bool) -> ba
     made = default_toolbox(evaluate, layout, config)
     made.register("select", select)
     made.register("survive", survive)
-    if anywhere:
+    if kind != "niche":
         made.register("aim", aim)
     return made
 
 
 if __name__ == "__main__":
-    sys.exit(main.main(toolbox=partial(toolbox, anywhere=sys.argv.pop(1) == "any")))
+    kind = sys.argv.pop(1)
+    sys.exit(main.main(toolbox=partial(toolbox, kind=kind), program=f"python scripts/without_selection.py {kind}"))

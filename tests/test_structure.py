@@ -25,7 +25,7 @@ WINGS = {
     "evaluation": ["accuracy", "graph", "prepared", "evaluator"],
     "evolution": ["selection", "operators", "starts", "generations", "tuned", "toolbox", "checkpoint"],
     "results": ["points", "record", "plots", "folder", "front"],
-    "run": ["settings", "run", "progress", "prepare", "rebuild", "jobs", "search", "layerwise", "finish"]}
+    "run": ["settings", "run", "progress", "machine", "prepare", "rebuild", "jobs", "search", "layerwise", "finish"]}
 ABOVE = ["pruning", "main", "__main__"]
 ORDER = [*BELOW, *(f"{wing}.{name}" for wing, names in WINGS.items() for name in names), *ABOVE]
 FORBIDDEN = {"results": {"evaluation", "evolution", "run"}, "masks": {"values"}, "evaluation": {"evolution"},

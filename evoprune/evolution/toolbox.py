@@ -10,7 +10,10 @@ generation 0 is made of, an engine's `map` unless another was registered, and ho
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 from deap import base
@@ -47,6 +50,17 @@ class Evaluate(Protocol):
 
 Evaluation = Evaluate | Callable[[Job], Result]  # the latter where training is part of it
 Make = Callable[[Evaluation, Layout, Config], base.Toolbox]  # what `prune(toolbox=...)` takes; `default_toolbox` is one
+
+
+def name_of(make: Make) -> str | None:
+    """Return what made a toolbox that is not the default one: file, function and the arguments it was given, for the record."""
+    if make is default_toolbox:
+        return None
+    function, given = (make.func, make.keywords) if isinstance(make, partial) else (make, {})
+    arguments = ", ".join(f"{key}={value!r}" for key, value in given.items())
+    if not inspect.isfunction(function):
+        return f"{type(function).__qualname__}({arguments})"
+    return f"{Path(function.__code__.co_filename).name}: {function.__qualname__}({arguments})"
 
 
 def default_toolbox(evaluate: Evaluation, layout: Layout, config: Config) -> base.Toolbox:

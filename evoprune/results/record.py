@@ -41,6 +41,7 @@ class Record:
     search_batch_size: int | None = None  # None, like `dense`: the dense model is still being trained
     dense: dict[str, Any] | None = None  # what the model measured before pruning, as columns of front.csv; see `dense_row`
     objectives: tuple[Objective, ...] = USUAL
+    toolbox: str | None = None  # what made it: file, function, arguments; None: the default
 
     def to_json(self) -> str:
         """Return the content of config.json."""

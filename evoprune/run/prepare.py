@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import importlib.metadata
 import logging
-import platform
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
@@ -33,6 +31,7 @@ from ..results.points import columns, wilson
 from ..results.record import Record, dense_row
 from ..values.repair import LAST_IMAGES
 from ..values.training import recipe_for, tune
+from .machine import device_name, versions
 from .progress import training_progress
 from .run import Run, calibration_images, make_evaluator
 from .settings import search_batch_size, settle_for_model
@@ -41,7 +40,8 @@ PLACES = ("out", "overwrite", "data_dir", "weights", "model", "data")  # not par
 log = logging.getLogger("evoprune")
 
 
-def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder, command: str | None = None) -> Run:
+def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder, command: str | None = None,
+            toolbox: str | None = None) -> Run:  # 6 arguments: the last two are for the record
     """Check that model and data go together, train the dense model if asked, measure it, and record it all.
 
     A run that is there already is left alone until everything has been checked.
@@ -62,7 +62,8 @@ def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder, c
         rebuildable=isinstance(model, str), named_data=isinstance(data, str), outputs=outputs, channels=channels_of(splits),
         splits=splits.sizes(), mean=splits.search.mean, std=splits.search.std, layout=tuple(layout),
         weights=layout.total, batch_size=batch_size_for(activation, device), threads=config.threads or torch.get_num_threads(),
-        device=device_name(device), versions=versions(), objectives=objectives_of(config.objectives))
+        device=device_name(device), versions=versions(), objectives=objectives_of(config.objectives),
+        toolbox=toolbox)
     say(record)
     if config.train_epochs and resumed is None:
         if not folder.holds_run:
@@ -235,20 +236,3 @@ def measure_dense(net: nn.Module, splits: Data, batch_size: int, outputs: int, l
         log.warning("warning: that is near chance (%.2f %%): are these the weights, the classes and the normalisation "
                     "(--mean, --std) that the model was trained with?", 100 / outputs)
     return dense_row(objectives.measured(found, dense_individual(layout), layout), tested, objectives)
-
-
-def device_name(device: torch.device) -> str:
-    """Return what the masks run on, as a person would call it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]} CPU" if names else platform.processor() or platform.machine()
-
-
-def versions() -> dict[str, str]:
-    packages = ("evoprune", "torch", "torchvision", "numpy", "deap", "moocore")
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
