@@ -6,10 +6,10 @@ link() {  # TARGET NAME: data/NAME leads there, so that no path of this machine 
   [[ -e data/$2 ]] || ln -s "$1" "data/$2"
 }
 
-dense() {  # NAME EPOCHS: train data/NAME.safetensors, unless it is there, and start every run from it
+dense() {  # NAME EPOCHS FLAGS...: train data/NAME.safetensors, unless it is there, and start every run from it
   mkdir -p "$results" data
   if [[ ! -e data/$1.safetensors ]]; then
-    python scripts/train_dense.py "data/$1.safetensors" "${common[@]}" --train-epochs "$2" --seed 0 | tee >(cat >&2) |
+    python scripts/train_dense.py "data/$1.safetensors" "${common[@]}" --train-epochs "$2" --seed 0 "${@:3}" | tee >(cat >&2) |
       tail -1 > "$results/dense.txt"
   fi
   common+=(--weights "data/$1.safetensors")
