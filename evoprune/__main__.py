@@ -1,8 +1,17 @@
-"""`python -m evoprune` is `python -m evoprune.main`."""
+"""`python -m evoprune`, and the command `evoprune`, are `python -m evoprune.main`."""
 
 import sys
 
-from evoprune.main import main
+from evoprune.interrupts import end_at_once
+
+
+def start() -> int:
+    """Run the command line; return its exit status."""
+    end_at_once()
+    from evoprune.main import main
+
+    return main()
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(start())

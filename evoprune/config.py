@@ -1,27 +1,22 @@
-"""Every setting of a run, once: its name, default, help and limits; what --method and --start name; what goes together.
+"""Every setting of a run, once: its name, default, help and limits, and what goes together.
 
 The command line, the README's table and a run's config.json are made from the fields of `Config`.
 """
 
 from __future__ import annotations
 
-import math
 import typing
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from typing import Any
 
-from .errors import EvopruneError
+from .errors import EvopruneError, shown
 from .objectives import USUAL, split_objectives
+from .rules import KNOWLEDGE, SURGEON, check_rules, read_method, read_units, round_caps, target_sparsities
 
-KNOWLEDGE = ("none", "weights", "data")  # each allows what the one before it does
 ENGINES = ("local", "processes", "scoop", "dask")
-NEEDS = {"random": "none", "narrow": "none", "magnitude": "weights", "erk": "weights", "lamp": "weights", "fisher": "data",
-         "multishot": "weights"}  # rules, and the knowledge that each needs; the repair of multishot's path needs data
-SCORES = ("magnitude", "lamp", "fisher")  # rules that can also prune step by step
-UNITS = ("weight", "filter")  # what a gene may decide on
-SURGEON = "obs"  # optimal brain surgeon, a rule for multishot alone: saliency of what least squares knows
-METHODS = ("oneshot", "multishot", "gradual")
+LONGEST = 4096  # characters of a setting
 
 
 def option(default: Any, help: str, *, low: float | None = None, high: float | None = None,
@@ -108,7 +103,7 @@ class Config:
                          "under SCOOP or on Dask", choices=ENGINES)
     workers: int | None = option(None, "processes of the engine (one a core)", low=1)
     job_timeout: float | None = option(None, "seconds that a mask or the last repair or training of a point may take in a worker "
-                                       "before it counts as hanging and runs again", low=0.01, metavar="SECONDS")
+                                       "before it counts as hanging and runs again", low=0.01, high=1e7, metavar="SECONDS")
     scheduler: str | None = option(None, "address of a running Dask scheduler (a cluster on this machine)", metavar="ADDRESS")
     listen: str | None = option(None, "address at which SCOOP waits for workers of other machines; whoever reaches it can run "
                                 "code as you (127.0.0.1)", metavar="ADDRESS")
@@ -118,20 +113,19 @@ class Config:
     def __post_init__(self) -> None:
         for f in fields(self):
             check_setting(f.name, getattr(self, f.name))
-        for name in ("out", "data_dir", "weights"):
-            if "\0" in (getattr(self, name) or ""):
-                raise EvopruneError(f"{name}: found a NUL character, expected a path")
+            if "\0" in str(getattr(self, f.name)):
+                raise EvopruneError(f"{f.name}: found a NUL character, expected none")
         if self.population % 2:
             raise EvopruneError(f"population: found {self.population}, expected an even number of at least 4; "
                                 f"try {self.population + 1}")
         if self.batch_size not in (None, "auto") and not (str(self.batch_size).isdecimal() and int(self.batch_size or 0)):
             raise EvopruneError(f"batch_size: found {self.batch_size!r}, expected a whole number of at least 1, or auto")
-        target_sparsities(self)
+        target_sparsities(self.targets)
         read_units(self.unit)
         split_objectives(self.objectives)
         self.check_method()
         if self.layerwise:
-            round_caps(self)
+            round_caps(self.caps, self.rounds)
             if self.repair not in (None, "none"):
                 raise EvopruneError(f"repair: found {self.repair!r} with --layerwise, whose stages train instead; expected none")
             if self.layer_rule == "floor" and not self.accuracy_floor:
@@ -147,12 +141,17 @@ class Config:
                                 f"already; expected one of them")
         if self.layerwise and (self.total_epochs is not None or kind != "evolve"):
             raise EvopruneError("layerwise: found with --total-epochs or --method, expected it alone")
-        check_rules(self)
+        check_rules(self.start, self.method, self.knowledge, self.repair)
 
     @property
     def trains(self) -> bool:
         """Whether the run needs training images with labels."""
         return bool(self.train_epochs or self.finetune_epochs or self.total_epochs)
+
+    @property
+    def trains_points(self) -> bool:
+        """Whether pruned models get values of their own by training."""
+        return bool(self.finetune_epochs or self.total_epochs or self.layerwise)
 
     @property
     def worth(self) -> str | None:
@@ -166,96 +165,21 @@ class Config:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class Method:
-    """What --method says: how masks are made, and by which rule."""
-
-    kind: str  # "evolve" or one of `METHODS`
-    rule: str = ""
-
-
-def read_method(text: str) -> Method:
-    """Return what --method says; nothing else reads it."""
-    if text == "evolve":
-        return Method(text)
-    kind, colon, rule = text.partition(":")
-    if kind not in METHODS or not colon:
-        raise EvopruneError(f"method: found {text!r}, expected evolve, oneshot:RULE, multishot:RULE or gradual:RULE")
-    return Method(kind, rule)
+USED: dict[str, tuple[str, Callable[[Config], bool]]] = {  # settings that only some others give something to do, and which
+    **dict.fromkeys(("rounds", "caps", "layer_rule"), ("--layerwise", lambda config: config.layerwise)),
+    "scheduler": ("--engine dask", lambda config: config.engine == "dask"),
+    **dict.fromkeys(("listen", "hostfile"), ("--engine scoop", lambda config: config.engine == "scoop")),
+    "job_timeout": ("--engine processes, scoop or dask", lambda config: config.engine != "local")}
 
 
-def read_units(text: str) -> list[tuple[str, str]]:
-    """Return the (pattern, unit) of --unit, of which the first that fits a layer counts."""
-    parts = [part.rpartition("=") for part in ([f"*={text}"] if text in UNITS else text.split(","))]
-    pairs = [(pattern.strip(), unit.strip()) for pattern, _, unit in parts]
-    if not all(unit in UNITS and pattern for pattern, unit in pairs):
-        raise EvopruneError(f"unit: found {text!r}, expected {' or '.join(UNITS)}, or PATTERN=UNIT with commas between, like "
-                            f"'conv*=filter,fc*=weight'")
-    return pairs
-
-
-def rule_names(start: str) -> list[str]:
-    """Return the rules that --start names; raise `EvopruneError` for one that does not exist."""
-    names = [name.strip() for name in start.split(",")]
-    for name in names:
-        if name not in NEEDS:
-            raise EvopruneError(f"start: found {name!r}, expected {', '.join(NEEDS)}, with commas between, or auto")
-    return names
-
-
-def check_rules(config: Config) -> None:
-    """Raise `EvopruneError` unless the rules of --start and --method exist and --knowledge allows them."""
-    for name in rule_names(config.start) if config.start != "auto" else []:
-        check_knowledge("start", name, NEEDS, config.knowledge)
-    method = read_method(config.method)
-    if method.kind == "oneshot":
-        check_knowledge("method", method.rule, {n: needed for n, needed in NEEDS.items() if n != "multishot"}, config.knowledge)
-    elif method.kind != "evolve":
-        own = {SURGEON: "data"} if method.kind == "multishot" else {}
-        check_knowledge("method", method.rule, {name: NEEDS[name] for name in SCORES} | own, config.knowledge)
-        if method.rule == SURGEON and config.repair != "least-squares":
-            raise EvopruneError(f"method: found {config.method!r}, which asks least squares what weights are worth; give "
-                                f"--repair least-squares")
-
-
-def check_knowledge(setting: str, rule: str, needs: dict[str, str], knowledge: str) -> None:
-    allowed = [name for name, needed in needs.items() if KNOWLEDGE.index(needed) <= KNOWLEDGE.index(knowledge)]
-    if rule not in needs:
-        raise EvopruneError(f"{setting}: found the rule {rule!r}, expected one of {', '.join(allowed)}")
-    if rule not in allowed:
-        raise EvopruneError(f"{setting}: found {rule!r}, which needs --knowledge {needs[rule]}, with --knowledge {knowledge}; "
-                            f"expected {', '.join(allowed) or 'more knowledge'}")
-
-
-def round_caps(config: Config) -> list[float]:
-    """Return the highest sparsity of a layer for each round of --layerwise."""
-    try:
-        caps = [float(cap) for cap in config.caps.split(",")]
-    except ValueError:
-        caps = []
-    if len(caps) != config.rounds or not all(0 < cap <= 1 for cap in caps):
-        raise EvopruneError(f"caps: found {config.caps!r}, expected {config.rounds} number{'s' * (config.rounds > 1)} above 0 "
-                            f"and up to 1, one a round")
-    return caps
-
-
-SPREAD_TARGETS = 0.9, 0.995  # sparsities that so many --targets spread between
-
-
-def target_sparsities(config: Config) -> list[float]:
-    """Return the sparsities of --targets, rising."""
-    text = config.targets
-    if text.strip().isdecimal() and 1 <= int(text) <= 1000:
-        low, high = (math.log(1 - s) for s in SPREAD_TARGETS)
-        count = int(text)
-        return [1 - math.exp(low + (high - low) * i / max(1, count - 1)) for i in range(count)]
-    try:
-        sparsities = sorted({float(part) for part in text.split(",")})
-    except ValueError:
-        sparsities = []
-    if not sparsities or not all(0 < s < 1 for s in sparsities):
-        raise EvopruneError(f"targets: found {text!r}, expected sparsities between 0 and 1 like 0.9,0.95,0.99, or how many")
-    return sparsities
+def check_used(given: Iterable[str], config: Config) -> None:
+    """Raise `EvopruneError` for a setting that was given and does nothing where it stands."""
+    for name in given:
+        if name in USED and getattr(config, name) != options()[name].default:
+            needed, used = USED[name]
+            if not used(config):
+                raise EvopruneError(f"{name}: found {shown(getattr(config, name))}, which does nothing without {needed}; leave "
+                                    f"it out, or give that too")
 
 
 RESUMABLE = ("engine", "max_seconds", "generations", "workers", "job_timeout", "scheduler", "listen",
@@ -291,9 +215,11 @@ def check_setting(name: str, value: Any) -> None:
     kinds = (int, float) if about.kind is float else (about.kind,)
     if type(value) not in kinds:
         kind = "a number" if about.kind is float else about.kind.__name__
-        raise EvopruneError(f"{name}: found {value!r}, expected {kind}")
+        raise EvopruneError(f"{name}: found {shown(value)}, expected {kind}")
+    if isinstance(value, str) and not 0 < len(value) <= LONGEST:
+        raise EvopruneError(f"{name}: found {len(value):,} characters, expected 1 to {LONGEST:,}")
     if about.choices and value not in about.choices:
-        raise EvopruneError(f"{name}: found {value!r}, expected one of {', '.join(about.choices)}")
+        raise EvopruneError(f"{name}: found {shown(value)}, expected one of {', '.join(about.choices)}")
     low, high = about.low, about.high
     if (low is not None and not value >= low) or (high is not None and not value <= high):
         expected = f"at least {low}" if high is None else f"{low} to {high}"

@@ -7,19 +7,26 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import shlex
-import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from evoprune.config import Config, Option, check_setting, options
+from evoprune.interrupts import end_at_once, signals
+
+if __name__ == "__main__":
+    end_at_once()
+
+from evoprune.config import Config, Option, check_setting, check_used, options
 from evoprune.engines.scoop_pool import under_scoop
-from evoprune.errors import EvopruneError
-from evoprune.results.folder import CONFIG, FRONT, FRONT_PLOT, LAYERS, LAYERS_PLOT, MASKS, PROGRESS_PLOT
-from evoprune.results.record import read_to_resume
+from evoprune.errors import EvopruneError, printable
+from evoprune.results.folder import read_to_resume
+from evoprune.results.written import FRONT, FRONT_PLOT, LAYERS, LAYERS_PLOT, MASKS, PROGRESS_PLOT
 
 if TYPE_CHECKING:
     from evoprune.results.front import Front
@@ -32,7 +39,7 @@ class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, like every other mistake."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"evoprune: {message}; see --help\n")
+        self.exit(2, f"evoprune: {EvopruneError(message)}; see --help\n")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
                   argument_default=argparse.SUPPRESS)
     made.add_argument("--resume", metavar="DIR", help="go on with the run in this folder, with its own settings")
     for name, about in options().items():
-        flag = "--" + ("no-" if about.default is True else "") + name.replace("_", "-")
+        flag = flag_of(name)
         if about.kind is bool:
             made.add_argument(flag, dest=name, action="store_false" if about.default else "store_true",
                               help=("no " if about.default else "") + about.help)
@@ -49,6 +56,11 @@ def parser() -> argparse.ArgumentParser:
             made.add_argument(flag, dest=name, type=about.kind, choices=about.choices, help=help_of(about),
                               metavar=about.metavar or (None if about.choices else "N" if about.kind is int else "X"))
     return made
+
+
+def flag_of(name: str) -> str:
+    """Return the flag of a setting."""
+    return "--" + ("no-" if options()[name].default is True else "") + name.replace("_", "-")
 
 
 def help_of(about: Option) -> str:
@@ -63,54 +75,68 @@ def main(arguments: Sequence[str] | None = None, toolbox: Callable[..., Any] | N
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     given = vars(parser().parse_args(arguments))
-    try:
-        check(given)
-        if under_scoop():
-            given.setdefault("engine", "scoop")
-        elif engine_of(given) == "scoop":
-            return launch(arguments, given, toolbox)
-        return run(given, toolbox, command(arguments, program))
-    except EvopruneError as error:
-        print(f"evoprune: {error}", file=sys.stderr)
+    with signals() as came, warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")  # those of libraries: what matters is told in one line
+        try:
+            return start(arguments, given, toolbox, program)
+        except EvopruneError as error:
+            print(f"evoprune: {error}", file=sys.stderr)
+        except KeyboardInterrupt:
+            if came:
+                return 128 + came[0]
+            print("evoprune: KeyboardInterrupt was raised by the model, the data or the toolbox, not by Ctrl-C", file=sys.stderr)
         return 2
+
+
+def start(arguments: Sequence[str], given: dict[str, Any], toolbox: Callable[..., Any] | None, program: str) -> int:
+    """Check the flags, then run here or under SCOOP; return the exit status."""
+    if under_scoop():
+        given.setdefault("engine", "scoop")
+    check(given)
+    if not under_scoop() and engine_of(given) == "scoop":
+        return launch(arguments, given, toolbox)
+    return run(arguments, given, toolbox, program)
 
 
 def check(given: dict[str, Any]) -> None:
     """Raise `EvopruneError` for flags that cannot be, before anything that takes time."""
     settings = {name: value for name, value in given.items() if name != "resume"}
     if "resume" not in given:
-        Config(**settings)
+        config = Config(**settings)
     else:
-        read_to_resume(Path(given["resume"], CONFIG))
-    for name, value in settings.items():
-        check_setting(name, value)
+        config = read_to_resume(Path(given["resume"])).config
+        for name, value in settings.items():
+            check_setting(name, value)
+        config = replace(config, **settings)
+    check_used(settings, config)
 
 
-def run(given: dict[str, Any], toolbox: Callable[..., Any] | None, command: str) -> int:
+class Printable(logging.Formatter):
+    """Lets nothing through that a terminal would obey: a folder or an error may be of anyone's making."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def run(arguments: Sequence[str], given: dict[str, Any], toolbox: Callable[..., Any] | None, program: str) -> int:
     """Prune, say what is found, and return the exit status."""
     logging.raiseExceptions = False  # a reader that goes away (| head) does not end a run
-    terminated = []
-
-    def terminate(number: int, frame: Any) -> None:
-        terminated.append(number)
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, terminate)
     shown, log = logging.StreamHandler(sys.stdout), logging.getLogger("evoprune")
+    shown.setFormatter(Printable())
     log.addHandler(shown)
     log.setLevel(logging.INFO)
     try:
         from evoprune.evolution.toolbox import default_toolbox
         from evoprune.pruning import prune
 
-        front = prune(command=command, toolbox=toolbox or default_toolbox, **given)
+        front = prune(command=command(arguments, program), toolbox=toolbox or default_toolbox, **given)
         log.info("\n%s\n\n%s", front, files(front))
-    except KeyboardInterrupt:
-        return 143 if terminated else 130
+        if front.finished:
+            log.info("%s", what_next(front, given, program))
     finally:
         log.removeHandler(shown)
         flush_quietly()
-        signal.signal(signal.SIGTERM, before)
     return 0
 
 
@@ -131,7 +157,7 @@ def engine_of(given: dict[str, Any]) -> str:
     """Return the engine that a command line asks for: its own, else that of the run to resume."""
     if "engine" in given or "resume" not in given:
         return str(given.get("engine", options()["engine"].default))
-    return read_to_resume(Path(given["resume"], CONFIG)).config.engine
+    return read_to_resume(Path(given["resume"])).config.engine
 
 
 def launch(arguments: Sequence[str], given: dict[str, Any], toolbox: Callable[..., Any] | None) -> int:
@@ -145,23 +171,41 @@ def launch(arguments: Sequence[str], given: dict[str, Any], toolbox: Callable[..
 
 
 def files(front: Front) -> str:
-    """Return where the files are and what to run next."""
-    path, record = front.path, front.record
+    """Return where the files are."""
+    path = front.path
     lines = [f"{path}/{FRONT}    every point; {LAYERS} has its layers, {MASKS} its masks",
              f"{path}/{FRONT_PLOT}    the front; {LAYERS_PLOT} and {PROGRESS_PLOT} beside it"]
     if not front.finished:
-        return "\n".join([*lines, f"not finished; go on with: python -m evoprune.main --resume {path}"])
-    score = record.optimised[record.optimised.score].name
-    wish = 0.99 * record.measured.score
-    lines += ["", "a model of it, in Python:",
-              f"  import evoprune; model = evoprune.load_front({str(path)!r}).best({score}={wish:.3f}).model()"]
-    config = record.config
-    if not (config.finetune_epochs or config.layerwise or config.total_epochs):
-        again = record.command or command([])
-        replaces = " --overwrite" if "--out" in again and "--overwrite" not in again else ""
-        lines += ["train what is left of each point, and sparser points keep their accuracy:",
-                  f"  {again} --finetune-epochs 5{replaces}"]
+        lines.append(f"not finished; go on with: {command(['--resume', str(path)])}")
     return "\n".join(lines)
+
+
+def what_next(front: Front, given: dict[str, Any], program: str) -> str:
+    """Return how to get a model, and what may be worth running next; no word of it comes from the folder."""
+    record, lines = front.record, []
+    score, wish = record.optimised[record.optimised.score].name, math.floor(990 * record.measured.score) / 1000
+    if pruned := [point.score for point in front if point.kept < point.weights]:
+        best = math.floor(1000 * max(pruned)) / 1000
+        remark = f"  # nothing pruned has {wish}" if best < wish else ""
+        lines += ["", "a model of it, in Python:", f"  import evoprune; model = evoprune.load_front({str(front.path)!r})"
+                  f".best({score}={min(wish, best):.3f}).model(){remark}"]
+    config = record.config
+    if "resume" not in given and not config.trains_points and config.repair != "least-squares":
+        again = {name: value for name, value in given.items() if name not in ("out", "overwrite")}
+        apart = {"out": f"{front.path}-trained"} if "out" in given else {}
+        lines += ["train what is left of each point, and sparser points keep their accuracy:",
+                  f"  {command(flags({**again, 'finetune_epochs': 5, **apart}), program)}"]
+    return "\n".join(lines)
+
+
+def flags(given: dict[str, Any]) -> list[str]:
+    """Return settings as the flags that give them."""
+    found = []
+    for name, value in given.items():
+        is_bool, default = options()[name].kind is bool, options()[name].default
+        if not is_bool or value != default:
+            found += [flag_of(name), *([] if is_bool else [str(value)])]
+    return found
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
@@ -13,21 +14,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from .config import options, read_method
+from .config import options
 from .engines.engine import Engine, Local, open_engine
-from .errors import EvopruneError
+from .errors import EvopruneError, Stopped, first_line, shown, where_raised, with_type
 from .evolution.generations import State
-from .evolution.toolbox import Evaluation, Make, default_toolbox, name_of
-from .results.folder import CONFIG, DONE, Folder, write_run
+from .evolution.toolbox import Evaluation, Make, default_toolbox, made, name_of
+from .results.folder import Folder, write_run
 from .results.front import Front, load_front
 from .results.points import Pruned, numbered
+from .rules import read_method
 from .run.finish import finished_points, measure_on_test, write_finished, write_stopped
 from .run.jobs import RunEvaluator, TrainChild, map_kept
 from .run.layerwise import Layerwise
 from .run.prepare import prepare
 from .run.progress import say_full_size
 from .run.rebuild import builder_of, registered
-from .run.run import Run, Stopped, stoppable
+from .run.run import Run, stoppable
 from .run.search import search
 from .run.settings import settle
 
@@ -47,15 +49,20 @@ def prune(model: nn.Module | str = "lenet", data: Any = "digits", *, resume: str
         EvopruneError: bad input, told in one line; nothing is overwritten.
         KeyboardInterrupt: after the files are written; `resume=DIR` goes on.
     """
+    if not callable(toolbox):
+        raise EvopruneError(f"toolbox: found {shown(toolbox)}, expected a function like evoprune.evolution.default_toolbox")
+    if not isinstance(command, (str, type(None))):
+        raise EvopruneError(f"command: found {shown(command)}, expected the text of a command line")
     config = settle(model, data, resume, settings)
     assert config.out is not None
-    with told(config.out, f"go on with: python -m evoprune.main --resume {config.out}"), with_threads(config.threads), \
-            Folder(Path(config.out), resume is not None, config.overwrite) as folder:
-        run = prepare(config, model, data, folder, command, name_of(toolbox))
-        if folder.finished(config.generations):
+    folder = Folder(Path(config.out), resume is not None, config.overwrite)
+    with told(folder, toolbox is default_toolbox), with_threads(config.threads), folder:
+        finished, handed_in = folder.finished(config.generations), not (isinstance(model, str) or isinstance(data, str))
+        if handed_in or not (finished and folder.resuming):  # else functions that the folder names would be called
+            run = prepare(config, model, data, folder, command, name_of(toolbox))
+        if finished and folder.resuming:
             log.info("%s is finished: nothing to do", config.out)
         else:
-            folder.remove(DONE)
             start = builder_of(run, folder, isinstance(model, str), isinstance(data, str))
             with closing(open_engine(config, start)) as engine, registered(run):
                 (layer_by_layer if config.layerwise else all_at_once)(run, toolbox, folder, engine)
@@ -72,8 +79,10 @@ def all_at_once(run: Run, toolbox: Make, folder: Folder, engine: Local | Engine)
     state: State | None = None
     try:
         with stoppable():
-            for newest in search(run, toolbox(evaluate, run.layout, config), folder.checkpoint, mapping):
+            for newest in search(run, made(toolbox, evaluate, run.layout, config), folder.checkpoint, mapping):
                 state = newest
+                if state.evaluations:
+                    folder.started()
             assert state is not None
             say_searched(run, state)
             points = finished_points(run, state, folder, engine)
@@ -113,30 +122,58 @@ def say_searched(run: Run, state: State) -> None:
 
 
 @contextmanager
-def told(out: str, go_on: str) -> Iterator[None]:
-    """Say why a run was stopped and how to go on; turn a full disk or a folder that cannot be written into one line.
+def told(folder: Folder, usual: bool) -> Iterator[None]:
+    """Say why a run was stopped and how to go on; turn a full disk, a folder that cannot be written, or what the user's own
+    model, data or operators raise into one line.
 
     Raises:
         KeyboardInterrupt: that was why.
-        EvopruneError: a file could not be written.
+        EvopruneError: a file could not be written, or the user's own code raised.
     """
+    out = str(folder.path)
     try:
         yield
     except Stopped as stopped:
-        log.info("stopped (%s); %s", stopped.why, go_on)
+        log.info("stopped (%s); %s", stopped.why, after_a_stop(folder))
         if stopped.why == "interrupted":
             raise KeyboardInterrupt from None
+        if not folder.kept:
+            raise EvopruneError(f"max_seconds: {folder.path} has nothing of this run to go on with; give it more") from None
     except KeyboardInterrupt:  # before the search, or while its files are written
-        if (Path(out) / CONFIG).exists():
-            log.info("stopped; %s", go_on)
+        log.info("stopped; %s", after_a_stop(folder))
         raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise EvopruneError(f"{error.filename or out}: {error.strerror}; all files written before are whole: "
-                                f"make room, then {go_on}") from None
-        if not str(error.filename or "").startswith(out):
-            raise
-        raise EvopruneError(f"{error.filename}: {error.strerror}, expected a folder that can be written") from None
+                                f"make room, then {after_a_stop(folder)}") from None
+        if str(error.filename or "").startswith(out):
+            raise EvopruneError(f"{error.filename}: {error.strerror}, expected a folder that can be written") from None
+        tell_theirs(error, usual)
+        raise
+    except EvopruneError:
+        raise
+    except BaseException as error:
+        tell_theirs(error, usual)
+        raise
+
+
+def tell_theirs(error: BaseException, usual: bool) -> None:
+    """Raise `EvopruneError` in place of an exception that the user's own code raised, or what it returned, where the toolbox is
+    not the `usual` one, or for want of memory."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        raise EvopruneError(f"out of memory: {first_line(error)}; lower --batch-size, --cache-mb, or --population") from error
+    if (where := where_raised(error)) is not None:
+        raise EvopruneError(f"{where}: {with_type(error)}, raised while evoprune called it") from error
+    if not usual:
+        raise EvopruneError(f"toolbox: {with_type(error)}, after what one of its functions did or returned; expected what those "
+                            f"of evoprune.evolution.default_toolbox do") from error
+
+
+def after_a_stop(folder: Folder) -> str:
+    """Return how to go on after a stop."""
+    if folder.kept:
+        return f"go on with: python -m evoprune.main --resume {shlex.quote(str(folder.path))}"
+    return "start again" + f" ({folder.path} holds the run that it held)" * folder.holds_run
 
 
 @contextmanager

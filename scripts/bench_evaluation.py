@@ -41,7 +41,6 @@ from evoprune.masks.tensors import masks
 from evoprune.run.prepare import device_name, versions
 
 EVALUATIONS = 64  # a layer, where layers are searched one at a time; preparing and filling the cache count once
-RESNET_FLOPS = 2 * 555_422_720  # multiply-adds of ResNet-18 for one 32x32 image, twice
 
 
 def images(count: int, channels: int, size: int, classes: int, device: torch.device) -> Split:
@@ -158,12 +157,6 @@ def layer_by_layer(clock: Clock, model: nn.Module, split: Split, usual: float) -
     return usual * EVALUATIONS * len(find_layers(model)) / total
 
 
-def matmul_peak(clock: Clock) -> float:
-    """Return the FLOP/s of a 2,048 cube matrix product."""
-    a, b = (torch.randn(2048, 2048, device=clock.device) for _ in range(2))
-    return 2 * 2048**3 / clock.medians(lambda: a @ b)[0]
-
-
 class Random:
     """Objectives at random."""
 
@@ -243,7 +236,6 @@ def rows_of_evaluation(clock: Clock) -> list[tuple[str, float, str]]:
     resnet = resnet18().to(device)
     photos = images(256 if device.type == "cpu" else 8192, 3, 32, 10, device)
     times = whole_model(clock, resnet, photos, (128, 32), bf16=True)
-    speed = RESNET_FLOPS * len(photos) / times["ours"]
     rows += [("ResNet-18, fp32, against A (batch 128)", times["A128"] / times["ours"], "x"),
              ("ResNet-18, fp32, against A (batch 32)", times["A32"] / times["ours"], "x"),
              ("ResNet-18, fp32, against A over tensors (batch 32)", times["tensors"] / times["ours"], "x"),
@@ -251,7 +243,6 @@ def rows_of_evaluation(clock: Clock) -> list[tuple[str, float, str]]:
              ("ResNet-18, images a second, fp32", len(photos) / times["ours"], "1/s"),
              ("ResNet-18, images a second, bf16", len(photos) / times["bf16"], "1/s"),
              ("ResNet-18, masked / dense forward", 100 * times["dense"] / times["ours"], "%"),
-             ("ResNet-18, useful FLOP/s / matmul peak, fp32", 100 * speed / matmul_peak(clock), "%"),
              (f"ResNet-18, 21 layers one at a time, {EVALUATIONS} masks each, against A (batch 128)",
               layer_by_layer(clock, resnet, photos, times["A128"]), "x")]
     from torchvision.models import mobilenet_v3_small

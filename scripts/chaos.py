@@ -2,9 +2,10 @@
 
     python scripts/chaos.py processes --runs 100
 
-Faults: kill -9 of one worker, of all at once, of the search, of what the user started; a stopped worker; SIGTERM; Ctrl-C; and,
-once the search has ended, a changed byte in its newest checkpoint. Prints a row a run and writes results/chaos/ENGINE.csv.
-Exits 1 if any result differs from the undisturbed run's, any run hangs, or any process is left running.
+Faults: kill -9 of one worker, of one in the middle of a job, of all at once, of the search, of the search in the middle of a job,
+of what the user started; a stopped worker; SIGTERM; Ctrl-C; both twice; and, once the search has ended, a changed byte in its
+newest checkpoint. A run that ends before its fault is run again: every row was hit. Prints a row a run and writes
+results/chaos/ENGINE.csv. Exits 1 if any result differs from the undisturbed run's, any run hangs, or any process is left running.
 """
 
 from __future__ import annotations
@@ -14,11 +15,15 @@ import csv
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,16 +33,23 @@ from processes_of import kill, origin, running, tree, workers  # noqa: E402
 
 COMMAND = [sys.executable, "-m", "evoprune.main"]
 SMALL = ["--train-epochs", "1", "--search-images", "100", "--train-images", "200", "--test-images", "100", "--population", "8",
-         "--generations", "12", "--finetune-epochs", "1", "--front", "3", "--threads", "1", "--job-timeout", "10"]
+         "--generations", "12", "--finetune-epochs", "1", "--front", "3", "--threads", "1"]
 HANG = 240  # seconds that one start of a search may take; undisturbed ones take about 5
-ON_WORKERS, ON_SEARCH = ("worker", "all workers", "stop worker"), ("search", "launcher", "SIGTERM", "Ctrl-C")
+TRIES = 10  # that a run has to be hit
+ON_WORKERS = ("worker", "worker in a job", "all workers", "stop worker")
+ON_SEARCH = ("search", "search in a job", "launcher", "SIGTERM", "Ctrl-C", "SIGTERM twice", "Ctrl-C twice")
+WORKS = re.compile(r"s a mask|generation \d|training|measuring")  # what a search says once jobs run
 
 
-def strike(fault: str, process: subprocess.Popen[bytes], chance: random.Random) -> bool:
-    """Do it; return False if there was nothing to do it to."""
+def strike(fault: str, process: subprocess.Popen[bytes], chance: random.Random, words: Callable[[], str]) -> bool:
+    """Do it; return False if there was nothing to do it to. `words` returns what the search has said since its start."""
+    if fault.endswith(" in a job"):
+        fault = fault.removesuffix(" in a job")
+        while process.poll() is None and not WORKS.search(words()):
+            time.sleep(0.01)
     there = workers(process.pid)
     if fault in ON_WORKERS:
-        chosen = there if fault == "all workers" else chance.sample(there, min(1, len(there)))
+        chosen = there if fault == "all workers" else chance.sample(at_work(there), min(1, len(there)))
         for pid in chosen:
             if fault == "stop worker" and running([pid]):
                 os.kill(pid, signal.SIGSTOP)
@@ -46,13 +58,25 @@ def strike(fault: str, process: subprocess.Popen[bytes], chance: random.Random) 
         return bool(chosen)
     if process.poll() is not None:
         return False
-    if fault == "Ctrl-C":
-        os.killpg(process.pid, signal.SIGINT)
-    elif fault == "SIGTERM":
-        process.send_signal(signal.SIGTERM)
+    if fault.startswith(("Ctrl-C", "SIGTERM")):
+        for _ in range(1 + fault.endswith("twice")):
+            with suppress(ProcessLookupError):
+                (os.killpg if fault.startswith("Ctrl-C") else os.kill)(
+                    process.pid, signal.SIGINT if fault.startswith("Ctrl-C") else signal.SIGTERM)
+            time.sleep(0.05 * chance.random())
     else:
         kill([origin(process.pid) if fault == "search" else process.pid])
     return True
+
+
+def at_work(pids: list[int]) -> list[int]:
+    """Return those that run just now, all if none does."""
+    def state(pid: int) -> str:
+        with suppress(OSError, IndexError):
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return ""
+
+    return [pid for pid in pids if state(pid) == "R"] or pids
 
 
 def damage(run: Path, chance: random.Random) -> bool:
@@ -68,19 +92,20 @@ def damage(run: Path, chance: random.Random) -> bool:
 
 def result(run: Path) -> tuple[bytes, ...]:
     """Return what has to be the same: the front, its masks, and how much was measured and trained."""
-    return tuple((run / name).read_bytes() for name in ("front.csv", "masks.npz", "done.json"))
+    return tuple((run / name).read_bytes() for name in ("front.csv", "masks.npz"))
 
 
 def go(arguments: list[str], faults: list[tuple[float, str]], chance: random.Random, said: Path) -> tuple[list[str], str]:
     """Run a search once, what it says appended to a file; return the faults that struck and what went wrong."""
     with open(said, "a") as file:
+        before = file.tell()
         process = subprocess.Popen([*COMMAND, *arguments], stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
     begun, struck, seen = time.monotonic(), [], set()
     while process.poll() is None and time.monotonic() - begun < HANG:
         seen |= set(tree(process.pid))
         if faults and time.monotonic() - begun > faults[0][0]:
             fault = faults.pop(0)[1]
-            struck += [fault] * strike(fault, process, chance)
+            struck += [fault] * strike(fault, process, chance, lambda: said.read_text()[before:])
         time.sleep(0.02)
     problem = "hang" if process.poll() is None else ""
     if problem:
@@ -97,12 +122,16 @@ def disturbed(engine: str, run: Path, seconds: float, chance: random.Random) -> 
     """Run one search to its end through faults; return a row of the table, all but whether the result is right."""
     possible = ON_SEARCH if engine == "local" else ON_WORKERS + ON_SEARCH
     begun, struck, problems, starts = time.monotonic(), [], [], 0
-    while not (run / "done.json").exists() and starts < 20 and "hang" not in problems:
+    while starts < 2 * TRIES and "hang" not in problems and not ((run / "done.json").exists() and (struck or starts >= TRIES)):
+        if (run / "done.json").exists():  # it was never hit, or only while it started or ended
+            shutil.rmtree(run)
+            seconds *= 0.7
         faults = sorted((chance.uniform(0, seconds), chance.choice(possible)) for _ in range(chance.choice((1, 1, 2))))
-        count = [] if engine == "local" else ["--workers", str(chance.randint(1, 3))]
+        count = [] if engine == "local" else ["--workers", str(chance.randint(1, 3)), "--job-timeout", "10"]
         resume = (run / "config.json").exists()
         where = ["--resume", str(run)] if resume else [*SMALL, "--out", str(run)]
-        hit, problem = go([*where, "--engine", engine, *count], faults if starts < 3 else [], chance, run.with_suffix(".txt"))
+        arguments = [*where, "--engine", engine, *count]
+        hit, problem = go(arguments, faults if len(struck) < 3 else [], chance, run.with_suffix(".txt"))
         struck += hit
         problems += [problem] * bool(problem)
         starts += 1
@@ -128,8 +157,8 @@ def read(out: Path, engine: str) -> list[dict[str, object]]:
 
 
 def wrong(row: dict[str, object]) -> bool:
-    """Return whether a run lost anything, hung or left a process."""
-    return (str(row["same_bytes"]), str(row["hangs"]), str(row["orphans"])) != ("1", "0", "0")
+    """Return whether a run lost anything, hung or left a process, or was never hit."""
+    return not row["faults"] or (str(row["same_bytes"]), str(row["hangs"]), str(row["orphans"])) != ("1", "0", "0")
 
 
 def main() -> int:
@@ -150,8 +179,6 @@ def main() -> int:
         for i in range(len(rows), given.runs):
             run = Path(folder, f"run{i}")
             row = disturbed(given.engine, run, seconds, random.Random(f"{given.seed} {given.engine} {i}"))
-            if not row["faults"]:
-                seconds = float(str(row["seconds"]))  # the machine is faster now than when that was measured
             same = (run / "done.json").exists() and result(run) == result(Path(folder, "local"))
             rows.append({"run": i, **row, "same_bytes": int(same)})
             print(json.dumps(rows[-1]), flush=True)

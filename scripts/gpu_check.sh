@@ -17,4 +17,7 @@ python -m evoprune.main --device cuda --total-epochs 30 --targets 0.8,0.9,0.95 -
 cmp "$run"/{tuned,workers}/front.csv
 python -m evoprune.main --device cuda --unit filter --skip fc2 --generations 3 --repair least-squares --out "$run/filters"
 python -m evoprune.main --device cuda --unit filter --skip fc2 --total-epochs 30 --targets 0.5,0.8 --out "$run/filters-tuned"
+before=$(cd "$run/digits" && find . -type f ! -name lock -exec sha256sum {} + | sort)
+python -m evoprune.main --device cuda --out "$run/digits" --overwrite --total-epochs 0.00001 && exit 1
+[[ $before == "$(cd "$run/digits" && find . -type f ! -name lock -exec sha256sum {} + | sort)" ]]  # a refused run replaces nothing
 python scripts/bench_evaluation.py --device cuda --repeats 3 --out "${1:-results/bench_evaluation}"

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import replace
 from functools import partial
@@ -17,20 +18,37 @@ from deap import base
 
 from evoprune import main
 from evoprune.config import Config
+from evoprune.errors import EvopruneError
 from evoprune.evolution import default_toolbox
 from evoprune.evolution.tuned import FIRST_STRATEGY, Budget, Job
 from evoprune.masks.genome import Individual
 from evoprune.masks.layout import Layout
+from evoprune.rules import read_method
+
+
+def changes_of(kind: str) -> dict[str, float]:
+    """Return what a variant changes of a job; raise `EvopruneError` for one that there is not."""
+    if kind == "paced":
+        return dict(zip(("until", "pace", "mix"), FIRST_STRATEGY[2:].tolist()))
+    try:
+        name, rate = kind.split("=")
+        if name != "rate" or not 0 < float(rate) < math.inf:
+            raise ValueError
+    except ValueError:
+        raise EvopruneError(f"gradual_variants.py: found {kind!r}, expected paced, or rate=X like rate=0.5") from None
+    return {"learning_rate": float(rate)}
 
 
 def toolbox(evaluate: Any, layout: Layout, config: Config, kind: str) -> base.Toolbox:
-    """Return the usual toolbox, in which a rule's jobs have another pruning or another learning rate."""
-    made = default_toolbox(evaluate, layout, config)
+    """Return the usual toolbox, in which a rule's jobs have another pruning or another learning rate.
+
+    Raises:
+        EvopruneError: there is no such variant, or nothing that it would change.
+    """
+    if read_method(config.method).kind != "gradual":
+        raise EvopruneError(f"gradual_variants.py: found --method {config.method}, expected gradual:RULE")
+    made, changes = default_toolbox(evaluate, layout, config), changes_of(kind)
     usual = made.jobs
-    if kind == "paced":
-        changes = dict(zip(("until", "pace", "mix"), FIRST_STRATEGY[2:].tolist()))
-    else:
-        changes = {"learning_rate": float(kind.removeprefix("rate="))}
 
     def changed(masks: list[Individual], budget: Budget) -> list[Job]:
         return [replace(job, **changes) for job in usual(masks, budget=budget)]

@@ -11,7 +11,7 @@ common=(--model lenet5 --data mnist --data-dir data/lenet5_mnist --search-images
 . scripts/rules_runs.sh
 
 link "$data" lenet5_mnist
-dense lenet5_55000 30 --learning-rate 0.003
+dense lenet5_55000 30 --learning-rate 0.003 --threads 1
 for seed in 0 1 2; do
   program=(-m evoprune.main)
   run evolve-80 $seed --total-epochs 80 --targets $targets

@@ -2,27 +2,55 @@
 
     python scripts/rules_table.py results/lenet5_mnist_rules 90 95 98
 
-FOLDER/METHOD/seed-N/ holds each run's front.csv, log.csv and config.json. Prints every seed, the medians, and, where two methods
-share seeds and training, the mean paired difference with its 95 % interval (Student's t), and which of all these differences are
-beyond chance (paired t tests, p < 0.05 after Holm's correction, 1979).
+FOLDER/METHOD/seed-N/ holds each run's front.csv, log.csv, config.json and, once it has finished, done.json. Prints every seed,
+the medians, and, of two methods, the mean paired difference over the seeds that both have, with its 95 % interval (Student's t);
+what that says (win, loss or tie: p < 0.05 in a paired t test), and what it still says after Holm's correction (1979) over the
+sparsities of the comparison, hvlog apart; last, which of all differences are beyond chance after the correction over all of them.
+
+Methods with unequal epochs are marked and not tested. Nor is a difference where a seed has no point so sparse (nan) or where
+every seed differs by the same: "-", and "equal" where no seed differs at all.
 """
 
 from __future__ import annotations
 
 import csv
+import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import t as student
 
 from evoprune.results.record import read_record
 
-PAIRS = (("evolve-80", "gradual-fisher-80"), ("evolve-80", "gradual-fisher-80-paced"),
-         ("evolve-80", "evolve-80-without-selection"), ("evolve-80", "evolve-80-random-parents"),
-         ("evolve-40", "gradual-fisher-40"),
+PAIRS = (("evolve-80", "gradual-fisher-80"), ("evolve-80", "gradual-fisher-80-paced"), ("evolve-48", "gradual-fisher-80"),
+         ("gradual-fisher-80-paced", "gradual-fisher-80"), ("gradual-fisher-80-rate-1", "gradual-fisher-80"),
+         ("gradual-fisher-24-rate-half", "gradual-fisher-24"),
+         ("evolve-80", "evolve-80-without-selection"), ("evolve-80", "evolve-80-random-targets"),
+         ("evolve-80", "evolve-80-random-parents"), ("evolve-80-random-targets", "evolve-80-random-parents"),
+         ("evolve-40", "gradual-fisher-40"), ("evolve-40", "gradual-fisher-40-paced"),
+         ("gradual-fisher-40-paced", "gradual-fisher-40"), ("gradual-fisher-40-rate-1", "gradual-fisher-40"),
          ("evolve", "uniform-random"), ("evolve", "filter-norm"),
          ("evolve", "filter-norm-over-mean"), ("evolve", "gradual-fisher"))
+GRID = np.geomspace(0.5, 0.005, 2001)  # densities of hvlog
+LEVEL = 0.05  # of every test
+DIGITS = 9  # of a difference, of which less is rounding
+
+
+class Run(NamedTuple):
+    """What one run contributes."""
+
+    values: np.ndarray  # test accuracy in percent at each wished sparsity, NaN where there is no such point; last, hvlog
+    log: list[dict[str, str]]
+
+    @property
+    def epochs(self) -> float:
+        return float(self.log[-1]["epochs"])
+
+
+Runs = dict[str, dict[str, Run]]  # by method and seed
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -38,73 +66,158 @@ def at_or_above(front: list[dict[str, str]], sparsity: float) -> float:
 
 
 def hvlog(front: list[dict[str, str]]) -> float:
-    """Return the mean test accuracy over log density from 0.5 to 0.005; at each density the best point at or below it."""
-    grid = np.geomspace(0.5, 0.005, 2001)
-    return float(np.mean([np.nan_to_num(at_or_above(front, 1 - density)) for density in grid])) / 100
+    """Return the mean test accuracy over log density from 0.5 to 0.005; at each density the best point at or below it, 0 if there
+    is none."""
+    if not front:
+        return 0.0
+    names = ("sparsity", "accuracy", "test_accuracy")
+    sparsity, accuracy, test = np.array([[float(row[name]) for name in names] for row in front]).T
+    fits = sparsity >= 1 - GRID[:, None] - 1e-9  # (densities, points)
+    chosen = np.where(fits, accuracy, -1).argmax(axis=1)
+    return float(np.where(fits.any(axis=1), test[chosen], 0).mean())
 
 
-def line(name: str, values: list[float]) -> str:
-    return f"{name:42s}" + "".join(f"{value:9.3f}" for value in values)
+def read_runs(folder: Path, wished: Sequence[float]) -> tuple[Runs, list[str]]:
+    """Return the finished runs of a folder, and the names of the others."""
+    found: Runs = {}
+    unfinished = []
+    for run in sorted(folder.glob("*/seed-*")):
+        method = run.parent.name
+        if not (run / "done.json").exists():
+            unfinished.append(f"{method} {run.name}")
+            continue
+        front = rows(run / "front.csv")
+        values = np.array([*(at_or_above(front, wish / 100) for wish in wished), hvlog(front)])
+        found.setdefault(method, {})[run.name] = Run(values, rows(run / "log.csv"))
+    return found, unfinished
 
 
-def holm(tests: list[tuple[float, str]]) -> list[str]:
-    """Return those of (p, what) whose p, after Holm's correction, is below 0.05, with it."""
-    found, largest = [], 0.0
-    for i, (p, what) in enumerate(sorted(tests)):
-        largest = max(largest, p * (len(tests) - i))
-        if largest < 0.05:
-            found.append(f"{what} ({largest:.2g})")
-    return found
+def holm(ps: np.ndarray) -> np.ndarray:
+    """Return p values after Holm's correction; NaN, no test, stays NaN and counts for nothing."""
+    order = np.argsort(ps)  # NaN last
+    tests = int(np.isfinite(ps).sum())
+    corrected = np.empty(len(ps))
+    corrected[order] = np.minimum(np.maximum.accumulate(ps[order] * (tests - np.arange(len(ps)))), 1)
+    return corrected
 
 
-def main() -> None:
-    """Print the table."""
-    folder, wished = Path(sys.argv[1]), [float(text) for text in sys.argv[2:]]
-    found: dict[str, dict[str, np.ndarray]] = {}
-    heads = [*(f"{wish:g}" for wish in wished), "hvlog", "epochs", "seconds"]
-    print(f"{'test accuracy, %, at least so sparse':42s}" + "".join(f"{head:>9s}" for head in heads))
-    for method in sorted(path for path in folder.iterdir() if path.is_dir()):
-        runs = sorted(method.glob("seed-*"))
-        found[method.name] = {}
-        for run in runs:
-            front, last = rows(run / "front.csv"), rows(run / "log.csv")[-1]
-            found[method.name][run.name] = np.array([*(at_or_above(front, wish / 100) for wish in wished), hvlog(front)])
-            cells = [*found[method.name][run.name], float(last["epochs"]), float(last["seconds"])]
-            print(line(f"{method.name} {run.name}", cells))
+def paired(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the mean of paired differences, (seeds, columns), half the width of its 95 % interval, and p of a paired t test.
+
+    The latter two are NaN where there is no test: a difference is NaN, or they are all the same.
+    """
+    degrees = len(differences) - 1
+    spread = np.where(np.ptp(differences, axis=0) > 0, differences.std(0, ddof=1), np.nan)
+    error, mean = spread / math.sqrt(len(differences)), differences.mean(0)
+    return mean, student.ppf(1 - LEVEL / 2, degrees) * error, 2 * student.sf(np.abs(mean) / error, degrees)
+
+
+def verdicts(differences: np.ndarray, ps: np.ndarray) -> list[str]:
+    """Return what p values say of the differences that they come from, a word a column."""
+    return ["equal" if not column.any() else "-" if np.isnan(p) else "tie" if p >= LEVEL else
+            "win" if column.mean() > 0 else "loss" for column, p in zip(differences.T, ps)]
+
+
+def line(name: str, cells: Sequence[float | str]) -> str:
+    return f"{name:42s}" + "".join(f"{cell:>9s}" if isinstance(cell, str) else f"{cell:9.3f}" for cell in cells)
+
+
+def print_runs(found: Runs, unfinished: list[str], heads: list[str]) -> None:
+    """Print every seed, the medians, and what is not there."""
+    print(line("test accuracy, %, at least so sparse", [*heads, "epochs", "seconds"]))
+    for method, runs in found.items():
+        for seed, run in runs.items():
+            print(line(f"{method} {seed}", [*run.values, run.epochs, float(run.log[-1]["seconds"])]))
         if len(runs) > 1:
-            print(line(f"{method.name} median", list(np.median(list(found[method.name].values()), axis=0))))
-    tests: list[tuple[float, str]] = []
-    for a, b in PAIRS:
-        seeds = sorted(set(found.get(a, {})) & set(found.get(b, {})))
-        if len(seeds) > 1:
-            difference = np.array([found[a][seed] - found[b][seed] for seed in seeds])
-            mean = difference.mean(0)
-            error = difference.std(0, ddof=1) / len(seeds) ** 0.5
-            half = student.ppf(0.975, len(seeds) - 1) * error
-            ps = 2 * student.sf(np.abs(mean) / np.maximum(error, 1e-30), len(seeds) - 1)
-            tests += [(float(p), f"{a} {'better' if m > 0 else 'worse'} than {b} at {wish:g} %")
-                      for p, m, e, wish in zip(ps, mean, error, wished) if e > 0]
-            print(f"\n{a} against {b}, {len(seeds)} seeds")
-            print(line("mean paired difference", list(mean)))
-            print(line("lower end of its 95 %", list(mean - half)))
-            print(line("upper end of its 95 %", list(mean + half)))
-            print(f"{'':42s}" + "".join(f"{'win' if low > 0 else 'loss' if high < 0 else 'tie' if low <= 0 <= high else '-':>9s}"
-                                        for low, high in zip(mean - half, mean + half)))
-    if tests:
-        print(f"\nbeyond chance, of {len(tests)} differences, p after Holm's correction:", *holm(tests) or ["none"], sep="\n  ")
+            print(line(f"{method} median", list(np.median([run.values for run in runs.values()], axis=0))))  # NaN if one is
+    missing = [f"{method} {seed} at {head} %" for method, runs in found.items() for seed, run in runs.items()
+               for head, value in zip(heads, run.values) if np.isnan(value)]
+    for what, names in (("unfinished, left out", unfinished), ("nan, no point so sparse, and no median or test of it", missing)):
+        if names:
+            print(f"\n{what}: {', '.join(names)}")
+
+
+def equal_epochs(a: str, b: str, found: Runs, seeds: list[str]) -> bool:
+    """Return whether two methods trained equally long with each seed."""
+    return all(math.isclose(found[a][seed].epochs, found[b][seed].epochs) for seed in seeds)
+
+
+def heading(a: str, b: str, found: Runs, seeds: list[str]) -> str:
+    """Return what is compared, and what is wrong with it."""
+    parts = [f"{a} against {b}, {len(seeds)} shared seed{'s' * (len(seeds) != 1)}"]
+    for of, other in ((a, b), (b, a)):
+        if lacks := sorted(set(found[other]) - set(seeds)):
+            parts.append(f"{', '.join(lacks)} missing from {of}")
+    if len(seeds) < 2:
+        parts.append("too few to compare")
+    elif not equal_epochs(a, b, found, seeds):
+        spent = [", ".join(sorted({f"{found[method][seed].epochs:g}" for seed in seeds})) for method in (a, b)]
+        parts.append(f"UNEQUAL EPOCHS, {spent[0]} against {spent[1]}, not tested")
+    return "; ".join(parts)
+
+
+def compare(a: str, b: str, found: Runs, heads: list[str]) -> list[tuple[float, str]]:
+    """Print the paired differences of two methods; return what is tested, but for hvlog, as (p, what is found)."""
+    seeds = sorted(set(found[a]) & set(found[b]))
+    print(f"\n{heading(a, b, found, seeds)}")
+    if len(seeds) < 2:
+        return []
+    differences = np.round([found[a][seed].values - found[b][seed].values for seed in seeds], DIGITS)
+    mean, half, ps = paired(differences)
+    print(line("mean paired difference", list(mean)))
+    print(line("lower end of its 95 %", list(mean - half)))
+    print(line("upper end of its 95 %", list(mean + half)))
+    if not equal_epochs(a, b, found, seeds):
+        return []
+    print(line("by that interval", verdicts(differences, ps)))
+    print(line("after Holm's correction, hvlog apart", verdicts(differences, np.append(holm(ps[:-1]), ps[-1]))))
+    if same := [head for head, column in zip(heads, differences.T) if np.ptp(column) == 0 and column.any()]:
+        print(f"not tested, every seed differs by the same: {', '.join(same)}")
+    return [(float(p), f"{a} {'better' if m > 0 else 'worse'} than {b} at {head} %")
+            for p, m, head in zip(ps[:-1], mean, heads) if not np.isnan(p)]
+
+
+def print_all_tests(tests: list[tuple[float, str]]) -> None:
+    """Print which of all differences are beyond chance."""
+    corrected = holm(np.array([p for p, _ in tests]))
+    beyond = [f"{what} ({p:.2g})" for p, (_, what) in sorted(zip(corrected, tests)) if p < LEVEL]
+    print(f"\nbeyond chance, of {len(tests)} differences, p after Holm's correction over all:", *beyond or ["none"], sep="\n  ")
+
+
+def print_search(found: Runs) -> None:
+    """Print what the searches without training gained."""
     print("\nhvlog on the search split, first masks and last archive, of each seed")
-    for method in found:
-        logs = [rows(run / "log.csv") for run in sorted((folder / method).glob("seed-*"))]
-        if all(len(log) > 1 and float(log[-1]["epochs"]) == 0 for log in logs):
+    for method, runs in found.items():
+        logs = [run.log for run in runs.values()]
+        if all(len(run.log) > 1 and run.epochs == 0 for run in runs.values()):
             print(f"{method:42s}" + ", ".join(f"{float(log[0]['hvlog']):.3f} {float(log[-1]['hvlog']):.3f}" for log in logs))
+
+
+def print_machines(folder: Path, found: Runs) -> None:
+    """Print on what the runs were made."""
     where: dict[str, set[str]] = {}
-    for path in folder.glob("*/seed-*/config.json"):
-        record = read_record(path)
-        versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
-        where.setdefault(f"{record.device}, {versions}", set()).add(path.parts[-3])
+    for method, runs in found.items():
+        for seed in runs:
+            record = read_record(folder / method / seed / "config.json")
+            versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
+            where.setdefault(f"{record.device}, {versions}", set()).add(method)
     for machine, methods in sorted(where.items()):
         print(f"\n{machine}" + (f": {', '.join(sorted(methods))}" if len(where) > 1 else ""))
 
 
+def main(arguments: Sequence[str]) -> None:
+    """Print the table."""
+    folder, heads = Path(arguments[0]), [*(f"{float(text):g}" for text in arguments[1:]), "hvlog"]
+    found, unfinished = read_runs(folder, [float(text) for text in arguments[1:]])
+    print_runs(found, unfinished, heads)
+    if not found:
+        sys.exit(f"{folder}: found no finished run, expected METHOD/seed-N/ with done.json")
+    tests = [test for a, b in PAIRS if a in found and b in found for test in compare(a, b, found, heads)]
+    if tests:
+        print_all_tests(tests)
+    print_search(found)
+    print_machines(folder, found)
+
+
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

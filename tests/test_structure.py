@@ -11,20 +11,21 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from evoprune.config import ENGINES, NEEDS, SCORES
+from evoprune.config import ENGINES
 from evoprune.evolution.starts import STARTS
 from evoprune.masks.saliency import SALIENCIES
-from evoprune.results.folder import CHECKPOINT, FILES, LOCK, MODELS, STAGE_VALUES, TRAINED
+from evoprune.results.written import CHECKPOINT, FILES, GONE, LOCK, MODELS, REPLACED, STAGE_VALUES, TRAINED
+from evoprune.rules import NEEDS, SCORES
 
-BELOW = ["errors", "files", "objectives", "config"]
+BELOW = ["interrupts", "errors", "files", "objectives", "rules", "config"]
 WINGS = {
     "inputs": ["models", "named", "splits", "sources"],
     "engines": ["worker", "team", "processes", "scoop_pool", "dask_pool", "engine", "scoop_launch", "scoop_worker"],
     "masks": ["units", "layout", "layers", "genome", "tensors", "saliency", "channels", "paths"],
     "values": ["fast", "training", "least_squares", "sensitivity", "repair", "inherited"],
     "evaluation": ["accuracy", "graph", "prepared", "evaluator"],
-    "evolution": ["selection", "operators", "starts", "generations", "tuned", "toolbox", "checkpoint"],
-    "results": ["points", "record", "plots", "folder", "front"],
+    "evolution": ["selection", "operators", "starts", "history", "generations", "tuned", "toolbox", "checkpoint"],
+    "results": ["points", "record", "written", "plots", "folder", "front"],
     "run": ["settings", "run", "progress", "machine", "prepare", "rebuild", "jobs", "search", "layerwise", "finish"]}
 ABOVE = ["pruning", "main", "__main__"]
 ORDER = [*BELOW, *(f"{wing}.{name}" for wing, names in WINGS.items() for name in names), *ABOVE]
@@ -80,7 +81,7 @@ def method_readers(sources):
         tree = ast.parse(text)
         allowed = {id(n) for node in ast.walk(tree) for n in ast.walk(node)
                    if isinstance(node, ast.FormattedValue) or (isinstance(node, ast.Call) and ast.unparse(node.func) in (
-                       "read_method", "at_targets", "log.info"))
+                       "read_method", "check_rules", "at_targets", "log.info"))
                    or (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).endswith(".origin"))}
         wrong += [f"{name}: line {node.lineno}" for node in ast.walk(tree)
                   if isinstance(node, ast.Attribute) and node.attr == "method" and id(node) not in allowed]
@@ -88,6 +89,9 @@ def method_readers(sources):
                   if isinstance(node, (ast.Compare, ast.Subscript, ast.Attribute)) and id(node) not in allowed
                   and re.match(r"method\b(?!\.(kind|rule)\b)", ast.unparse(node))]
     return wrong
+
+
+FOLDERS = (MODELS, CHECKPOINT, TRAINED, STAGE_VALUES, LOCK, REPLACED, GONE)
 
 
 def docstrings(tree):
@@ -101,14 +105,14 @@ def files_named(sources):
     names = re.compile(rf"(?<![\w.])({'|'.join(re.escape(f) for f in FILES if '.' in f)}|models/)")
     wrong = []
     for name, text in sources.items():
-        if name == "results.folder":
+        if name == "results.written":
             continue
         tree = ast.parse(text)
         helps = {id(n) for call in ast.walk(tree) if isinstance(call, ast.Call) and ast.unparse(call.func) == "option"
                  for n in ast.walk(call)}
         wrong += [f"{name}: {node.value!r}" for node in ast.walk(tree)
                   if isinstance(node, ast.Constant) and isinstance(node.value, str)
-                  and (names.search(node.value) or node.value in (MODELS, CHECKPOINT, TRAINED, STAGE_VALUES, LOCK))
+                  and (names.search(node.value) or node.value in FOLDERS)
                   and id(node) not in docstrings(tree) | helps]
     return wrong
 
@@ -172,7 +176,7 @@ def stop_words(sources):
 
 def records_read(sources):
     """What reads config.json by hand: by JSON outside the modules that have files of their own."""
-    own = {"files", "results.record", "results.folder", "evolution.checkpoint", "run.layerwise"}
+    own = {"files", "results.record", "evolution.checkpoint", "run.layerwise"}
     return [f"{name}: {ast.unparse(node)}" for name, text in sources.items() if name not in own
             for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)
             and ast.unparse(node.func).startswith("json.load")]

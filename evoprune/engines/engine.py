@@ -135,6 +135,8 @@ class Engine:
 
 def check_runs(config: Config, named: bool = True) -> None:
     """Raise `EvopruneError` if the engine cannot run here, or not with a model or data that were handed in, not named."""
+    if config.engine != "local":
+        workers_of(config.workers)
     if config.engine == "scoop" and not under_scoop():
         raise EvopruneError("engine: scoop runs programs that were started under it, and this one was not; use "
                             "python -m evoprune.main --engine scoop, or engine processes from Python")

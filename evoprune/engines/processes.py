@@ -21,6 +21,7 @@ from .team import KILLED, UNREADY, stopped
 from .worker import FAILED, LOST, Function, Outcome, Start, attempt, die_with_parent, ignore
 
 HELLO = "hello"  # a worker's first message: it reads now
+MOST = 8  # workers a core
 GRACE = 2.0  # seconds for idle workers to end by themselves
 LOOK_EVERY = 1.0  # seconds without a message after which workers are looked at: one may have been stopped
 
@@ -172,5 +173,12 @@ def set_timeout(pipe: Connection, seconds: float) -> None:
 
 
 def workers_of(asked: int | None) -> int:
-    """Return how many workers a run has: as many as asked for, else one a core."""
-    return asked or len(os.sched_getaffinity(0))
+    """Return how many workers a run has: as many as asked for, else one a core.
+
+    Raises:
+        EvopruneError: more than `MOST` a core of this machine.
+    """
+    cores = len(os.sched_getaffinity(0))
+    if asked is not None and asked > MOST * cores:
+        raise EvopruneError(f"workers: found {asked:,}, expected at most {MOST * cores}, {MOST} a core of this machine")
+    return asked or cores

@@ -42,7 +42,7 @@ def attempt(start: Start, function: Function, item: Any, timeout: float | None =
             signal.setitimer(signal.ITIMER_REAL, 0)
     except EvopruneError as error:
         return FAILED, str(error)
-    except (Exception, SystemExit) as error:  # noqa: BLE001  # it is told in the process that asked
+    except BaseException as error:  # noqa: BLE001  # it is told in the process that asked
         return FAILED, with_type(error)
 
 

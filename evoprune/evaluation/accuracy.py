@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import EvopruneError, first_line
-from ..inputs.models import logits_of
+from ..errors import EvopruneError, first_line, shown
+from ..inputs.models import logits_of, private_copy
 from ..inputs.splits import Split, as_split
 
 ACTIVATION_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}  # largest activation of a batch; page faults slow a CPU far beyond
@@ -29,6 +28,9 @@ def correct(model: nn.Module, split: Split, batch_size: int) -> Tensor:
 def right_answers(output: Any, labels: Tensor) -> Tensor:
     """Count right answers in what a model returned, as a tensor (); a non-finite logit is a wrong answer."""
     logits = logits_of(output)  # (batch, classes)
+    if logits.dim() != 2 or len(logits) != len(labels) or not logits.shape[1]:
+        raise EvopruneError(f"model: returned logits of shape {tuple(logits.shape)} for {len(labels)} images, expected "
+                            f"({len(labels)}, classes)")
     return ((logits.argmax(1) == labels) & torch.isfinite(logits).all(1)).sum()
 
 
@@ -36,26 +38,28 @@ def accuracy(model: nn.Module, data: Any, batch_size: int | None = None) -> floa
     """Return the share of right answers of `model` on a split, (images, labels) or a Dataset, as a run measures it.
 
     Runs on the model's own device; its training flags are put back. The batch size is a run's own unless given.
+
+    Raises:
+        EvopruneError: no model, no such data, a label beyond the outputs, or a batch size that cannot be.
     """
+    if not isinstance(model, nn.Module):
+        raise EvopruneError(f"model: found {shown(model)}, expected an nn.Module")
+    if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
+        raise EvopruneError(f"batch_size: found {shown(batch_size)}, expected a whole number of at least 1")
     parameter = next(model.parameters(), torch.empty(0))
     split = as_split(data, "data").to(parameter.device, dtype_of(model))
-    batch_size = batch_size or batch_size_for(probe(model, split, 0)[1], parameter.device)
+    _, activation = probe(model, split, 1 + int(split.labels.max()))
+    batch_size = batch_size or batch_size_for(activation, parameter.device)
     modes = {module: module.training for module in model.modules()}
-    model.eval()
     try:
-        return int(correct(model, split, batch_size)) / len(split)
+        return int(correct(model.eval(), split, batch_size)) / len(split)
+    except (EvopruneError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # noqa: BLE001  # the user's model
+        raise EvopruneError(f"data: some images do not go through the model: {first_line(error)}") from None
     finally:
         for module, mode in modes.items():
             module.training = mode
-
-
-def private_copy(model: nn.Module) -> nn.Module:
-    """Return a copy of the user's model on the CPU; raise `EvopruneError` where Python cannot copy it."""
-    try:
-        return copy.deepcopy(model).cpu()
-    except Exception as error:  # noqa: BLE001  # the user's model
-        raise EvopruneError(f"model: {type(model).__name__} cannot be copied: {first_line(error)}; remove hooks and "
-                            f"reparametrisations first (torch.nn.utils.prune.remove, remove_weight_norm)") from None
 
 
 def dtype_of(model: nn.Module) -> torch.dtype:
@@ -69,7 +73,7 @@ def probe(model: nn.Module, split: Split, classes: int) -> tuple[int, int]:
     Raises:
         EvopruneError: the model does not take these images, or has fewer outputs than there are classes.
     """
-    model = private_copy(model).to(split.labels.device).eval()
+    model = private_copy(model).to(split.labels.device)
     sizes = [split.inputs(slice(0, 1)).nbytes]
 
     def note(module: nn.Module, args: Any, output: Any) -> None:
@@ -82,10 +86,10 @@ def probe(model: nn.Module, split: Split, classes: int) -> tuple[int, int]:
     shape = tuple(batch.shape[1:])
     try:
         with torch.inference_mode():
-            logits = logits_of(model(batch))
-    except EvopruneError:
+            logits = logits_of(model.eval()(batch))
+    except (EvopruneError, KeyboardInterrupt):
         raise
-    except Exception as error:  # noqa: BLE001  # the user's model
+    except BaseException as error:  # noqa: BLE001  # the user's model
         raise EvopruneError(f"data: images of shape {shape} do not go through the model: {first_line(error)}") from None
     if logits.dim() != 2 or len(logits) != len(batch):
         raise EvopruneError(f"model: returned logits of shape {tuple(logits.shape)} for {len(batch)} images, "

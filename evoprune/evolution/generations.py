@@ -7,7 +7,9 @@ whoever continues from it gets the same generations as whoever never stopped. Wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections import ChainMap
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
@@ -16,8 +18,10 @@ import numpy as np
 from deap import base
 
 from ..config import Config
+from ..errors import EvopruneError, shown
 from ..masks.genome import Fitness, Individual, Measurement, Result
 from ..objectives import Objectives
+from .history import Log, Seen
 from .selection import Values, non_dominated, values_of
 
 RETRIES = 4  # further mutations of a child whose mask was measured before
@@ -30,12 +34,12 @@ class State:
     generation: int
     population: list[Individual]
     archive: list[Individual]  # every non-dominated individual seen, and the unpruned model first
-    seen: dict[bytes, Values]  # objectives of every mask measured, by Individual.key()
-    log: tuple[dict[str, float], ...]  # a row a generation
+    seen: Seen  # objectives of the masks measured, by Individual.key()
+    log: Log  # a row a generation
 
     @property
     def evaluations(self) -> int:
-        return len(self.seen)
+        return self.seen.count
 
 
 def begin(offspring: Sequence[Any], toolbox: base.Toolbox, config: Config, measured: Sequence[Individual] = ()) -> State:
@@ -44,8 +48,8 @@ def begin(offspring: Sequence[Any], toolbox: base.Toolbox, config: Config, measu
     started = perf_counter()
     population = [*measured, *toolbox.measure(offspring, seen=seen)]
     archive = non_dominated(population, config.accuracy_floor, always=population[0])
-    state = State(0, population, archive, seen, ())
-    return replace(state, log=(log_row(state, toolbox, config, perf_counter() - started),))
+    state = State(0, population, archive, Seen().and_then(seen), Log())
+    return replace(state, log=state.log.and_then(log_row(state, toolbox, config, perf_counter() - started)))
 
 
 def evolve(state: State, toolbox: base.Toolbox, config: Config) -> Iterator[State]:
@@ -53,13 +57,14 @@ def evolve(state: State, toolbox: base.Toolbox, config: Config) -> Iterator[Stat
     while state.generation < config.generations:
         started = perf_counter()
         rng = np.random.default_rng((config.seed, state.generation + 1))
-        seen = dict(state.seen)
+        new: dict[bytes, Values] = {}
+        seen: MutableMapping[bytes, Values] = ChainMap(new, state.seen)  # type: ignore[arg-type]  # writes to the first alone
         children = toolbox.measure(toolbox.breed(state, rng=rng), seen=seen)
         survivors = toolbox.survive(state.population + children, config.population, rng=rng)
         archive = non_dominated(state.archive + children, config.accuracy_floor, always=state.archive[0])
-        state = State(state.generation + 1, survivors, archive, seen, state.log)
+        state = State(state.generation + 1, survivors, archive, state.seen.and_then(new), state.log)
         row = log_row(state, toolbox, config, state.log[-1]["seconds"] + perf_counter() - started)
-        state = replace(state, log=(*state.log, row))
+        state = replace(state, log=state.log.and_then(row))
         yield state
 
 
@@ -69,7 +74,7 @@ def breed(state: State, rng: np.random.Generator, toolbox: base.Toolbox, size: i
     return vary(parents, toolbox, rng, state.seen, state.generation + 1)
 
 
-def vary(parents: Sequence[Individual], toolbox: base.Toolbox, rng: np.random.Generator, seen: dict[bytes, Values],
+def vary(parents: Sequence[Individual], toolbox: base.Toolbox, rng: np.random.Generator, seen: Mapping[bytes, Values],
          generation: int) -> list[Individual]:
     """Return a child a parent: neighbours along the axis mate (p = 0.7), then one in two mutates, and always those that
     would otherwise be a mask measured before."""
@@ -79,25 +84,25 @@ def vary(parents: Sequence[Individual], toolbox: base.Toolbox, rng: np.random.Ge
         if rng.random() < 0.7:
             toolbox.mate(children[i], children[i + 1], rng=rng)
             mated[i:i + 2] = True
-    keys = set(seen)
+    born: set[bytes] = set()
     for child, origin in zip(children, np.where(mated, "mate", "")):
         origins = [origin] if origin else []
-        if rng.random() < 0.5 or child.key() in keys:
+        if rng.random() < 0.5 or child.key() in born or child.key() in seen:
             toolbox.mutate(child, rng=rng)
             origins.append("mutate")
         toolbox.simplify(child)
         for _ in range(RETRIES):
-            if child.key() not in keys:
+            if child.key() not in born and child.key() not in seen:
                 break
             toolbox.mutate(child, rng=rng)
             toolbox.simplify(child)
-        keys.add(child.key())
+        born.add(child.key())
         child.origin, child.generation = "+".join(origins), generation
         del child.fitness.values
     return children
 
 
-def measure(individuals: Sequence[Individual], seen: dict[bytes, Values], toolbox: base.Toolbox,
+def measure(individuals: Sequence[Individual], seen: MutableMapping[bytes, Values], toolbox: base.Toolbox,
             objectives: Objectives) -> list[Individual]:
     """Give each individual its objectives, measuring only masks that are not in `seen`, and each of those once; return them.
 
@@ -106,7 +111,7 @@ def measure(individuals: Sequence[Individual], seen: dict[bytes, Values], toolbo
     keys = [(individual.key(), individual) for individual in individuals]
     new = {key: individual for key, individual in reversed(keys) if key not in seen}
     measured = toolbox.map(toolbox.evaluate, list(new.values()))
-    results = {key: as_result(found, objectives.worst) for key, found in zip(new, measured)}
+    results = {key: as_result(found, objectives) for key, found in zip(new, measured)}
     for key, individual in keys:
         result = results.get(key) or Result(seen[key])
         if result.bits is not None:
@@ -121,10 +126,23 @@ def measure(individuals: Sequence[Individual], seen: dict[bytes, Values], toolbo
     return list(individuals)
 
 
-def as_result(found: Measurement | None, worst: Values) -> Result:
-    """Return what an evaluation returned as a `Result` of plain floats, the worst ones if no worker survived it."""
-    result = found if isinstance(found, Result) else Result(worst if found is None else found)
-    return replace(result, objectives=tuple(map(float, result.objectives)))
+def as_result(found: Measurement | None, objectives: Objectives) -> Result:
+    """Return what an evaluation returned as a `Result` of plain floats, the worst ones if no worker survived it.
+
+    Raises:
+        EvopruneError: it is not a finite number an objective, of one that is a share from 0 to 1.
+    """
+    result = found if isinstance(found, Result) else Result(objectives.worst if found is None else found)
+    try:
+        values = tuple(map(float, result.objectives))
+    except (TypeError, ValueError):
+        values = ()
+    if len(values) != len(objectives) or not all(map(math.isfinite, values)):
+        raise EvopruneError(f"toolbox: evaluate returned {shown(result.objectives)}, expected {len(objectives)} finite numbers, "
+                            f"one an objective")
+    if not all(0 <= value <= 1 for value, objective in zip(values, objectives) if objective.percent):
+        raise EvopruneError(f"toolbox: evaluate returned {shown(result.objectives)}, expected shares from 0 to 1")
+    return replace(result, objectives=values)
 
 
 def no_epochs(state: State) -> int:
@@ -138,5 +156,5 @@ def log_row(state: State, toolbox: base.Toolbox, config: Config, seconds: float)
     objectives = state.archive[0].fitness.objectives
     values = values_of(points, objectives)
     extremes = {o.logged: o.best_of(column) for o, column in zip(objectives, values.T)}
-    return {"generation": state.generation, "evaluations": len(state.seen), "epochs": toolbox.epochs(state),
+    return {"generation": state.generation, "evaluations": state.evaluations, "epochs": toolbox.epochs(state),
             "seconds": round(seconds, 3), "hvlog": objectives.hvlog(values), "points": len(points), **extremes}

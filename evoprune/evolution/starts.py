@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from ..config import NEEDS, SURGEON, read_method, rule_names
 from ..masks.channels import Channels
 from ..masks.genome import Individual, dense_individual, from_masks, kept_weights
 from ..masks.layout import Layer, Layout
 from ..masks.saliency import NEEDS_DATA, gene_scores, keep_top
+from ..rules import NEEDS, SURGEON, read_method, rule_names
 
 Masks = list[npt.NDArray[np.bool_]]
 Rule = Callable[[float, np.random.Generator], Masks]

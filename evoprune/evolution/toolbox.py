@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..config import Config
 from ..engines.engine import local
+from ..errors import EvopruneError, shown
 from ..masks.genome import Individual, Measurement, Result
 from ..masks.layout import Layout
 from ..masks.saliency import gene_scores, logarithm
@@ -50,6 +51,15 @@ class Evaluate(Protocol):
 
 Evaluation = Evaluate | Callable[[Job], Result]  # the latter where training is part of it
 Make = Callable[[Evaluation, Layout, Config], base.Toolbox]  # what `prune(toolbox=...)` takes; `default_toolbox` is one
+
+
+def made(make: Make, evaluate: Evaluation, layout: Layout, config: Config) -> base.Toolbox:
+    """Return the toolbox of a run; raise `EvopruneError` where what was handed in makes none."""
+    toolbox = make(evaluate, layout, config)
+    if not isinstance(toolbox, base.Toolbox):
+        raise EvopruneError(f"toolbox: {name_of(make)} returned {shown(toolbox)}, expected a deap.base.Toolbox, as "
+                            f"evoprune.evolution.default_toolbox returns")
+    return toolbox
 
 
 def name_of(make: Make) -> str | None:

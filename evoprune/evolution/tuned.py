@@ -9,17 +9,18 @@ jobs together are the run's budget.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from deap import base
 
-from ..config import Config, read_method, target_sparsities
+from ..config import Config
 from ..errors import EvopruneError
 from ..masks.genome import Fitness, Individual, Strategy, dense_individual, kept_weights
 from ..masks.layout import Layout
 from ..objectives import Objectives
+from ..rules import read_method, target_sparsities
 from ..values.inherited import fit_values
 from ..values.training import steps_an_epoch
 from .generations import State
@@ -78,7 +79,7 @@ def kept_at_targets(config: Config, layout: Layout) -> list[int]:
         EvopruneError: the layers that are searched cannot give so much sparsity.
     """
     found = []
-    for sparsity in target_sparsities(config):
+    for sparsity in target_sparsities(config.targets):
         kept = layout.weights - (int(np.ceil(sparsity * layout.total - 1e-6)) - layout.pruned)
         if kept < layout.least:
             most = (layout.pruned + layout.weights - layout.least) / layout.total
@@ -114,7 +115,7 @@ class Budget:
     def spent(self, state: State) -> float:
         """Return the epochs that all jobs up to a state took; those of a rule are its generation 0."""
         if not state.generation:
-            return self.epochs if state.seen else 0
+            return self.epochs if state.evaluations else 0
         return self.epochs * self.upto(self.first + self.children * (state.generation - 1)) / self.steps
 
 
@@ -124,7 +125,7 @@ def budget_of(config: Config, images: int, batch_size: int) -> Budget:
     Raises:
         EvopruneError: it has not a step for each job.
     """
-    first, epochs = len(target_sparsities(config)), config.total_epochs or 0.0
+    first, epochs = len(target_sparsities(config.targets)), config.total_epochs or 0.0
     jobs = first + children_of(config) * max(0, config.generations - 1)
     budget = Budget(epochs, round(epochs * steps_an_epoch(images, batch_size)), jobs, first, FIRST_SHARE, children_of(config))
     if not all(budget.of(job) for job in range(jobs)):
@@ -161,7 +162,7 @@ def breed_jobs(state: State, rng: np.random.Generator, toolbox: base.Toolbox, co
     return [child_for(aim, targets, state, toolbox, layout, rng, toolbox.steps(first + i)) for i, aim in enumerate(aims)]
 
 
-def measure_jobs(jobs: Sequence[Job], seen: dict[bytes, Values], toolbox: base.Toolbox,
+def measure_jobs(jobs: Sequence[Job], seen: MutableMapping[bytes, Values], toolbox: base.Toolbox,
                  objectives: Objectives) -> list[Individual]:
     """Return the individuals that jobs become; those given up are missing."""
     born = []

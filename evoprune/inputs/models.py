@@ -1,13 +1,14 @@
-"""The built-in architectures, by name: each takes the number of outputs and of input channels; and the logits of any model."""
+"""The built-in architectures, by name: each takes the number of outputs and of input channels; copies and logits of any model."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import EvopruneError
+from ..errors import EvopruneError, first_line
 
 
 class LeNet(nn.Module):
@@ -53,6 +54,15 @@ def resnet18(outputs: int = 10, channels: int = 3) -> nn.Module:
 
 
 MODELS: dict[str, Callable[[int, int], nn.Module]] = {"lenet": LeNet, "lenet5": LeNet5, "resnet18": resnet18}
+
+
+def private_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of the user's model on the CPU; raise `EvopruneError` where Python cannot copy it."""
+    try:
+        return copy.deepcopy(model).cpu()
+    except Exception as error:  # noqa: BLE001  # the user's model
+        raise EvopruneError(f"model: {type(model).__name__} cannot be copied: {first_line(error)}; remove hooks and "
+                            f"reparametrisations first (torch.nn.utils.prune.remove, remove_weight_norm)") from None
 
 
 def logits_of(output: Any) -> Tensor:

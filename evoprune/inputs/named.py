@@ -6,18 +6,25 @@ Nothing is unpickled: .pt and .pth are read with weights_only.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ..config import Config
 from ..errors import EvopruneError, first_line
+from ..files import load_safetensors
 from ..objectives import MEASURES
 from .models import MODELS
+
+STRANGE = "sparse, nested or quantised"  # tensors
+log = logging.getLogger("evoprune")
 
 
 def load_model(config: Config, outputs: int, channels: int) -> nn.Module:
@@ -39,7 +46,11 @@ def load_model(config: Config, outputs: int, channels: int) -> nn.Module:
 def build_model(spec: str, outputs: int, channels: int, pretrained: bool = False) -> nn.Module:
     """Return the model that `spec` names; `outputs` and `channels` count for built-in and torchvision models only."""
     if spec in MODELS:
-        return MODELS[spec](outputs, channels)
+        try:
+            return MODELS[spec](outputs, channels)
+        except RuntimeError as error:  # for want of memory
+            raise EvopruneError(f"model: {spec} of {outputs:,} outputs and {channels:,} channels cannot be made: "
+                                f"{first_line(error)}") from None
     if spec.startswith("torchvision:"):
         return torchvision_model(spec.partition(":")[2], outputs, pretrained)
     if ":" not in spec:
@@ -49,6 +60,14 @@ def build_model(spec: str, outputs: int, channels: int, pretrained: bool = False
     if not isinstance(model, nn.Module):
         raise EvopruneError(f"model: {spec} returned {type(model).__name__}, expected a torch.nn.Module")
     return model
+
+
+def says_what_it_calls(spec: str) -> None:
+    """Warn that building a model calls a function, if that is what `spec` names: a folder of somebody else's chose it."""
+    where, _, name = spec.rpartition(":")
+    if where and where != "torchvision":
+        file = f"file {Path(where).resolve()}" if where.endswith(".py") else f"module {where}"
+        log.warning("building the model calls the function %s of the %s; load_front(dir, model=mine) calls nothing", name, file)
 
 
 def torchvision_model(name: str, outputs: int, pretrained: bool) -> nn.Module:
@@ -83,13 +102,14 @@ def read_weights(path: str) -> dict[str, Tensor]:
         raise EvopruneError(f"weights: {path}: no such file")
     try:
         if path.endswith(".safetensors"):
-            from safetensors.torch import load_file
-
-            found: Any = load_file(path)
+            found: Any = load_safetensors(Path(path))
         else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings(action="ignore"):  # of tensors that are refused
+                found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001  # a damaged file raises whatever its parser happens to raise
-        raise EvopruneError(f"weights: {path}: {first_line(error)}; expected a plain state dict, as "
+        unsafe = "weights_only" in str(error)  # torch's own advice is to unpickle it all the same
+        found = "holds more than tensors, or is no file of torch's" if unsafe else first_line(error)
+        raise EvopruneError(f"weights: {path}: {found}; expected a plain state dict, as "
                             f"torch.save(model.state_dict(), ...) or safetensors write it") from None
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
@@ -106,8 +126,12 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], where: str) -> None
     own = model.state_dict()
     if not own.keys() & state.keys():
         state = {name.removeprefix("module."): value for name, value in state.items()}
-    wrong = [f"{name} is {tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the model"
-             for name in own if name in state and own[name].shape != state[name].shape]
+    if lacks := [name for name, value in own.items() if is_lazy(value) or value.is_meta]:
+        raise EvopruneError(f"model: {lacks[0]} has no values yet, expected a model that has been run or loaded once")
+    wrong = [f"{name} is {kind_of(state[name])} in the file, {kind_of(own[name])} in the model"
+             for name in own if name in state and kind_of(own[name]) != kind_of(state[name])]
+    wrong = wrong or [f"{name} is {tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the model"
+                      for name in own if name in state and own[name].shape != state[name].shape]
     missing = [f"{name} is missing" for name in own if name not in state]
     extra = [f"the model has no {name}" for name in state if name not in own]
     if problems := wrong + missing + extra:
@@ -115,8 +139,16 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], where: str) -> None
         raise EvopruneError(f"weights: {where}: {problems[0]}{more}; expected the state dict of this model")
     try:
         model.load_state_dict(state)
-    except (RuntimeError, TypeError) as error:
+    except Exception as error:  # noqa: BLE001  # a model may have one of its own
         raise EvopruneError(f"weights: {where}: {first_line(error)}") from None
+
+
+def kind_of(value: Tensor) -> str:
+    """Return what a tensor holds, as far as another may not be put in its place."""
+    if value.layout != torch.strided or value.is_quantized or value.is_nested:
+        return STRANGE
+    return "floating point" if value.is_floating_point() else "complex" if value.is_complex() else \
+        "bool" if value.dtype == torch.bool else "integer"
 
 
 def load_objectives(text: str) -> None:
@@ -138,7 +170,9 @@ def call(spec: str, setting: str) -> Any:
     function = find(spec, setting)
     try:
         return function()
-    except (Exception, SystemExit) as error:  # noqa: BLE001  # the user's code
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001  # the user's code
         raise EvopruneError(f"{setting}: {spec}: {told(error)}") from None
 
 
@@ -156,7 +190,9 @@ def find(spec: str, setting: str) -> Any:
             file.loader.exec_module(module)
         else:
             module = importlib.import_module(where)
-    except (Exception, SystemExit) as error:  # noqa: BLE001  # the user's code
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001  # the user's code
         raise EvopruneError(f"{setting}: {spec}: {told(error)}") from None
     function = getattr(module, name, None)
     if not callable(function):

@@ -5,8 +5,8 @@ Nothing is unpickled: .npz is read without pickle.
 
 from __future__ import annotations
 
+import warnings
 import zipfile
-import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -59,8 +59,8 @@ class Source:
     std: tuple[float, ...] | None = None
 
 
-def load_data(config: Config, training: bool) -> Data:
-    """Return the splits that the settings name; the train images are read only when `training` will need them.
+def load_data(config: Config, most: int | None) -> Data:
+    """Return the splits that the settings name; of the train images so many are read at most, None: all.
 
     Raises:
         EvopruneError: an unknown name, missing files, unreadable images, a subset larger than its whole.
@@ -70,11 +70,20 @@ def load_data(config: Config, training: bool) -> Data:
         if not where and config.data not in SOURCES:
             raise EvopruneError(f"data: found {config.data!r}, expected {kind}:PATH")
         source = {**SOURCES, "folder": read_folder, "npz": read_npz}[kind](where if where else config.data_dir)
-        return cut(source, config, training)
+        return cut(source, config, most)
     if ":" not in config.data:
         raise EvopruneError(f"data: found {config.data!r}, expected one of {', '.join(DATA)}")
     made = call(config.data, "data")
+    check_prepared(made, config)
     return limit(as_data(made, config.split_seed, *constants(config)), config)
+
+
+def check_prepared(data: Any, config: Config) -> None:
+    """Raise `EvopruneError` for settings that images which come as tensors, not as files, leave nothing to do for."""
+    normalised = isinstance(data, Data) and (config.mean is not None or config.std is not None)
+    if config.image_size is not None or normalised:
+        raise EvopruneError("image_size, mean, std: found together with data handed in or from a function; resize it before, and "
+                            "give mean and std to evoprune.Data")
 
 
 def limit(data: Data, config: Config) -> Data:
@@ -82,6 +91,9 @@ def limit(data: Data, config: Config) -> Data:
     def subset(name: str) -> Split | None:
         split: Split | None = getattr(data, name)
         wanted: int | None = getattr(config, f"{name}_images")
+        if split is None and wanted is not None:
+            raise EvopruneError(f"{name}_images: found {wanted}, but the data has no {name} split; leave it out, or hand in "
+                                f"evoprune.Data(train, search, test)")
         if split is None or wanted is None:
             return split
         check_subset(name, wanted, len(split))
@@ -96,8 +108,8 @@ def check_subset(name: str, wanted: int, there: int) -> None:
         raise EvopruneError(f"{name}_images: found {wanted}, expected at most the {there} images there are")
 
 
-def cut(source: Source, config: Config, training: bool) -> Data:
-    """Cut the search split (and the test split, where there is none) from train, by `split_seed`."""
+def cut(source: Source, config: Config, most: int | None) -> Data:
+    """Cut the search split (and the test split, where there is none) from train, by `split_seed`; read so many train images."""
     transform, mean, std = how_to_normalise(config, source)
     order = np.random.default_rng(config.split_seed).permutation(len(source.train.labels))
     test, test_index = source.test, np.arange(len(source.test.labels) if source.test else 0)
@@ -115,11 +127,12 @@ def cut(source: Source, config: Config, training: bool) -> Data:
     if config.train_images is not None:
         check_subset("train", config.train_images, len(train_index))
         train_index = train_index[:config.train_images]
+    train_index = train_index[:most]
 
     def read(raw: Raw, index: Index, name: str) -> Split:
         return check_split(raw.read(index, transform), torch.from_numpy(raw.labels[index]), name, mean, std)
 
-    return Data(read(source.train, train_index, "train") if training and len(train_index) else None,
+    return Data(read(source.train, train_index, "train") if len(train_index) else None,
                 read(source.train, order[:searched], "search"), read(test, test_index, "test"),
                 classes=1 + int(max(source.train.labels.max(), test.labels.max())))
 
@@ -195,8 +208,11 @@ def read_cifar10(root: str) -> Source:
 
 def torchvision_set(kind: Any, root: str, train: bool, example: str) -> Any:
     try:
-        return kind(root, train=train)
-    except (RuntimeError, OSError) as error:
+        found = kind(root, train=train)
+        if len(found.data) != len(found.targets) or not 0 <= int(max(found.targets)) < 10:
+            raise ValueError(f"{len(found.data)} images, {len(found.targets)} labels up to {int(max(found.targets))}")
+        return found
+    except Exception as error:  # noqa: BLE001  # a damaged file raises whatever its parser happens to raise
         name = kind.__name__
         raise EvopruneError(f"data_dir: no {name} in {root!r} (expected {root}/{example} and the files beside it: "
                             f"{first_line(error)}); name the folder with --data-dir, or fetch it once with "
@@ -211,7 +227,7 @@ def read_folder(root: str) -> Source:
     for part in ("train", "test"):
         try:
             parts.append(ImageFolder(str(Path(root, part))))
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise EvopruneError(f"data: {root}/{part}: {first_line(error)}; expected {root}/{part}/CLASS/IMAGE") from None
     if parts[0].classes != parts[1].classes:
         odd = sorted(set(parts[0].classes) ^ set(parts[1].classes))
@@ -228,12 +244,12 @@ def from_files(paths: list[str]) -> Callable[[Index, Transform | None], Tensor]:
         try:
             with Image.open(path) as file:
                 image = file.convert("RGB")
-        except OSError as error:
-            raise EvopruneError(f"data: {path}: {first_line(error)}") from None
+        except Exception as error:  # noqa: BLE001  # Pillow has exceptions of its own
+            raise EvopruneError(f"data: {path}: {first_line(error)}; expected an image") from None
         return as_tensor(transform(image) if transform else image)
 
     def read(index: Index, transform: Transform | None) -> Tensor:
-        with ThreadPoolExecutor() as pool:
+        with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor() as pool:  # Pillow's, of large images
             images = list(pool.map(lambda i: read_one(paths[i], transform), index))
         for i, image in zip(index, images):
             if image.shape != images[0].shape:
@@ -248,15 +264,19 @@ def read_npz(path: str) -> Source:
     """x_train, y_train, x_test, y_test; uint8 images (n, h, w), (n, c, h, w) or (n, h, w, c), anything else as it is."""
     names = ("x_train", "y_train", "x_test", "y_test")
     try:
+        if not Path(path).is_file():  # a device has no end
+            raise ValueError("no such file")
         if not zipfile.is_zipfile(path):  # numpy would warn on top
-            raise ValueError("no .npz file" if Path(path).is_file() else "no such file")
+            raise ValueError("no .npz file")
         with np.load(path, allow_pickle=False) as file:
             missing = [name for name in names if name not in file]
             if missing:
                 raise EvopruneError(f"data: {path}: no {missing[0]}, expected {', '.join(names)}; "
                                     f"found {', '.join(file.files) or 'nothing'}")
             arrays = {name: file[name] for name in names}
-    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+    except EvopruneError:
+        raise
+    except Exception as error:  # noqa: BLE001  # zipfile, zlib and numpy raise some ten kinds
         raise EvopruneError(f"data: {path}: {first_line(error)}; expected an .npz file without pickles") from None
 
     def part(name: str) -> Raw:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import EvopruneError, first_line
+from ..errors import EvopruneError, shown, where_raised, with_type
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +77,8 @@ class Data:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, as_split(value, name, self.mean, self.std))
+        if type(self.classes) is not int or self.classes < 0:
+            raise EvopruneError(f"classes: found {shown(self.classes)}, expected how many there are, or 0 to count them")
         if self.search is None:
             raise EvopruneError("data: no search split; Data(train, search, test) needs at least search")
         splits = (self.train, self.search, self.test)
@@ -119,8 +121,12 @@ def as_split(source: Any, name: str, mean: Sequence[float] | None = None, std: S
     try:
         images, labels = map(as_tensor, source) if pair else read_dataset(source, name)
         return check_split(images, labels, name, mean, std)
-    except (TypeError, ValueError, RuntimeError, NotImplementedError, LookupError, AttributeError) as error:
-        raise EvopruneError(f"{name}: images and labels cannot be read as tensors: {first_line(error)}") from None
+    except (EvopruneError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # noqa: BLE001  # a Dataset is the user's code
+        where = f" ({found})" if (found := where_raised(error)) else ""
+        raise EvopruneError(f"{name}: images and labels cannot be read as tensors: {with_type(error)}{where}; expected arrays, "
+                            f"tensors or a Dataset of (image, label)") from None
 
 
 def check_split(images: Tensor, labels: Tensor, name: str, mean: Sequence[float] | None,
@@ -170,7 +176,7 @@ def read_dataset(dataset: Any, name: str) -> tuple[Tensor, Tensor]:
         images.append(as_tensor(item[0]))
         labels.append(int(item[1]))
         if labels[-1] != item[1]:
-            raise EvopruneError(f"{name}: item {i} of the dataset has label {item[1]!r}, expected a whole number")
+            raise EvopruneError(f"{name}: item {i} of the dataset has label {shown(item[1])}, expected a whole number")
         if images[-1].shape != images[0].shape:
             raise EvopruneError(f"{name}: item {i} of the dataset has shape {tuple(images[-1].shape)}, the first "
                                 f"{tuple(images[0].shape)}; give the dataset a transform that makes them equal")

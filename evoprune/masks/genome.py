@@ -16,7 +16,7 @@ import numpy.typing as npt
 from deap import base
 
 from ..objectives import SPARSITY, USUAL, Objectives, measures
-from .layout import Layout
+from .layout import Layer, Layout
 
 Bits = npt.NDArray[np.uint8]  # packed, 8 genes a byte
 Genes = npt.NDArray[np.bool_]  # unpacked, one gene an item
@@ -119,6 +119,12 @@ def dense_individual(layout: Layout) -> Individual:
 def kept_genes(bits: Bits) -> int:
     """Count the 1 bits of one layer."""
     return int(np.bitwise_count(bits).sum())
+
+
+def is_mask(bits: Bits, layer: Layer) -> bool:
+    """Return whether an array can be the packed genes of a layer."""
+    size, padding = (layer.genes + 7) // 8, -layer.genes % 8
+    return bits.dtype == np.uint8 and bits.shape == (size,) and not int(bits[-1]) & (1 << padding) - 1
 
 
 def kept_weights(individual: Individual, layout: Layout) -> int:

@@ -47,6 +47,14 @@ def find_layers(model: nn.Module, layer: str | None = None, skip: str | None = N
     return Layout(layers, sum(p.numel() for p in prunable.values()))
 
 
+def aliases(model: nn.Module, layout: Layout) -> tuple[tuple[str, ...], ...]:
+    """Return all names of each searched parameter that has several, tied ones: that of its layer first."""
+    every = dict(model.named_parameters(remove_duplicate=False))
+    names = [(layer.name, *(name for name, p in every.items() if p is every[layer.name] and name != layer.name))
+             for layer in layout]
+    return tuple(each for each in names if len(each) > 1)
+
+
 def prunable_parameters(model: nn.Module, include: str | None) -> dict[str, nn.Parameter]:
     """Return the prunable parameters by name; one that an embedding shares is an embedding's."""
     named = dict(model.named_parameters())  # tied parameters once, under their first name

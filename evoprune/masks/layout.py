@@ -15,8 +15,8 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ..config import UNITS
 from ..errors import EvopruneError
+from ..rules import UNITS
 from .units import collapsed
 
 Values = TypeVar("Values")  # a numpy array or a tensor
@@ -35,6 +35,8 @@ class Layer:
     def __post_init__(self) -> None:
         if self.unit not in UNITS:
             raise EvopruneError(f"layer {self.name}: found unit {self.unit!r}, expected {' or '.join(UNITS)}")
+        if not all(size >= 1 for size in self.shape):
+            raise EvopruneError(f"layer {self.name}: found shape {self.shape}, expected sizes of at least 1")
         if not 0 <= self.output < max(1, len(self.shape)):
             raise EvopruneError(f"layer {self.name}: found output {self.output}, expected a dimension of {self.shape}")
 

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,74 +16,154 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import EvopruneError, first_line
+from ..errors import EvopruneError, Stopped
 from ..files import from_safetensors, metadata_of, remove, to_safetensors, uninterrupted, write_atomic
 from ..masks.layout import Layout
 from .plots import plot_front, plot_layers, plot_progress
 from .points import LAYER_COLUMNS, Measured, Pruned, layer_rows, points_csv, table_csv, undominated
 from .record import Record, read_record
+from .written import (
+    CHECKPOINT,
+    CONFIG,
+    DOMINATED,
+    DONE,
+    FILES,
+    FRONT,
+    FRONT_PLOT,
+    GONE,
+    LAYERS,
+    LAYERS_PLOT,
+    LOCK,
+    LOG,
+    MASKS,
+    MODELS,
+    PROGRESS_PLOT,
+    REPLACED,
+    TRAINED,
+    hashes,
+    home_of,
+    model_file,
+    read_done,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-CONFIG, DENSE, LOG, FRONT, DOMINATED = "config.json", "dense.safetensors", "log.csv", "front.csv", "dominated.csv"
-LAYERS, MASKS, MODELS, DONE = "layers.csv", "masks.npz", "models", "done.json"
-FRONT_PLOT, LAYERS_PLOT, PROGRESS_PLOT = "front.png", "layers.png", "progress.png"
-FILES = (DONE, DENSE, LOG, FRONT, DOMINATED, LAYERS, MASKS, FRONT_PLOT, LAYERS_PLOT, PROGRESS_PLOT, MODELS,
-         CONFIG)  # of a run, beside checkpoint/; cleared in this order
-CHECKPOINT, LOCK, TRAINED, STAGE_VALUES = "checkpoint", "lock", "trained", "values.safetensors"
 LABEL = "evoprune"  # in the metadata of a kept file: what it belongs to
 log = logging.getLogger("evoprune")
 
 
-def model_file(id: str) -> str:
-    """Return where the values of a point lie."""
-    return f"{MODELS}/{id}.safetensors"
-
-
 class Folder:
     """The folder of one run, locked while it is open.
+
+    A run that it holds is set aside for a new one, and comes back, however that ends, unless the new one has `started`: has
+    something to put in its place. A new one that was refused before that leaves no trace.
 
     Raises:
         EvopruneError: it is in use, holds a run or anything else, or (to resume) holds no run.
     """
 
     def __init__(self, path: Path, resume: bool = False, overwrite: bool = False):
-        self.path, self.checkpoint, self.resuming = path, path / CHECKPOINT, resume
-        self.holds_run = holds_run = (path / CONFIG).exists()
-        if resume and not holds_run:
+        self.path, self.checkpoint, self.resuming, self.overwrite = path, path / CHECKPOINT, resume, overwrite
+        self.replaced, self.gone = self.checkpoint / REPLACED, self.checkpoint / GONE
+        self.kept = resume  # whether it has something of the run that goes on in it
+        self.config: str | None = None  # of a resumed run, written when that has gone on
+        self.check()
+
+    def check(self) -> None:
+        """Raise `EvopruneError` unless the folder is one for this run."""
+        path = self.path
+        self.holds_run = os.path.exists(home_of(path) / CONFIG)  # Path.exists raises for names that cannot be
+        if self.resuming and not self.holds_run:
             raise EvopruneError(f"{path}: no run to resume (no {CONFIG} in it), expected the folder of a run")
-        if path.exists() and not path.is_dir():
+        there = os.path.exists(path)
+        if there and not path.is_dir():
             raise EvopruneError(f"{path}: is a file, expected a folder for the run")
-        if holds_run and not (resume or overwrite):
+        if self.holds_run and not (self.resuming or self.overwrite):
             raise EvopruneError(f"{path}: already holds a run; go on with --resume {path}, replace it with --overwrite, "
                                 f"or choose another --out")
         own = {CHECKPOINT, *FILES, *(f"{name}.part" for name in FILES)}
-        if not holds_run and path.exists() and {p.name for p in path.iterdir()} - own:
+        if not self.holds_run and there and {p.name for p in path.iterdir()} - own:
             raise EvopruneError(f"{path}: holds other files and no run, expected a new or an empty folder")
 
     def __enter__(self) -> Folder:
-        self.new = not self.path.exists()
+        self.new = not os.path.exists(self.path)
+        while not self.locked():
+            pass
+        try:
+            self.put_back()  # what a killed process had set aside
+            self.check()
+        except BaseException:
+            self.lock.close()
+            raise
+        return self
+
+    def locked(self) -> bool:
+        """Take the lock; return False if whoever had it has removed the folder meanwhile."""
         self.checkpoint.mkdir(parents=True, exist_ok=True)
-        self.lock = open(self.checkpoint / LOCK, "w")  # the kernel lets go of it however this process ends
+        self.lock = open(self.checkpoint / LOCK, "w")  # noqa: SIM115  # the kernel lets go of it however this process ends
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self.lock.close()
             raise EvopruneError(f"{self.path}: in use by another process; wait for it, or choose another --out") from None
-        return self
+        path = self.checkpoint / LOCK
+        if path.exists() and os.path.samestat(os.fstat(self.lock.fileno()), path.stat()):
+            return True
+        self.lock.close()
+        return False
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        started = (self.path / CONFIG).exists()
-        self.lock.close()
-        if not started:  # nothing was written: leave no trace
-            shutil.rmtree(self.path if self.new else self.checkpoint, ignore_errors=True)
+        try:
+            if not self.kept and self.holds_run:
+                self.put_back()
+            elif not self.kept and error is not None and not isinstance(error, (Stopped, KeyboardInterrupt)):
+                self.clear()
+            self.kept = self.kept or (not self.holds_run and (self.path / CONFIG).exists())
+            if not (self.path / CONFIG).exists():  # nothing was begun: leave no trace
+                shutil.rmtree(self.path if self.new else self.checkpoint, ignore_errors=True)
+        finally:
+            self.lock.close()  # last, so that no other process takes a folder that goes away
 
     def clear(self) -> None:
-        """Remove the files of an earlier run, and only those; call it when everything new has been checked."""
-        names = [name + end for name in FILES for end in (".part", "")]
-        for old in [self.path / name for name in names] + [f for f in self.checkpoint.iterdir() if f.name != LOCK]:
-            remove(old)
+        """Remove the files of a run, and only those."""
+        for name in [*self.kept_for_resume(), *(name + end for name in FILES for end in (".part", ""))]:
+            remove(self.path / name)
+
+    def kept_for_resume(self) -> list[str]:
+        """Return what lies in checkpoint/ and is the run's."""
+        return [f"{CHECKPOINT}/{each.name}" for each in self.checkpoint.iterdir() if each.name not in (LOCK, REPLACED, GONE)]
+
+    def set_aside(self) -> None:
+        """Put the run that the folder holds where `put_back` finds it; config.json last: until it is there, nothing was done."""
+        if not self.holds_run:
+            self.clear()
+            return
+        (self.replaced / CHECKPOINT).mkdir(parents=True)
+        move([*self.kept_for_resume(), *FILES], self.path, self.replaced)
+
+    def put_back(self) -> None:
+        """Put back what was set aside, in place of what a new run had begun; config.json first: once it is back, that is gone."""
+        remove(self.gone)
+        if not self.replaced.exists():
+            return
+        if (self.replaced / CONFIG).exists():
+            self.clear()
+        checkpoint = [f"{CHECKPOINT}/{each.name}" for each in (self.replaced / CHECKPOINT).iterdir()]
+        move([*reversed(FILES), *checkpoint], self.replaced, self.path)
+        remove(self.replaced)
+
+    def started(self) -> None:
+        """Let go of what the run replaces: it has something of its own now."""
+        if self.config is not None:
+            self.remove(DONE)
+            self.write(CONFIG, self.config)
+            self.config = None
+        if not self.kept:
+            self.kept = True
+            if self.replaced.exists():
+                self.replaced.rename(self.gone)
+                remove(self.gone)
 
     def write(self, name: str, content: bytes | str) -> None:
         path = self.path / name
@@ -94,6 +175,7 @@ class Folder:
 
     def write_trained(self, key: str, label: str, state: dict[str, Tensor]) -> None:
         """Keep the values of one trained mask until the run is done, so that a resumed run need not train it again."""
+        self.started()
         content = to_safetensors(state, {LABEL: label})
         (self.checkpoint / TRAINED).mkdir(exist_ok=True)
         write_atomic(self.checkpoint / TRAINED / key, hashlib.sha256(content).digest() + content)
@@ -119,19 +201,34 @@ class Folder:
 
     def finished(self, generations: int) -> bool:
         """Say whether the folder holds a finished run of so many generations."""
-        return (self.path / DONE).exists() and self.read_json(DONE).get("generations") == generations
+        done = read_done(self.path)
+        return done is not None and done.generations == generations
 
     def write_done(self, **facts: Any) -> None:
         """Say that the run has finished: the last file of all."""
-        self.write(DONE, json.dumps({"stopped": "finished", **facts}, indent=2) + "\n")
+        self.started()
+        facts = {"stopped": "finished", **facts, "files": hashes(self.path)}
+        self.write(DONE, json.dumps(facts, indent=2) + "\n")
         self.forget_trained()
 
-    def read_json(self, name: str) -> Any:
-        """Return the content of a JSON file."""
-        try:
-            return json.loads((self.path / name).read_text())
-        except (OSError, ValueError) as error:
-            raise EvopruneError(f"{self.path / name}: {first_line(error)}; expected the JSON that the run wrote") from None
+
+def move(names: Sequence[str], source: Path, target: Path) -> None:
+    """Move those of the files and folders that are there, in order."""
+    for name in names:
+        if os.path.lexists(source / name):
+            (source / name).rename(target / name)
+
+
+def read_to_resume(path: Path) -> Record:
+    """Return what config.json of a run to be resumed holds.
+
+    Raises:
+        EvopruneError: there is none, or it is damaged.
+    """
+    try:
+        return read_record(home_of(path) / CONFIG)
+    except FileNotFoundError as error:
+        raise EvopruneError(f"{path}: no run to resume ({error}), expected the folder of a run") from None
 
 
 def write_run(folder: Folder, points: Sequence[Pruned], rows: Sequence[dict[str, float]], layout: Layout,

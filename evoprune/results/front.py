@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-import csv
+import logging
+import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,17 +12,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import EvopruneError, first_line
-from ..files import load_safetensors
-from ..masks.genome import Individual
-from .folder import CONFIG, DENSE, DONE, FRONT, MASKS, model_file
-from .points import Measured, from_row, thin
+from ..errors import EvopruneError, shown
+from .points import Measured, check_points, columns, from_row, thin
 from .record import Record, read_record
+from .written import CONFIG, DENSE, FRONT, Written, model_file
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 SHOWN = 16  # rows of a printed front
+log = logging.getLogger("evoprune")
 
 
 @dataclass(frozen=True)
@@ -35,40 +35,49 @@ class Point(Measured):
         from ..masks.tensors import named_masks
 
         layout = self.front.layout
-        with np.load(self.front.path / MASKS, allow_pickle=False) as file:
-            individual = Individual(file[f"{self.id}/{layer.name}"] for layer in layout)
-        return named_masks(individual, layout)
+        return named_masks(self.front.written.individual(self.id, layout), layout)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the parameters and buffers of the pruned model, with zeros where it is pruned."""
-        trained = self.front.path / model_file(self.id)
-        if trained.exists():
-            return load_safetensors(trained)
-        if self.repair != "none":
-            raise EvopruneError(f"{trained}: not there yet, repaired values are written when the run is finished; go on with "
-                                f"--resume {self.front.path}")
-        state = load_safetensors(self.front.path / DENSE)
-        shared = self.front.aliases()
+        """Return the parameters and buffers of the pruned model, with zeros where it is pruned. Runs no code of the folder."""
+        written, own = self.front.written, model_file(self.id)
+        if written.has(own):
+            return written.tensors(own)
+        if self.repair != "none" and not written.finished:
+            raise EvopruneError(f"{written.home / own}: not there yet, repaired values are written when the run is finished; go "
+                                f"on with --resume {self.front.path}")
+        config = self.front.record.config
+        trained = config.total_epochs or config.layerwise or (written.finished and config.finetune_epochs)
+        if self.repair != "none" or (trained and self.kept < self.weights):
+            raise EvopruneError(f"{written.home / own}: missing; expected the file that the run wrote")
+        state = written.tensors(DENSE)
+        shared = {names[0]: names for names in self.front.aliases()}
         for name, mask in self.masks().items():
-            for alias in shared.get(name, [name]):
+            for alias in shared.get(name, (name,)):
+                if alias not in state or state[alias].shape != mask.shape:
+                    raise written.damaged(DENSE, KeyError(f"no {alias} of shape {tuple(mask.shape)} in it"))
                 state[alias] = state[alias].masked_fill(~mask, 0)
         return state
 
     def model(self) -> nn.Module:
-        """Return the pruned model as a new nn.Module in eval mode, on the CPU; yours is untouched."""
-        model = self.front.structure()
-        model.load_state_dict(self.state_dict())
+        """Return the pruned model as a new nn.Module in eval mode, on the CPU; yours is untouched.
+
+        Where the run's model was a function, named, and none was handed to `load_front`, that function is called.
+        """
+        from ..inputs.named import load_weights
+
+        model, state = self.front.structure(), self.state_dict()
+        load_weights(model, state, f"{self.front.path}, point {self.id}")
         return model.eval()
 
 
 class Front(Sequence[Point]):
     """The points of a run, by sparsity; `front[3]`, `front["003"]`, or by wish: `front.best(accuracy=0.98)`."""
 
-    def __init__(self, path: Path, record: Record, model: nn.Module | None):
+    def __init__(self, path: Path, record: Record, written: Written, model: nn.Module | None):
         self.path, self.record, self._model = path, record, model
-        self.layout = record.layers()
-        self.finished = (path / DONE).exists()
-        self.points = read_points(path / FRONT, self)
+        self.layout, self.written = record.layers(), written
+        self.finished = written.finished
+        self.points = self.read(FRONT)
 
     def __len__(self) -> int:
         return len(self.points)
@@ -96,6 +105,9 @@ class Front(Sequence[Point]):
         self.check_points()
         if unknown := set(wishes) - set(objectives.names):
             raise TypeError(f"best: found {', '.join(sorted(unknown))}, expected {', '.join(objectives.names)} or drop")
+        for name, wish in {"drop": drop, **wishes}.items():
+            if wish is not None and not (isinstance(wish, (int, float, np.number)) and math.isfinite(wish)):
+                raise EvopruneError(f"best: found {name}={shown(wish)}, expected a finite number")
         asked = {i: wish for i, o in enumerate(objectives) if (wish := wishes.get(o.name)) is not None}
         if drop is not None:
             asked[objectives.score] = max(asked.get(objectives.score, 0), self.record.measured.score - drop - 1e-12)
@@ -104,6 +116,8 @@ class Front(Sequence[Point]):
             wanted = [f"{objectives[i].name} {'>=' if objectives[i].weight > 0 else '<='} {limit}" for i, limit in asked.items()]
             reached = [f"{objectives[i].name} {objectives[i].best_of([p.values[i] for p in self.points]):.4f}" for i in asked]
             raise EvopruneError(f"front: no point has {' and '.join(wanted)}; the front reaches {' and '.join(reached)}")
+        if all(p.kept == p.weights for p in fits):
+            log.warning("front: only the unpruned model has what was asked for")
         first, second = (objectives.axis, objectives.score)[::1 if objectives.score in asked else -1]
         return max(fits, key=lambda p: (p.values[first], p.values[second]))
 
@@ -119,18 +133,38 @@ class Front(Sequence[Point]):
 
     def structure(self) -> nn.Module:
         """Return a new model of this architecture, its values still to be loaded."""
+        from ..inputs.models import private_copy
+
         if self._model is not None:
-            return copy.deepcopy(self._model).cpu()
+            return private_copy(self._model)
         if not self.record.rebuildable:
             raise EvopruneError(f"{self.path}: made from a model handed in; call load_front(dir, model=mine) with it")
-        from ..inputs.named import build_model
+        from ..inputs.named import build_model, says_what_it_calls
 
-        return build_model(self.record.settings["model"], self.record.outputs, self.record.channels)
+        says_what_it_calls(self.record.config.model)
+        return build_model(self.record.config.model, self.record.outputs, self.record.channels)
 
-    def aliases(self) -> dict[str, list[str]]:
-        """Return all names that the state dict has for a searched layer: more than one where weights are tied."""
-        every = dict(self.structure().named_parameters(remove_duplicate=False))
-        return {layer.name: [n for n, p in every.items() if p is every[layer.name]] for layer in self.layout}
+    def aliases(self) -> Sequence[Sequence[str]]:
+        """Return all names of each searched parameter that the state dict has more than once: where weights are tied."""
+        if self.record.aliases is None:  # of an older evoprune: only the model itself says
+            from ..masks.layers import aliases
+
+            return aliases(self.structure(), self.layout)
+        return self.record.aliases
+
+    def read(self, name: str) -> list[Point]:
+        """Return the points of a table: front.csv, or that of the dominated ones.
+
+        Raises:
+            EvopruneError: it is missing or damaged.
+        """
+        rows = self.written.rows(name, columns(self.record.optimised))
+        try:
+            found = [Point(**from_row(row, self.record.optimised), front=self) for row in rows]
+            check_points([*found], self.record.weights)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise self.written.damaged(name, error) from None
+        return found
 
     def __str__(self) -> str:
         objectives = self.record.optimised
@@ -155,27 +189,24 @@ def table_row(point: Measured) -> str:
 
 
 def load_front(path: str | Path, model: nn.Module | None = None) -> Front:
-    """Return the front of a run's folder; `model` is needed where the run's own was handed in, not named.
+    """Return the front of a run's folder, none of whose code is run; `model` is needed where the run's was handed in, not named.
 
     Raises:
-        EvopruneError: no run there, or none that has written its front yet.
+        EvopruneError: no run there, none that has written its front yet, or files that are not as the run wrote them.
     """
+    if not isinstance(path, (str, Path)):
+        raise EvopruneError(f"load_front: found {type(path).__name__}, expected the folder of a run")
+    if model is not None and not ("torch" in sys.modules and isinstance(model, sys.modules["torch"].nn.Module)):
+        raise EvopruneError(f"load_front: found {shown(model)} for a model, expected an nn.Module")
     path = Path(path)
+    written = Written(path)
     try:
-        record = read_record(path / CONFIG)
+        record = read_record(written.home / CONFIG)
     except FileNotFoundError as error:
         raise EvopruneError(f"{path}: no run there ({error}), expected a folder with {CONFIG}") from None
-    if not (path / FRONT).exists():
+    written.file(CONFIG)
+    if not written.has(FRONT):
         raise EvopruneError(f"{path}: no front yet; go on with --resume {path}")
     if record.dense is None:
         raise EvopruneError(f"{path / CONFIG}: dense is missing; expected what the run wrote")
-    try:
-        return Front(path, record, model)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise EvopruneError(f"{path / FRONT}: damaged ({first_line(error)}); expected what the run wrote") from None
-
-
-def read_points(path: Path, front: Front) -> list[Point]:
-    """Read the points' table, or that of the dominated ones."""
-    with open(path, newline="") as file:
-        return [Point(**from_row(row, front.record.optimised), front=front) for row in csv.DictReader(file)]
+    return Front(path, record, written, model)

@@ -87,6 +87,19 @@ def from_row(row: Mapping[str, str], objectives: Objectives) -> dict[str, Any]:
             **{part: PARTS[part](text) if text or PARTS[part] is str else None for part, text in texts.items()}}
 
 
+def check_points(points: Sequence[Measured], weights: int) -> None:
+    """Raise ValueError for points that no run wrote: an id becomes part of a path, an origin is printed."""
+    for point in points:
+        if not (point.id.isascii() and point.id.isdecimal()):
+            raise ValueError(f"found the id {point.id!r:.40}, expected digits")
+        if not (point.origin.isprintable() and point.repair.isprintable()):
+            raise ValueError(f"found {point.origin!r:.40} in {point.id}, expected plain text")
+        if not 0 <= point.kept <= point.weights == weights or not all(map(math.isfinite, (*point.values, point.before))):
+            raise ValueError(f"found numbers in {point.id} that cannot be, of {weights} weights")
+    if len({point.id for point in points}) < len(points):
+        raise ValueError("found an id twice")
+
+
 @dataclass
 class Pruned:
     """A pruned model before it lies in files: what it measured, its mask, and its values where they are not the dense ones."""

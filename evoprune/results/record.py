@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..config import Config
-from ..errors import EvopruneError, first_line
+from ..errors import EvopruneError, first_line, shown
 from ..masks.layout import Layer, Layout
 from ..objectives import USUAL, Objective, Objectives, split_objectives
 from .points import TESTED, Measured, column
 
+Kind = TypeVar("Kind")
 LEAST_ONE = ("outputs", "channels", "weights", "batch_size", "threads", "search_batch_size")  # entries that count something
 
 
@@ -41,6 +42,7 @@ class Record:
     search_batch_size: int | None = None  # None, like `dense`: the dense model is still being trained
     dense: dict[str, Any] | None = None  # what the model measured before pruning, as columns of front.csv; see `dense_row`
     objectives: tuple[Objective, ...] = USUAL
+    aliases: tuple[tuple[str, ...], ...] | None = None  # of each searched parameter that has several names; None: not recorded
     toolbox: str | None = None  # what made it: file, function, arguments; None: the default
 
     def to_json(self) -> str:
@@ -94,10 +96,12 @@ def check_dense(record: Record) -> None:
     for name, hint in hints.items():
         if name not in record.dense:
             raise EvopruneError(f"dense.{name} is missing, expected what the run wrote")
-        read(record.dense[name], hint, f"dense.{name}")
+        value = read(record.dense[name], hint, f"dense.{name}")
+        if value is not None and not 0 <= value <= 1:
+            raise EvopruneError(f"dense.{name}: found {value}, expected a share from 0 to 1")
 
 
-JSON: dict[Any, str] = {type(None): "null", tuple: "list", dict: "object", Record: "object", Layer: "object", Objective: "object"}
+JSON: dict[Any, str] = {type(None): "null", tuple: "list", dict: "object"}
 
 
 def read_record(path: Path) -> Record:
@@ -107,32 +111,47 @@ def read_record(path: Path) -> Record:
         FileNotFoundError: there is none.
         EvopruneError: it is damaged: which entry, what was found, what was expected.
     """
+    return read_json(path, Record, check_record)
+
+
+def check_record(record: Record) -> None:
+    """Raise `EvopruneError` for entries that do not go together."""
+    for name in LEAST_ONE:
+        if (value := getattr(record, name)) is not None and value < 1:
+            raise EvopruneError(f"{name}: found {value}, expected at least 1")
+    if record.search_batch_size is None and record.dense is not None:
+        raise EvopruneError("search_batch_size: found null, expected at least 1")
+    if not record.layout or record.layers().weights > record.weights:
+        raise EvopruneError(f"layout: found {len(record.layout)} layers of {record.layers().weights} weights, expected some of "
+                            f"{record.weights}")
+    names = {layer.name for layer in record.layout}
+    if odd := [each for each in record.aliases or () if len(each) < 2 or each[0] not in names]:
+        raise EvopruneError(f"aliases: found {list(odd[0])}, expected a searched parameter and its other names")
+    check_objectives(record)
+    check_dense(record)
+
+
+def read_json(path: Path, kind: type[Kind], check: Callable[[Kind], None] = lambda _: None) -> Kind:
+    """Return what a JSON file holds, as a `kind` that `check` finds nothing wrong with.
+
+    Raises:
+        FileNotFoundError: there is none.
+        EvopruneError: it is damaged: which entry, what was found, what was expected.
+    """
     try:
         content = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(f"no {path.name} in it") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise EvopruneError(f"{path}: {first_line(error)}; expected what the run wrote") from None
     try:
-        record: Record = read(content, Record, "")
-        for name in LEAST_ONE:
-            if (value := getattr(record, name)) is not None and value < 1:
-                raise EvopruneError(f"{name}: found {value}, expected at least 1")
-        check_objectives(record)
-        check_dense(record)
+        found: Kind = read(content, kind, "")
+        check(found)
     except TypeError as error:
         raise EvopruneError(f"{path}: settings: {first_line(error)}; expected what the run wrote") from None
     except EvopruneError as error:
         raise EvopruneError(f"{path}: {error}") from None
-    return record
-
-
-def read_to_resume(path: Path) -> Record:
-    """Return the same of a run to be resumed; raise `EvopruneError` where there is none."""
-    try:
-        return read_record(path)
-    except FileNotFoundError as error:
-        raise EvopruneError(f"{path.parent}: no run to resume ({error}), expected the folder of a run") from None
+    return found
 
 
 def read(value: Any, hint: Any, name: str) -> Any:
@@ -155,5 +174,6 @@ def read(value: Any, hint: Any, name: str) -> Any:
             return tuple(read(each, typing.get_args(kind)[0], f"{name}[{i}]") for i, each in enumerate(value))
         if type(value) is plain or (plain is float and type(value) is int):
             return value
-    wanted = [JSON.get(plain, plain.__name__) for plain in (typing.get_origin(kind) or kind for kind in kinds)]
-    raise EvopruneError(f"{name}{': ' if name else ''}found {value!r:.60}, expected {' or '.join(wanted)}")
+    plain_kinds = [typing.get_origin(kind) or kind for kind in kinds]
+    wanted = ["object" if is_dataclass(plain) else JSON.get(plain, plain.__name__) for plain in plain_kinds]
+    raise EvopruneError(f"{name}{': ' if name else ''}found {shown(value)}, expected {' or '.join(wanted)}")

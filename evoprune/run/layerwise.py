@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,18 +17,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..config import Config, round_caps
+from ..config import Config
 from ..engines.engine import Engine, Local
 from ..evaluation.accuracy import correct
 from ..evolution.generations import State
 from ..evolution.selection import non_dominated
-from ..evolution.toolbox import Make
+from ..evolution.toolbox import Make, made
 from ..files import fingerprint, remove, to_safetensors, write_atomic
 from ..masks.genome import Fitness, Individual, dense_individual, kept_genes, pruned_weights
 from ..masks.layout import Layout
 from ..masks.tensors import named_masks
-from ..results.folder import STAGE_VALUES, Folder
+from ..results.folder import Folder
 from ..results.points import Pruned, before_and_after, pruned
+from ..results.written import STAGE_VALUES
+from ..rules import round_caps
 from ..values.training import hold_zeros, recipe_for, tune
 from .jobs import OneLayer, RunEvaluator
 from .progress import training_progress
@@ -71,7 +72,7 @@ class Layerwise:
         run, layout, images = self.run, self.run.layout, len(self.run.data.search)
         stage = Stage(run.model.state_dict(), dense_individual(layout), 0, 0, 0, ())
         yield point_of(run, stage.individual, run.dense.score, run.dense.score), []
-        caps = round_caps(run.config)
+        caps = round_caps(run.config.caps, run.config.rounds)
         last: dict[str, float] = {"generation": -1, "evaluations": 0, "seconds": 0}
         for number, (k, i) in enumerate((k, i) for k in range(len(caps)) for i in range(len(layout))):
             log.info("layer %d of %d: %s%s", i + 1, len(layout), layout[i].name,
@@ -122,8 +123,11 @@ class Layerwise:
             write_atomic(values, to_safetensors(before.state))
             measure = RunEvaluator(run.identity, OneLayer(identity, str(values), i, others))
         alone = replace(run, model=net, layout=layout, evaluator=evaluator, identity=identity)
-        states = search(alone, self.toolbox(measure or evaluator, layout, config), checkpoint, self.engine.map)
-        return deque(states, maxlen=1).pop()
+        states = search(alone, made(self.toolbox, measure or evaluator, layout, config), checkpoint, self.engine.map)
+        for newest in states:
+            self.folder.started()
+            found = newest
+        return found
 
 
 def train_stage(run: Run, net: nn.Module, individual: Individual, number: int, state: State) -> Stage:
@@ -139,7 +143,7 @@ def train_stage(run: Run, net: nn.Module, individual: Individual, number: int, s
         tune(net, run.data.train, recipe, kept, training_progress("the layers so far"))
         after = int(correct(net.eval(), run.data.search, run.batch_size))
     values = {name: value.detach().cpu().clone() for name, value in net.state_dict().items()}
-    return Stage(values, individual, before, after, state.evaluations, state.log)
+    return Stage(values, individual, before, after, state.evaluations, tuple(state.log))
 
 
 def choose_mask(state: State, layout: Layout, config: Config, cap: float) -> Individual:

@@ -10,25 +10,28 @@ from time import monotonic
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
-from ..config import RESUMABLE, Config, read_method, read_units, rule_names
+from ..config import RESUMABLE, Config
 from ..errors import EvopruneError, first_line
-from ..evaluation.accuracy import batch_size_for, correct, dtype_of, private_copy, probe
+from ..evaluation.accuracy import batch_size_for, correct, dtype_of, probe
 from ..evaluation.evaluator import Evaluator
 from ..evolution.checkpoint import load
+from ..evolution.tuned import budget_of, kept_at_targets
 from ..files import as_bytes_of, fingerprint, to_safetensors
-from ..inputs.named import build_model, load_model, load_weights, read_weights
+from ..inputs.models import private_copy
+from ..inputs.named import STRANGE, build_model, kind_of, load_model, load_objectives, load_weights, read_weights
 from ..inputs.sources import constants, limit, load_data
 from ..inputs.splits import Data, Split, as_data
 from ..masks.genome import dense_individual
-from ..masks.layers import find_layers
+from ..masks.layers import aliases, find_layers
 from ..masks.layout import Layout
 from ..objectives import Objectives, objectives_of
-from ..results.folder import CONFIG, DENSE, Folder
+from ..results.folder import Folder
 from ..results.points import columns, wilson
 from ..results.record import Record, dense_row
+from ..results.written import CONFIG, DENSE
+from ..rules import read_method, read_units, rule_names
 from ..values.repair import LAST_IMAGES
 from ..values.training import recipe_for, tune
 from .machine import device_name, versions
@@ -44,27 +47,27 @@ def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder, c
             toolbox: str | None = None) -> Run:  # 6 arguments: the last two are for the record
     """Check that model and data go together, train the dense model if asked, measure it, and record it all.
 
-    A run that is there already is left alone until everything has been checked.
+    A run that is there already is left alone until everything has been checked, and set aside then.
     """
+    load_objectives(config.objectives)
     device = torch.device(config.device)
     old = folder.read_record() if folder.resuming else None
-    resumed = folder.path / DENSE if folder.resuming and (folder.path / DENSE).exists() else None
+    resumed = folder.path / DENSE if old and (old.dense is not None or (folder.path / DENSE).exists()) else None
     splits = get_data(config, data)
     net = get_model(config, model, splits, old, resumed)
     splits = splits.to(device, dtype_of(net))
     layout = layers_of(net, config)
     outputs, activation = probe(net, splits.search, splits.classes)
-    check_together(net, splits, config)
+    check_together(net, splits, config, layout)
     config = settle_for_model(config, net)
-    check_objectives(objectives_of(config.objectives))
     record = Record(
         settings=config.settings(), command=old.command if old and old.command else command,
         rebuildable=isinstance(model, str), named_data=isinstance(data, str), outputs=outputs, channels=channels_of(splits),
         splits=splits.sizes(), mean=splits.search.mean, std=splits.search.std, layout=tuple(layout),
         weights=layout.total, batch_size=batch_size_for(activation, device), threads=config.threads or torch.get_num_threads(),
         device=device_name(device), versions=versions(), objectives=objectives_of(config.objectives),
-        toolbox=toolbox)
-    say(record)
+        aliases=aliases(net, layout), toolbox=toolbox)
+    say(record, old)
     if config.train_epochs and resumed is None:
         if not folder.holds_run:
             folder.write(CONFIG, record.to_json())  # so that a killed training can be resumed
@@ -76,17 +79,20 @@ def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder, c
     evaluator = make_evaluator(net, layout, splits, config, size, record.batch_size)
     say_unsolved(evaluator, config)
     run = Run(config, net, splits, layout, record.batch_size, evaluator, record.measured,
-              identity_of(config, layout, record.batch_size, splits, net), deadline(config.max_seconds))
+              identity_of(config, layout, (record.batch_size, size), splits, net), deadline(config.max_seconds))
     write_start(run, record, folder, resumed is not None)
     return run
 
 
-def say(record: Record) -> None:
-    """Say what is pruned, on what, where."""
+def say(record: Record, old: Record | None) -> None:
+    """Say what is pruned, on what, where; and whether the run goes on with another toolbox."""
     settings, threads = record.settings, record.threads
     log.info("%s on %s: %s weights in %d layers, %s, %s torch thread%s; images: %s", settings["model"], settings["data"],
              f"{record.layers().weights:,}", len(record.layout), record.device, threads, "s" * (threads != 1),
              ", ".join(f"{count:,} {name}" for name, count in record.splits.items() if count))
+    if old and old.toolbox != record.toolbox:
+        log.warning("warning: the run was made with the toolbox of %s and goes on with that of %s", old.toolbox or "evoprune",
+                    record.toolbox or "evoprune")
 
 
 def say_unsolved(evaluator: Evaluator, config: Config) -> None:
@@ -101,14 +107,15 @@ def deadline(seconds: float | None) -> float:
 
 
 def write_start(run: Run, record: Record, folder: Folder, resumed: bool) -> None:
-    """Write what a run starts from, now that everything has been checked."""
+    """Write what a run starts from, now that everything has been checked; a resumed one's config.json when it has gone on."""
     if folder.resuming:
         check_checkpoint(folder, run.layout, run.identity, run.config)
     else:
-        folder.clear()
-    if not resumed:
+        folder.set_aside()
+    if resumed:
+        folder.config = record.to_json()
+    else:
         folder.write(DENSE, to_safetensors(run.model.state_dict()))
-    if not folder.finished(run.config.generations):
         folder.write(CONFIG, record.to_json())
 
 
@@ -119,8 +126,10 @@ def check_objectives(objectives: Objectives) -> None:
         raise EvopruneError(f"objectives: {twice[0]} is the name of a column that every run has, expected another")
 
 
-def check_together(net: nn.Module, splits: Data, config: Config) -> None:
-    """Raise `EvopruneError` for what would fail only later: other splits' shapes, nothing to train, odd state dicts."""
+def check_together(net: nn.Module, splits: Data, config: Config, layout: Layout) -> None:
+    """Raise `EvopruneError` for what would fail only later: other splits' shapes, nothing to train, odd state dicts, targets or a
+    budget that cannot be."""
+    check_objectives(objectives_of(config.objectives))
     shape = splits.search.images.shape[1:]
     for name, split in (("train", splits.train), ("test", splits.test)):
         if split is not None and split.images.shape[1:] != shape:
@@ -129,8 +138,12 @@ def check_together(net: nn.Module, splits: Data, config: Config) -> None:
     if config.trains and not any(p.requires_grad for p in net.parameters()):
         raise EvopruneError("model: training was asked for, but every parameter is frozen (requires_grad=False)")
     for name, value in net.state_dict().items():
-        if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
+        if not isinstance(value, torch.Tensor) or kind_of(value) == STRANGE:
             raise EvopruneError(f"model: {name} of the state dict is no plain tensor, expected one")
+    if read_method(config.method).kind != "evolve" or config.total_epochs is not None:
+        kept_at_targets(config, layout)
+    if config.total_epochs is not None and splits.train is not None:
+        budget_of(config, len(splits.train), recipe_for(net, 0, 0).batch_size)
 
 
 def check_checkpoint(folder: Folder, layout: Layout, identity: str, config: Config) -> None:
@@ -141,13 +154,13 @@ def check_checkpoint(folder: Folder, layout: Layout, identity: str, config: Conf
                             f"{state.generation}; expected at least that many")
 
 
-def identity_of(config: Config, layout: Layout, batch_size: int, splits: Data, net: nn.Module) -> str:
-    """Return a hash of all that decides the results of a run."""
-    calibrated = calibration_images(config, splits, batch_size, LAST_IMAGES)
+def identity_of(config: Config, layout: Layout, batch_sizes: tuple[int, int], splits: Data, net: nn.Module) -> str:
+    """Return a hash of all that decides the results of a run; batch sizes are those of what is reported and of the search."""
+    calibrated = calibration_images(config, splits, batch_sizes[0], LAST_IMAGES)
     tensors = [tensor for split in (splits.search, splits.test, calibrated) if split is not None
                for tensor in (split.labels, split.images)]
     return fingerprint({k: v for k, v in config.settings().items() if k not in (*RESUMABLE, *PLACES)},
-                       [vars(layer) for layer in layout], batch_size, *(as_bytes_of(t) for t in tensors),
+                       [vars(layer) for layer in layout], batch_sizes, *(as_bytes_of(t) for t in tensors),
                        *(as_bytes_of(value) for value in net.state_dict().values()))
 
 
@@ -157,7 +170,9 @@ def get_data(config: Config, data: Any) -> Data:
     asked = rule_names(config.start) if config.start != "auto" else []
     fisher = "fisher" in (*asked, read_method(config.method).rule)
     if isinstance(data, str):
-        splits = load_data(config, training or fisher or config.repair == "least-squares")
+        whole = training or fisher or config.repair == "least-squares"
+        calibrates = config.repair != "none" and not config.layerwise  # perhaps: the model decides whether it is repaired
+        splits = load_data(config, None if whole else LAST_IMAGES if calibrates else 0)
     else:
         splits = limit(as_data(data, config.split_seed, *constants(config)), config)
     if training and splits.train is None:
@@ -179,13 +194,13 @@ def get_model(config: Config, model: nn.Module | str, splits: Data, old: Record 
             if not dense:
                 return load_model(config, outputs, channels_of(splits))
             net = build_model(config.model, outputs, channels_of(splits))
-        load_weights(net, load_file(dense), str(dense))
+        load_weights(net, read_weights(str(dense)), str(dense))
         return net
     net = private_copy(model)
     if config.weights is not None:
         load_weights(net, read_weights(config.weights), config.weights)
     if dense:
-        stored = load_file(dense)
+        stored = read_weights(str(dense))
         own = net.state_dict()
         if not config.train_epochs and any(name not in own or not torch.equal(own[name], v) for name, v in stored.items()):
             raise EvopruneError(f"{dense}: holds another model than the one handed in; resume with the model that "
@@ -221,7 +236,9 @@ def measure_dense(net: nn.Module, splits: Data, batch_size: int, outputs: int, l
     def count(split: Split) -> int:
         try:
             return int(correct(model, split, batch_size))
-        except (RuntimeError, IndexError, ValueError) as error:
+        except (EvopruneError, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # noqa: BLE001  # the user's model
             raise EvopruneError(f"data: some images do not go through the model: {first_line(error)}") from None
 
     found = count(splits.search) / len(splits.search)
@@ -231,6 +248,9 @@ def measure_dense(net: nn.Module, splits: Data, batch_size: int, outputs: int, l
         right = count(splits.test)
         tested = [right / len(splits.test), *wilson(right, len(splits.test))]
         shown = f", {score.said(right / len(splits.test))} on the test split"
+    if int(splits.search.labels.min()) == int(splits.search.labels.max()):
+        log.warning("warning: every label of the search split is %d: whatever is pruned, that is easy to guess",
+                    int(splits.search.labels[0]))
     log.info("dense %s: %s on the search split%s", score.name, score.said(found), shown)
     if found < 1.5 / outputs < 1:
         log.warning("warning: that is near chance (%.2f %%): are these the weights, the classes and the normalisation "

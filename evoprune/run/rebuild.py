@@ -17,8 +17,9 @@ from ..errors import EvopruneError
 from ..evaluation.accuracy import dtype_of
 from ..inputs.named import load_objectives
 from ..inputs.splits import Data
-from ..results.folder import CONFIG, DENSE, Folder
+from ..results.folder import Folder
 from ..results.record import read_record
+from ..results.written import CONFIG, DENSE
 from .prepare import get_data, get_model, identity_of, layers_of
 from .run import Run, make_evaluator
 
@@ -76,7 +77,7 @@ def rebuild(start: RunBuilder) -> Run:
     net = start.model or get_model(config, config.model, splits, record, path / DENSE)
     splits = splits.to(torch.device(config.device), dtype_of(net))
     layout = layers_of(net, config)
-    identity = identity_of(config, layout, record.batch_size, splits, net)
+    identity = identity_of(config, layout, (record.batch_size, record.search_batch_size), splits, net)
     if identity != start.identity:
         raise EvopruneError(f"the model or data that a worker on {platform.node()} reads are not those of {path}; give every "
                             f"worker the same files and the same evoprune")

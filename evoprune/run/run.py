@@ -11,20 +11,13 @@ from time import monotonic
 from torch import nn
 
 from ..config import Config
+from ..errors import Stopped
 from ..evaluation.evaluator import Evaluator
 from ..inputs.splits import Data, Split, calibration
 from ..masks.layout import Layout
 from ..objectives import Objectives, objectives_of
 from ..results.points import Measured
 from ..values.repair import BATCHES, IMAGES, LAST_IMAGES
-
-
-class Stopped(Exception):
-    """A run stops before its end and can be resumed; `why` is "max_seconds" or "interrupted"."""
-
-    def __init__(self, why: str):
-        super().__init__(why)
-        self.why = why
 
 
 @contextmanager

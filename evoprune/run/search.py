@@ -15,8 +15,8 @@ import numpy as np
 from deap import base
 from torch import Tensor
 
-from ..config import SURGEON, read_method
 from ..engines.engine import local
+from ..errors import Stopped
 from ..evaluation.evaluator import Evaluator
 from ..evolution.checkpoint import load, save
 from ..evolution.generations import State, begin, evolve
@@ -26,11 +26,12 @@ from ..files import remove
 from ..masks.genome import Fitness, Individual, dense_individual
 from ..masks.saliency import gene_scores, gradient_squares
 from ..masks.tensors import masks
-from ..results.folder import TRAINED
+from ..results.written import TRAINED
+from ..rules import SURGEON, read_method
 from ..values.repair import PATH_IMAGES
 from ..values.training import recipe_for
 from .progress import SearchProgress
-from .run import Run, Stopped
+from .run import Run
 
 SAVE_EVERY = 1.0  # seconds between checkpoints: a generation can be shorter than the write that saves it
 FISHER_IMAGES, FISHER_BATCH = 4096, 16  # of the mean squared gradients

@@ -12,18 +12,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..config import RESUMABLE, Config, options, read_method
+from ..config import RESUMABLE, Config, check_used, options
 from ..engines.engine import check_runs
 from ..engines.processes import workers_of
-from ..errors import EvopruneError
+from ..errors import EvopruneError, shown
 from ..evaluation.prepared import fastest_batch_size
 from ..evolution.tuned import FIRST_SHARE, children_of
 from ..inputs.models import MODELS
-from ..inputs.named import load_objectives
+from ..inputs.sources import check_prepared
 from ..inputs.splits import Data
 from ..masks.layout import Layout
-from ..results.folder import CONFIG
-from ..results.record import Record, read_to_resume
+from ..results.folder import read_to_resume
+from ..results.record import Record
+from ..rules import read_method
 from ..values.repair import norms_of
 
 TUNED_POPULATION, CHILD_EPOCHS = 16, 3.0  # of a tuned run, unless given
@@ -40,25 +41,26 @@ def settle(model: nn.Module | str, data: Any, resume: str | Path | None, given: 
         if name not in options():
             raise EvopruneError(f"{name}: no such setting, expected one of {', '.join(options())}")
     if not isinstance(model, (str, nn.Module)):
-        raise EvopruneError(f"model: found {model!r:.60}, expected an nn.Module or a name as for --model")
+        raise EvopruneError(f"model: found {shown(model)}, expected an nn.Module or a name as for --model")
+    if not isinstance(resume, (str, Path, type(None))):
+        raise EvopruneError(f"resume: found {shown(resume)}, expected the folder of a run")
     given = {name: plain(value) for name, value in given.items()}
-    load_objectives(str(given.get("objectives", "")))
     names: dict[str, Any] = {"model": model if isinstance(model, str) else type(model).__name__,
              "data": data if isinstance(data, str) else type(data).__name__}
     named = isinstance(model, str) and isinstance(data, str)
     if resume is not None:
         config = settle_resumed(Path(resume), {"model": model, "data": data}, {**given, **names})
-        load_objectives(config.objectives)
+        check_used(given, config)
         check_runs(config, named)
         return with_a_device(config)
     config = Config(**names, **given)
+    check_used(given, config)
     check_runs(config, named)
     if config.train_epochs is None:
         own = isinstance(model, str) and config.model in MODELS and config.data == "digits" and config.weights is None
         config = replace(config, train_epochs=30 if own else 0)
-    if not isinstance(data, str) and (config.image_size or (isinstance(data, Data) and (config.mean or config.std))):
-        raise EvopruneError("image_size, mean, std: found together with data handed in; resize it before, and give mean and "
-                            "std to evoprune.Data")
+    if not isinstance(data, str):
+        check_prepared(data, config)
     if read_method(config.method).kind != "evolve":
         config = replace(config, generations=0)
     elif config.total_epochs is not None:
@@ -94,7 +96,7 @@ def with_a_device(config: Config) -> Config:
 
 def settle_resumed(path: Path, handed: dict[str, Any], asked: dict[str, Any]) -> Config:
     """Return the settings that the folder records, with those changed that may change."""
-    record = read_to_resume(path / CONFIG)
+    record = read_to_resume(path)
     config = replace(record.config, out=str(path), overwrite=False, threads=record.threads)
     for name, named in (("model", record.rebuildable), ("data", record.named_data)):
         if not named and isinstance(handed[name], str):

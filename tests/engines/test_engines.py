@@ -364,7 +364,7 @@ def total(payload):
 
 
 def test_a_stopped_worker_that_takes_no_job_is_replaced():
-    engine = open_engine(Config(engine="processes", workers=2, job_timeout=3.0), ignore)
+    engine = open_engine(Config(engine="processes", workers=2, job_timeout=6.0), ignore)
     try:
         while not all(worker.ready for worker in engine.pool.workers):
             engine.map(total, [np.ones(5)])

@@ -6,12 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import knowing
 from torch import nn
 
 import evoprune
 from evoprune import EvopruneError
-from evoprune.config import Config, target_sparsities
+from evoprune.config import Config
 from evoprune.evolution.generations import State
+from evoprune.evolution.starts import at_targets
 from evoprune.evolution.toolbox import default_toolbox
 from evoprune.evolution.tuned import (
     FIRST_SHARE,
@@ -28,6 +30,8 @@ from evoprune.evolution.tuned import (
 from evoprune.inputs.models import LeNet
 from evoprune.masks.genome import Result, dense_individual, from_masks, get_bits, kept_genes
 from evoprune.masks.layers import find_layers
+from evoprune.masks.saliency import gene_scores, keep_top
+from evoprune.rules import target_sparsities
 from evoprune.values.fast import fast_training
 from evoprune.values.inherited import fit_values, packed, unpacked
 from evoprune.values.training import Recipe, Shrink, grown, steps_an_epoch, tune
@@ -202,7 +206,7 @@ def test_every_rule_keeps_the_budget_and_the_targets(method, lenet, digits, tmp_
     with open(tmp_path / "run" / "front.csv") as a, open(tmp_path / "run" / "layers.csv") as b:
         made = {row["id"]: float(row["sparsity"]) for row in csv.DictReader(a)}
         assert len({row["id"] for row in csv.DictReader(b)}) >= len(made)
-    least = sorted(target_sparsities(Config(targets=TUNED["targets"])))
+    least = sorted(target_sparsities(TUNED["targets"]))
     assert all(any(abs(p.sparsity - s) < 0.02 and p.sparsity >= s - 1e-9 for s in least) for p in points)
 
 
@@ -210,8 +214,18 @@ def test_every_rule_keeps_the_budget_and_the_targets(method, lenet, digits, tmp_
 def test_rules_without_training(method, lenet, digits, tmp_path, monkeypatch):
     monkeypatch.setattr("evoprune.evolution.starts.SHOTS", 10)  # steps of the path
     front = evoprune.prune(lenet, digits, out=str(tmp_path / "run"), method=method, targets="0.5,0.8", repair="least-squares")
-    assert len(front) >= 2 and max(point.sparsity for point in front) >= 0.8
+    pruned = [point for point in front if point.origin != "dense"]
+    assert {point.origin.partition("@")[0] for point in pruned} == {method}
+    assert [point.sparsity for point in pruned] == pytest.approx([0.51, 0.81], abs=0.011)  # what is dead is gone too
     assert json.loads((tmp_path / "run" / "done.json").read_text())["epochs"] == 0
+
+
+@pytest.mark.parametrize("rule", ["magnitude", "lamp"])
+def test_the_steps_of_multishot_go_by_the_rule_that_it_names(rule, lenet, layout):
+    weights = [lenet.get_parameter(layer.name).detach() for layer in layout]
+    found, = at_targets(knowing(weights, layout), f"multishot:{rule}", [5000], seed=0)
+    expected = keep_top(gene_scores(rule, layout, weights), 5000, layout)  # unrepaired, all steps score the same values
+    assert found == from_masks((mask.numpy() for mask in expected), "")
 
 
 @pytest.mark.parametrize("settings,message", [

@@ -34,7 +34,7 @@ def arrays(path, **changes):
 
 
 def test_digits_are_cut_into_three_that_share_no_image():
-    data = load_data(Config(), training=True)
+    data = load_data(Config(), most=None)
     assert data.sizes() == {"train": 1151, "search": 287, "test": 359} and data.classes == 10
     seen = [{x.numpy().tobytes() for x in split.images} for split in (data.train, data.search, data.test)]
     assert not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
@@ -43,20 +43,20 @@ def test_digits_are_cut_into_three_that_share_no_image():
 
 
 def test_the_split_goes_by_split_seed_alone_and_train_is_read_only_for_training():
-    a, b, c = (load_data(Config(**k), training=False) for k in ({}, {"seed": 1}, {"split_seed": 1}))
+    a, b, c = (load_data(Config(**k), most=0) for k in ({}, {"seed": 1}, {"split_seed": 1}))
     assert torch.equal(a.search.images, b.search.images) and not torch.equal(a.search.images, c.search.images)
     assert a.train is None
 
 
 def test_subsets_are_seeded_and_as_large_as_asked():
     config = Config(search_images=50, train_images=60, test_images=70)
-    a, b = load_data(config, training=True), load_data(config, training=True)
+    a, b = load_data(config, most=None), load_data(config, most=None)
     assert a.sizes() == {"train": 60, "search": 50, "test": 70}
     assert torch.equal(a.train.images, b.train.images)
 
 
 def test_folders_are_read_as_torchvision_does(tmp_path):
-    data = load_data(Config(data=folders(tmp_path), mean="0.5", std="0.25", search_images=5), training=True)
+    data = load_data(Config(data=folders(tmp_path), mean="0.5", std="0.25", search_images=5), most=None)
     assert data.sizes() == {"train": 19, "search": 5, "test": 12} and data.classes == 2
     assert data.train.images.shape == (19, 3, 8, 8) and data.train.images.dtype == torch.uint8
     assert torch.equal(data.train.images[:, 0, 0, 0] // 255, data.train.labels.to(torch.uint8))
@@ -66,25 +66,25 @@ def test_folders_are_read_as_torchvision_does(tmp_path):
 def test_images_of_any_size_are_resized_and_cropped(tmp_path):
     spec = folders(tmp_path, ((20, 30), (40, 25)))
     with pytest.raises(EvopruneError, match=r"is (30x20|25x40), .* is (30x20|25x40); make them equal with --image-size"):
-        load_data(Config(data=spec), training=True)
-    assert load_data(Config(data=spec, image_size=16), training=True).search.images.shape[1:] == (3, 16, 16)
+        load_data(Config(data=spec), most=None)
+    assert load_data(Config(data=spec, image_size=16), most=None).search.images.shape[1:] == (3, 16, 16)
 
 
 def test_a_torchvision_model_brings_its_own_transforms(tmp_path):
-    data = load_data(Config(data=folders(tmp_path, ((300, 280), (260, 400))), model="torchvision:resnet18"), training=False)
+    data = load_data(Config(data=folders(tmp_path, ((300, 280), (260, 400))), model="torchvision:resnet18"), most=0)
     assert data.search.images.shape[1:] == (3, 224, 224) and data.search.mean == (0.485, 0.456, 0.406)
     config = Config(data=f"folder:{tmp_path}", model="torchvision:resnet18", image_size=32, mean="0", std="1")
-    assert load_data(config, training=False).search.images.shape[1:] == (3, 32, 32)
+    assert load_data(config, most=0).search.images.shape[1:] == (3, 32, 32)
 
 
 def test_arrays_are_read_in_every_layout(tmp_path):
-    grey = load_data(Config(data=arrays(tmp_path / "a.npz")), training=True)
+    grey = load_data(Config(data=arrays(tmp_path / "a.npz")), most=None)
     assert grey.train.images.shape == (32, 1, 8, 8) and grey.sizes() == {"train": 32, "search": 8, "test": 20}
     last = np.zeros((40, 8, 6, 3), np.uint8), np.zeros((20, 8, 6, 3), np.uint8)
-    colour = load_data(Config(data=arrays(tmp_path / "b.npz", x_train=last[0], x_test=last[1])), training=True)
+    colour = load_data(Config(data=arrays(tmp_path / "b.npz", x_train=last[0], x_test=last[1])), most=None)
     assert colour.train.images.shape == (32, 3, 8, 6)
     floats = np.ones((40, 5), np.float64), np.ones((20, 5), np.float64)
-    table = load_data(Config(data=arrays(tmp_path / "c.npz", x_train=floats[0], x_test=floats[1])), training=True)
+    table = load_data(Config(data=arrays(tmp_path / "c.npz", x_train=floats[0], x_test=floats[1])), most=None)
     assert table.train.images.dtype == torch.float32 and table.train.images.shape == (32, 5)
 
 
@@ -98,13 +98,13 @@ def test_functions_bring_models_and_data(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     for spec in ("mine_for_test:", "mine_for_test.py:", f"{tmp_path}/mine_for_test.py:"):
         assert isinstance(load_model(Config(model=spec + "net"), 3, 1), nn.Linear)
-        assert load_data(Config(data=spec + "data", search_images=4), False).sizes() == {"train": 0, "search": 4, "test": 10}
+        assert load_data(Config(data=spec + "data", search_images=4), 0).sizes() == {"train": 0, "search": 4, "test": 10}
     with pytest.raises(EvopruneError, match=r"model: mine_for_test\.py has no function 'nett'; there are net, data, other"):
         load_model(Config(model="mine_for_test.py:nett"), 3, 1)
     with pytest.raises(EvopruneError, match=r"mine_for_test:other returned int, expected a torch\.nn\.Module"):
         load_model(Config(model="mine_for_test:other"), 3, 1)
     with pytest.raises(EvopruneError, match="data: found int, expected"):
-        load_data(Config(data="mine_for_test:other"), False)
+        load_data(Config(data="mine_for_test:other"), 0)
 
 
 def test_torchvision_models_are_built_with_the_outputs_of_the_data():
@@ -179,7 +179,7 @@ def test_wrong_data_says_what_was_expected(tmp_path, monkeypatch):
         ({"data": "nowhere.py:data"}, "data: nowhere.py:data: "),
     ]:
         with pytest.raises(EvopruneError) as error:
-            load_data(Config(**settings), training=True)
+            load_data(Config(**settings), most=None)
         assert str(error.value).startswith(said) and "\n" not in str(error.value)
 
 

@@ -10,7 +10,6 @@ from nets import Block, Mixed
 from torch import nn
 
 import evoprune
-from evoprune.config import read_units
 from evoprune.errors import EvopruneError
 from evoprune.evaluation.evaluator import Evaluator
 from evoprune.evolution.operators import MOVES, mate, mutate, refine
@@ -24,6 +23,7 @@ from evoprune.masks.layout import Layer, Layout
 from evoprune.masks.paths import drop_dead
 from evoprune.masks.saliency import NEEDS_DATA, SALIENCIES, gene_scores, keep_top
 from evoprune.masks.tensors import from_named, named_masks
+from evoprune.rules import read_units
 from evoprune.values.inherited import fit_values
 from evoprune.values.least_squares import solve_weighed
 from evoprune.values.training import Recipe, Shrink, grown, tune
@@ -84,7 +84,7 @@ def test_units_go_by_name_and_the_first_that_fits_counts():
 @pytest.mark.parametrize(("text", "said"), [
     (text, f"unit: found {text!r}, expected weight or filter, or PATTERN=UNIT with commas between, like "
      "'conv*=filter,fc*=weight'")
-    for text in ("channel", "conv*", "conv*=rows", "=filter", "")])
+    for text in ("channel", "conv*", "conv*=rows", "=filter", ",")])
 def test_a_unit_that_does_not_exist_is_one_line(text, said):
     with pytest.raises(EvopruneError) as error:
         evoprune.Config(unit=text)

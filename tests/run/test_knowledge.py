@@ -6,12 +6,12 @@ from nets import Mixed
 from torch import nn
 
 import evoprune
-from evoprune.config import NEEDS
 from evoprune.engines.engine import Local
 from evoprune.errors import EvopruneError
 from evoprune.evaluation.accuracy import accuracy
 from evoprune.evolution.starts import STARTS
 from evoprune.evolution.toolbox import default_toolbox
+from evoprune.rules import NEEDS
 from evoprune.run.jobs import RepairPoint
 from evoprune.values.training import recipe_for, tune
 
@@ -155,8 +155,13 @@ def test_a_stopped_run_has_no_repaired_values_yet(lenet, digits, tmp_path):
 
 
 def test_training_starts_from_the_dense_values(lenet, digits, tmp_path):
-    front = evoprune.prune(lenet, digits, out=tmp_path / "run", repair="least-squares", finetune_epochs=1, front=2, **SMALL)
+    front = evoprune.prune(lenet, digits, out=tmp_path / "run", repair="least-squares", finetune_epochs=1, front=2,
+                           learning_rate=1e-9, **SMALL)  # too low to lead anywhere
     assert {p.repair for p in front} == {"none"} and any(p.accuracy != p.accuracy_before for p in front)
+    for point in front:
+        trained, masks = point.model().state_dict(), point.masks()
+        assert all(torch.allclose(trained[name], value * masks.get(name, True), atol=1e-6)
+                   for name, value in lenet.state_dict().items())
 
 
 @pytest.mark.parametrize(("settings", "said"), [

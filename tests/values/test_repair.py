@@ -355,6 +355,16 @@ def test_saliency_equals_errors_times_gradients_image_by_image(mixed, monkeypatc
         expected = layer.errors * squares[layer.name].sqrt()[:, None]
         assert torch.allclose(found[layer.name], expected, rtol=1e-3, atol=1e-9)
         assert found[layer.name].any() and not found[layer.name][~kept[layer.name].view(found[layer.name].shape)].any()
+    entered = []
+    net.fc1.register_forward_pre_hook(lambda module, args: entered.append(args[0].detach().double()))
+    net(images)
+    layer, = (each for each in repairer.layers.values() if each.name == "fc1.weight")
+    for row, at in enumerate(kept["fc1.weight"]):  # the obvious: an error's share, and the inverse of the row's own system
+        share, x = layer.shares[:, row].double(), entered[0][:, at]
+        damping = max(0.01 * float((share @ entered[0].square()).mean()), layer.least)
+        inverse = torch.linalg.inv((x.T * share) @ x + damping * torch.eye(x.shape[1]))
+        expected = net.fc1.weight[row, at].double().square() / inverse.diagonal()
+        assert torch.allclose(layer.errors[row, at].double(), expected, rtol=1e-2)
 
 
 def test_values_stay_small_behind_a_layer_that_is_dead(mixed):
