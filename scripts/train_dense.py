@@ -14,7 +14,7 @@ import tempfile
 
 import evoprune
 from evoprune.main import parser
-from evoprune.results.folder import DENSE
+from evoprune.results.written import DENSE
 
 
 def main() -> int:

@@ -1,5 +1,6 @@
 """The scripts that the project's evidence comes from: the table of the rules, and the runs with one thing changed."""
 
+import ast
 import csv
 import importlib.util
 import json
@@ -431,3 +432,13 @@ def test_the_commit_is_that_of_the_checkout_a_file_belongs_to(tmp_path, monkeypa
     assert machine.commit(source) == f"{head}-dirty"
     monkeypatch.setenv("PATH", str(tmp_path))
     assert machine.commit(source) is None  # no git
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "scripts").glob("*.py")))
+def test_every_script_imports_names_that_there_are(name):
+    """Types are checked in the package alone."""
+    for node in ast.walk(ast.parse((ROOT / "scripts" / f"{name}.py").read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "evoprune":
+            module = importlib.import_module(node.module)
+            assert not [alias.name for alias in node.names if not hasattr(module, alias.name)
+                        and importlib.util.find_spec(f"{node.module}.{alias.name}") is None]
