@@ -19,4 +19,4 @@ for seed in 0 1 2; do
   program=(scripts/gradual_variants.py paced)
   run gradual-fisher-80-paced $seed --method gradual:fisher --total-epochs 80 --targets $targets
 done
-python scripts/rules_table.py $results 80 90 95 97 98 98.5 99 99.3 99.5 | tee $results/table.txt
+python scripts/rules_table.py $results 90 95 97 98 98.5 99 99.3 99.5 | tee $results/table.txt
