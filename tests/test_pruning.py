@@ -18,7 +18,8 @@ import evoprune
 from evoprune.evolution.starts import first_population
 from evoprune.evolution.toolbox import default_toolbox
 from evoprune.pruning import prune
-from evoprune.results.folder import CHECKPOINT, DOMINATED, DONE, FILES, FRONT, MODELS, Folder
+from evoprune.results.folder import Folder
+from evoprune.results.written import CHECKPOINT, DOMINATED, DONE, FILES, FRONT, MODELS
 
 ALWAYS = {*FILES, CHECKPOINT} - {DOMINATED, MODELS}
 SMALL = {"population": 8, "generations": 6, "threads": 1}

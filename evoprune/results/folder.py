@@ -1,4 +1,4 @@
-"""The folder that a run owns: the one list of its files, its lock, what is kept for --resume, and how its results are written."""
+"""The folder that a run owns: its lock, the run that it replaces, what is kept for --resume, and how its results are written."""
 
 from __future__ import annotations
 
@@ -19,32 +19,11 @@ import numpy as np
 from ..errors import EvopruneError, Stopped
 from ..files import from_safetensors, metadata_of, remove, to_safetensors, uninterrupted, write_atomic
 from ..masks.layout import Layout
+from . import written
 from .plots import plot_front, plot_layers, plot_progress
 from .points import LAYER_COLUMNS, Measured, Pruned, layer_rows, points_csv, table_csv, undominated
 from .record import Record, read_record
-from .written import (
-    CHECKPOINT,
-    CONFIG,
-    DOMINATED,
-    DONE,
-    FILES,
-    FRONT,
-    FRONT_PLOT,
-    GONE,
-    LAYERS,
-    LAYERS_PLOT,
-    LOCK,
-    LOG,
-    MASKS,
-    MODELS,
-    PROGRESS_PLOT,
-    REPLACED,
-    TRAINED,
-    hashes,
-    home_of,
-    model_file,
-    read_done,
-)
+from .written import hashes, home_of, model_file, read_done
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,8 +43,8 @@ class Folder:
     """
 
     def __init__(self, path: Path, resume: bool = False, overwrite: bool = False):
-        self.path, self.checkpoint, self.resuming, self.overwrite = path, path / CHECKPOINT, resume, overwrite
-        self.replaced, self.gone = self.checkpoint / REPLACED, self.checkpoint / GONE
+        self.path, self.checkpoint, self.resuming, self.overwrite = path, path / written.CHECKPOINT, resume, overwrite
+        self.replaced, self.gone = self.checkpoint / written.REPLACED, self.checkpoint / written.GONE
         self.kept = resume  # whether it has something of the run that goes on in it
         self.config: str | None = None  # of a resumed run, written when that has gone on
         self.check()
@@ -73,16 +52,16 @@ class Folder:
     def check(self) -> None:
         """Raise `EvopruneError` unless the folder is one for this run."""
         path = self.path
-        self.holds_run = os.path.exists(home_of(path) / CONFIG)  # Path.exists raises for names that cannot be
+        self.holds_run = os.path.exists(home_of(path) / written.CONFIG)  # Path.exists raises for names that cannot be
         if self.resuming and not self.holds_run:
-            raise EvopruneError(f"{path}: no run to resume (no {CONFIG} in it), expected the folder of a run")
+            raise EvopruneError(f"{path}: no run to resume (no {written.CONFIG} in it), expected the folder of a run")
         there = os.path.exists(path)
         if there and not path.is_dir():
             raise EvopruneError(f"{path}: is a file, expected a folder for the run")
         if self.holds_run and not (self.resuming or self.overwrite):
             raise EvopruneError(f"{path}: already holds a run; go on with --resume {path}, replace it with --overwrite, "
                                 f"or choose another --out")
-        own = {CHECKPOINT, *FILES, *(f"{name}.part" for name in FILES)}
+        own = {written.CHECKPOINT, *written.FILES, *(f"{name}.part" for name in written.FILES)}
         if not self.holds_run and there and {p.name for p in path.iterdir()} - own:
             raise EvopruneError(f"{path}: holds other files and no run, expected a new or an empty folder")
 
@@ -101,13 +80,13 @@ class Folder:
     def locked(self) -> bool:
         """Take the lock; return False if whoever had it has removed the folder meanwhile."""
         self.checkpoint.mkdir(parents=True, exist_ok=True)
-        self.lock = open(self.checkpoint / LOCK, "w")  # noqa: SIM115  # the kernel lets go of it however this process ends
+        self.lock = open(self.checkpoint / written.LOCK, "w")  # noqa: SIM115  # the kernel lets go of it however this process ends
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self.lock.close()
             raise EvopruneError(f"{self.path}: in use by another process; wait for it, or choose another --out") from None
-        path = self.checkpoint / LOCK
+        path = self.checkpoint / written.LOCK
         if path.exists() and os.path.samestat(os.fstat(self.lock.fileno()), path.stat()):
             return True
         self.lock.close()
@@ -119,45 +98,46 @@ class Folder:
                 self.put_back()
             elif not self.kept and error is not None and not isinstance(error, (Stopped, KeyboardInterrupt)):
                 self.clear()
-            self.kept = self.kept or (not self.holds_run and (self.path / CONFIG).exists())
-            if not (self.path / CONFIG).exists():  # nothing was begun: leave no trace
+            self.kept = self.kept or (not self.holds_run and (self.path / written.CONFIG).exists())
+            if not (self.path / written.CONFIG).exists():  # nothing was begun: leave no trace
                 shutil.rmtree(self.path if self.new else self.checkpoint, ignore_errors=True)
         finally:
             self.lock.close()  # last, so that no other process takes a folder that goes away
 
     def clear(self) -> None:
         """Remove the files of a run, and only those."""
-        for name in [*self.kept_for_resume(), *(name + end for name in FILES for end in (".part", ""))]:
+        for name in [*self.kept_for_resume(), *(name + end for name in written.FILES for end in (".part", ""))]:
             remove(self.path / name)
 
     def kept_for_resume(self) -> list[str]:
         """Return what lies in checkpoint/ and is the run's."""
-        return [f"{CHECKPOINT}/{each.name}" for each in self.checkpoint.iterdir() if each.name not in (LOCK, REPLACED, GONE)]
+        others = (written.LOCK, written.REPLACED, written.GONE)
+        return [f"{written.CHECKPOINT}/{each.name}" for each in self.checkpoint.iterdir() if each.name not in others]
 
     def set_aside(self) -> None:
         """Put the run that the folder holds where `put_back` finds it; config.json last: until it is there, nothing was done."""
         if not self.holds_run:
             self.clear()
             return
-        (self.replaced / CHECKPOINT).mkdir(parents=True)
-        move([*self.kept_for_resume(), *FILES], self.path, self.replaced)
+        (self.replaced / written.CHECKPOINT).mkdir(parents=True)
+        move([*self.kept_for_resume(), *written.FILES], self.path, self.replaced)
 
     def put_back(self) -> None:
         """Put back what was set aside, in place of what a new run had begun; config.json first: once it is back, that is gone."""
         remove(self.gone)
         if not self.replaced.exists():
             return
-        if (self.replaced / CONFIG).exists():
+        if (self.replaced / written.CONFIG).exists():
             self.clear()
-        checkpoint = [f"{CHECKPOINT}/{each.name}" for each in (self.replaced / CHECKPOINT).iterdir()]
-        move([*reversed(FILES), *checkpoint], self.replaced, self.path)
+        checkpoint = [f"{written.CHECKPOINT}/{each.name}" for each in (self.replaced / written.CHECKPOINT).iterdir()]
+        move([*reversed(written.FILES), *checkpoint], self.replaced, self.path)
         remove(self.replaced)
 
     def started(self) -> None:
         """Let go of what the run replaces: it has something of its own now."""
         if self.config is not None:
-            self.remove(DONE)
-            self.write(CONFIG, self.config)
+            self.remove(written.DONE)
+            self.write(written.CONFIG, self.config)
             self.config = None
         if not self.kept:
             self.kept = True
@@ -175,29 +155,32 @@ class Folder:
 
     def write_trained(self, key: str, label: str, state: dict[str, Tensor]) -> None:
         """Keep the values of one trained mask until the run is done, so that a resumed run need not train it again."""
-        self.started()
         content = to_safetensors(state, {LABEL: label})
-        (self.checkpoint / TRAINED).mkdir(exist_ok=True)
-        write_atomic(self.checkpoint / TRAINED / key, hashlib.sha256(content).digest() + content)
+        (self.checkpoint / written.TRAINED).mkdir(exist_ok=True)
+        write_atomic(self.checkpoint / written.TRAINED / key, hashlib.sha256(content).digest() + content)
+        self.started()
 
     def read_trained(self, key: str, label: str) -> dict[str, Tensor] | None:
         """Return what `write_trained` kept under this label, None if there is nothing whole."""
-        path = self.checkpoint / TRAINED / key
+        path = self.checkpoint / written.TRAINED / key
         if not path.exists():
             return None
         content = path.read_bytes()
-        if hashlib.sha256(content[32:]).digest() != content[:32] or metadata_of(content[32:]).get(LABEL) != label:
-            log.warning("%s: damaged or of another run, training that point again", path)
-            return None
-        return from_safetensors(content[32:])
+        try:
+            if hashlib.sha256(content[32:]).digest() == content[:32] and metadata_of(content[32:]).get(LABEL) == label:
+                return from_safetensors(content[32:])
+        except Exception as error:  # noqa: BLE001  # its hash is right: somebody wrote it by hand
+            log.debug("%s", error)
+        log.warning("%s: damaged or of another run, training that point again", path)
+        return None
 
     def forget_trained(self) -> None:
         """Remove what `write_trained` kept, as far as that can be."""
-        shutil.rmtree(self.checkpoint / TRAINED, ignore_errors=True)
+        shutil.rmtree(self.checkpoint / written.TRAINED, ignore_errors=True)
 
     def read_record(self) -> Record:
         """Return what config.json holds."""
-        return read_record(self.path / CONFIG)
+        return read_record(self.path / written.CONFIG)
 
     def finished(self, generations: int) -> bool:
         """Say whether the folder holds a finished run of so many generations."""
@@ -208,7 +191,7 @@ class Folder:
         """Say that the run has finished: the last file of all."""
         self.started()
         facts = {"stopped": "finished", **facts, "files": hashes(self.path)}
-        self.write(DONE, json.dumps(facts, indent=2) + "\n")
+        self.write(written.DONE, json.dumps(facts, indent=2) + "\n")
         self.forget_trained()
 
 
@@ -226,7 +209,7 @@ def read_to_resume(path: Path) -> Record:
         EvopruneError: there is none, or it is damaged.
     """
     try:
-        return read_record(home_of(path) / CONFIG)
+        return read_record(home_of(path) / written.CONFIG)
     except FileNotFoundError as error:
         raise EvopruneError(f"{path}: no run to resume ({error}), expected the folder of a run") from None
 
@@ -241,23 +224,23 @@ def write_run(folder: Folder, points: Sequence[Pruned], rows: Sequence[dict[str,
     front = undominated(points, floor)
     kept = {p.measured.id for p in front}
     dominated = [p for p in points if p.measured.id not in kept]
-    folder.remove(FRONT)
-    folder.remove(MODELS)
+    folder.remove(written.FRONT)
+    folder.remove(written.MODELS)
     for p in points:
         if p.state is not None:
             folder.write(model_file(p.measured.id), to_safetensors(p.state))
-    folder.write(MASKS, masks_npz(points, layout))
-    folder.write(LAYERS, table_csv([row for p in points for row in layer_rows(p, layout)], LAYER_COLUMNS))
-    folder.write(LOG, table_csv(rows, tuple(rows[0])))
+    folder.write(written.MASKS, masks_npz(points, layout))
+    folder.write(written.LAYERS, table_csv([row for p in points for row in layer_rows(p, layout)], LAYER_COLUMNS))
+    folder.write(written.LOG, table_csv(rows, tuple(rows[0])))
     if dominated:
-        folder.write(DOMINATED, points_csv(dominated, dense.objectives))
+        folder.write(written.DOMINATED, points_csv(dominated, dense.objectives))
     else:
-        folder.remove(DOMINATED)
+        folder.remove(written.DOMINATED)
     if front:
-        folder.write(FRONT_PLOT, plot_front([p.measured for p in front], dense.score))
-        folder.write(LAYERS_PLOT, plot_layers(front, layout))
-    folder.write(PROGRESS_PLOT, plot_progress(rows, dense.objectives))
-    folder.write(FRONT, points_csv(front, dense.objectives))
+        folder.write(written.FRONT_PLOT, plot_front([p.measured for p in front], dense.score))
+        folder.write(written.LAYERS_PLOT, plot_layers(front, layout))
+    folder.write(written.PROGRESS_PLOT, plot_progress(rows, dense.objectives))
+    folder.write(written.FRONT, points_csv(front, dense.objectives))
 
 
 def masks_npz(points: Sequence[Pruned], layout: Layout) -> bytes:

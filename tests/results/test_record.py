@@ -6,8 +6,8 @@ from conftest import ROOT
 
 import evoprune
 from evoprune import EvopruneError
-from evoprune.results.folder import CONFIG
 from evoprune.results.record import read_record
+from evoprune.results.written import CONFIG
 
 OLD = ROOT / "results" / "lenet5_mnist"  # written by an earlier version
 
