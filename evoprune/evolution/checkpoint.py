@@ -139,11 +139,10 @@ def read_state(folder: Path, content: bytes, layout: Layout, objectives: Objecti
         carried = read_carried(file["carried"].tobytes(), text["carried"])
         population, archive = (individuals(file, name, layout, objectives, carried) for name in ("population", "archive"))
         seen_part, log_part = (read_parts(folder, kind, text["segments"], file[kind]) for kind in ("seen", "log"))
-    seen = read_seen(seen_part, text["seen"] - len(seen_part))
+    seen = read_seen(seen_part, text["seen"], len(objectives))
     logged = Log(read_log(log_part, text["columns"]))
     generation = text["generation"]
-    whole = seen.end == text["seen"] and len(logged) == text["log"] and type(generation) is int and generation >= 0
-    if not (whole and population and archive):
+    if not (population and archive and type(generation) is int and generation >= 0 and 0 < len(logged) == text["log"]):
         raise ValueError("counts that do not go together")
     return State(generation, population, archive, Seen(seen), logged)
 

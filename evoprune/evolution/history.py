@@ -19,6 +19,7 @@ from .selection import Values
 SEGMENT = 4096  # entries that a checkpoint writes together, once
 NEWEST = 200_000  # masks that are remembered
 KEY = 16  # bytes of `Individual.key()`
+COLUMNS = ("generation", "evaluations", "epochs", "seconds", "hvlog", "points")  # that every log has
 
 
 @dataclass
@@ -38,6 +39,13 @@ class SeenStore:
         """Add an entry."""
         self.entries[key] = self.end, values
         self.order.append(key)
+
+    def copy(self, end: int) -> SeenStore:
+        """Return a store of its own that ends before the entry `end`."""
+        found = SeenStore(first=self.first)
+        for key in self.order[:end - self.first]:
+            found.append(key, self.entries[key][1])
+        return found
 
     def forget(self, first: int) -> None:
         """Drop the entries before `first`."""
@@ -79,7 +87,7 @@ class Seen(Mapping[bytes, Values]):
         """
         store = self.store
         if store.end != self.count:
-            store = read_seen(self.part(max(self.first, self.store.first), self.count), max(self.first, self.store.first))
+            store = store.copy(self.count)
         else:
             store.forget(self.first // SEGMENT * SEGMENT)
         for key, values in more.items():
@@ -95,11 +103,20 @@ class Seen(Mapping[bytes, Values]):
         return np.concatenate([np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), KEY), values.view(np.uint8)], axis=1)
 
 
-def read_seen(content: npt.NDArray[np.uint8], first: int) -> SeenStore:
-    """Return a store of what `Seen.part` took out, its first entry in the place `first`."""
+def read_seen(content: npt.NDArray[np.uint8], count: int, objectives: int) -> SeenStore:
+    """Return a store of what `Seen.part` took out: all that is remembered of `count` masks, from the start of a segment on.
+
+    Raises:
+        ValueError: it is not as many, or no such entries.
+    """
+    first = max(0, count - NEWEST) // SEGMENT * SEGMENT
+    if content.shape != (count - first, KEY + 8 * objectives if len(content) else KEY):
+        raise ValueError(f"found masks of shape {content.shape}, of {count} that were measured")
     store = SeenStore(first=first)
-    values = np.ascontiguousarray(content[:, KEY:]).view(np.float64).tolist()
-    for row, found in zip(content, values):
+    values = np.ascontiguousarray(content[:, KEY:]).view(np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("found masks without objectives")
+    for row, found in zip(content, values.tolist()):
         store.append(row[:KEY].tobytes(), tuple(found))
     return store
 
@@ -152,8 +169,16 @@ class Log(Sequence[dict[str, float]]):
 
 
 def read_log(content: npt.NDArray[np.uint8], columns: Sequence[str]) -> LogStore:
-    """Return a store of what `Log.part` took out, from the first row on."""
+    """Return a store of what `Log.part` took out, from the first row on.
+
+    Raises:
+        ValueError: it is no such log.
+    """
     width = len(columns)
+    if not set(COLUMNS) <= set(columns) or content.shape[1] != 9 * width:
+        raise ValueError(f"found a log of shape {content.shape} and the columns {columns}")
     numbers = np.ascontiguousarray(content[:, :8 * width])
     whole = np.ascontiguousarray(content[:, 8 * width:])
+    if not np.isfinite(numbers.view(np.float64)).all() or whole.max() > 1:
+        raise ValueError("found a log without numbers")
     return LogStore(tuple(columns), array("d", numbers.tobytes()), array("b", whole.tobytes()))

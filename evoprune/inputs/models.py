@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -59,7 +60,8 @@ MODELS: dict[str, Callable[[int, int], nn.Module]] = {"lenet": LeNet, "lenet5": 
 def private_copy(model: nn.Module) -> nn.Module:
     """Return a copy of the user's model on the CPU; raise `EvopruneError` where Python cannot copy it."""
     try:
-        return copy.deepcopy(model).cpu()
+        with warnings.catch_warnings(action="ignore"):  # of tensors that are odd to copy
+            return copy.deepcopy(model).cpu()
     except Exception as error:  # noqa: BLE001  # the user's model
         raise EvopruneError(f"model: {type(model).__name__} cannot be copied: {first_line(error)}; remove hooks and "
                             f"reparametrisations first (torch.nn.utils.prune.remove, remove_weight_norm)") from None

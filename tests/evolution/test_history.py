@@ -138,4 +138,19 @@ def test_one_generation_may_measure_more_than_is_remembered(small, tmp_path):
     seen = Seen().and_then({i.to_bytes(16, "big"): (float(i), 1.0) for i in range(333)})
     assert seen.count == 333 and list(seen) == [i.to_bytes(16, "big") for i in range(283, 333)]
     parts = np.concatenate([seen.part(280, 288), seen.part(288, 333)])
-    assert dict(Seen(history.read_seen(parts, 280))) == dict(seen)
+    assert dict(Seen(history.read_seen(parts, 333, 2))) == dict(seen)
+    for content, count in ((parts, 332), (parts[1:], 333), (parts[:, :-8], 333), (parts | 255, 333), (parts[:0], 333)):
+        with pytest.raises(ValueError, match="found masks"):
+            history.read_seen(content, count, 2)
+
+
+def test_a_log_that_no_search_wrote_is_refused():
+    log = Log()
+    for i in range(3):
+        log = log.and_then({name: i for name in history.COLUMNS})
+    part = log.part(0, 3)
+    assert list(Log(history.read_log(part, history.COLUMNS))) == list(log)
+    for content, columns in ((part[:, :-1], history.COLUMNS), (np.full_like(part, 255), history.COLUMNS),
+                             (part, history.COLUMNS[1:]), (part, "x")):
+        with pytest.raises(ValueError, match="found a log"):
+            history.read_log(content, columns)
