@@ -184,13 +184,24 @@ def print_all_tests(tests: list[tuple[float, str]]) -> None:
     print(f"\nbeyond chance, of {len(tests)} differences, p after Holm's correction over all:", *beyond or ["none"], sep="\n  ")
 
 
-def print_search(found: Runs) -> None:
-    """Print what the searches without training gained."""
+def at_these_alone(values: np.ndarray, wished: Sequence[float]) -> float:
+    """Return hvlog, test split, where a front has its points at the wished sparsities and no others: what a rule has."""
+    return hvlog([{"sparsity": str(wish / 100), "accuracy": str(value), "test_accuracy": str(value / 100)}
+                  for wish, value in zip(wished, values) if not np.isnan(value)])
+
+
+def print_search(found: Runs, wished: Sequence[float]) -> None:
+    """Print what the searches without training gained, and what of that is the number of their points."""
+    untrained = {method: runs for method, runs in found.items() if all(run.epochs == 0 for run in runs.values())}
     print("\nhvlog on the search split, first masks and last archive, of each seed")
-    for method, runs in found.items():
+    for method, runs in untrained.items():
         logs = [run.log for run in runs.values()]
-        if all(len(run.log) > 1 and run.epochs == 0 for run in runs.values()):
+        if all(len(log) > 1 for log in logs):
             print(f"{method:42s}" + ", ".join(f"{float(log[0]['hvlog']):.3f} {float(log[-1]['hvlog']):.3f}" for log in logs))
+    print("\nhvlog on the test split without training, median: of all points, and of those at these sparsities alone")
+    for method, runs in untrained.items():
+        both = np.median([[run.values[-1], at_these_alone(run.values[:-1], wished)] for run in runs.values()], axis=0)
+        print(f"{method:42s}{both[0]:.3f} {both[1]:.3f}")
 
 
 def print_machines(folder: Path, found: Runs) -> None:
@@ -207,15 +218,16 @@ def print_machines(folder: Path, found: Runs) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Print the table."""
-    folder, heads = Path(arguments[0]), [*(f"{float(text):g}" for text in arguments[1:]), "hvlog"]
-    found, unfinished = read_runs(folder, [float(text) for text in arguments[1:]])
+    folder, wished = Path(arguments[0]), [float(text) for text in arguments[1:]]
+    heads = [*(f"{wish:g}" for wish in wished), "hvlog"]
+    found, unfinished = read_runs(folder, wished)
     print_runs(found, unfinished, heads)
     if not found:
         sys.exit(f"{folder}: found no finished run, expected METHOD/seed-N/ with done.json")
     tests = [test for a, b in PAIRS if a in found and b in found for test in compare(a, b, found, heads)]
     if tests:
         print_all_tests(tests)
-    print_search(found)
+    print_search(found, wished)
     print_machines(folder, found)
 
 
