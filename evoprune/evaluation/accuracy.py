@@ -47,8 +47,10 @@ def accuracy(model: nn.Module, data: Any, batch_size: int | None = None) -> floa
     if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
         raise EvopruneError(f"batch_size: found {shown(batch_size)}, expected a whole number of at least 1")
     parameter = next(model.parameters(), torch.empty(0))
-    split = as_split(data, "data").to(parameter.device, dtype_of(model))
-    _, activation = probe(model, split, 1 + int(split.labels.max()))
+    split = as_split(data, "data")
+    classes = 1 + int(split.labels.max())
+    split = split.to(parameter.device, dtype_of(model))
+    _, activation = probe(model, split, classes)
     batch_size = batch_size or batch_size_for(activation, parameter.device)
     modes = {module: module.training for module in model.modules()}
     try:
