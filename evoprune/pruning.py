@@ -80,14 +80,14 @@ def all_at_once(run: Run, toolbox: Make, folder: Folder, engine: Local | Engine)
     try:
         with stoppable():
             for newest in search(run, made(toolbox, evaluate, run.layout, config), folder.checkpoint, mapping):
-                state = newest
-                if state.evaluations:
+                if newest.evaluations and not (folder.resuming and state is None):  # the first of those is where it was
                     folder.started()
+                state = newest
             assert state is not None
             say_searched(run, state)
             points = finished_points(run, state, folder, engine)
     except Stopped:
-        if state is not None:
+        if state is not None and not folder.intact():
             write_stopped(run, state, folder, engine)
         raise
     write_finished(run, points, state.log, folder)

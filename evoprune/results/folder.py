@@ -133,8 +133,12 @@ class Folder:
         move([*reversed(written.FILES), *checkpoint], self.replaced, self.path)
         remove(self.replaced)
 
+    def intact(self) -> bool:
+        """Say whether this is a finished run that has been resumed and has not gone on."""
+        return self.config is not None and (self.path / written.DONE).exists()
+
     def started(self) -> None:
-        """Let go of what the run replaces: it has something of its own now."""
+        """Let go of what the run replaces, or of the end that a resumed one had: it has something new."""
         if self.config is not None:
             self.remove(written.DONE)
             self.write(written.CONFIG, self.config)
@@ -221,6 +225,7 @@ def write_run(folder: Folder, points: Sequence[Pruned], rows: Sequence[dict[str,
 
     Points that another dominates, or that are below the floor (training can do both), go to dominated.csv.
     """
+    folder.started()
     front = undominated(points, floor)
     kept = {p.measured.id for p in front}
     dominated = [p for p in points if p.measured.id not in kept]

@@ -245,3 +245,32 @@ evoprune.prune(torch.nn.Linear(4, 3), (torch.randn(40, 4), torch.arange(40) % 3)
 
 def load_front_settings(out):
     return evoprune.results.record.read_record(folders.home_of(out) / "config.json").settings["model"]
+
+
+def raising_at(generation):
+    def make(evaluate, layout, config):
+        made = default_toolbox(evaluate, layout, config)
+        usual = made.breed
+
+        def breed(state, rng):
+            if state.generation == generation:
+                raise ZeroDivisionError("in breed")
+            return usual(state, rng=rng)
+
+        made.register("breed", breed)
+        return made
+
+    return make
+
+
+def test_a_finished_run_that_does_not_get_farther_stays_finished(lenet, digits, tmp_path):
+    out = tmp_path / "run"
+    prune(lenet, digits, out=str(out), population=4, generations=3, threads=1)
+    before = hashes(out)
+    with pytest.raises(EvopruneError, match="ZeroDivisionError: in breed"):
+        prune(lenet, digits, resume=out, generations=6, toolbox=raising_at(3))
+    assert hashes(out) == before
+    assert len(prune(lenet, digits, resume=out, generations=6, max_seconds=0.0)) and hashes(out) == before
+    with pytest.raises(EvopruneError, match="ZeroDivisionError: in breed"):
+        prune(lenet, digits, resume=out, generations=6, toolbox=raising_at(4))
+    assert not (out / "done.json").exists() and prune(lenet, digits, resume=out).record.config.generations == 6
