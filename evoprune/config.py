@@ -115,6 +115,9 @@ class Config:
             check_setting(f.name, getattr(self, f.name))
             if "\0" in str(getattr(self, f.name)):
                 raise EvopruneError(f"{f.name}: found a NUL character, expected none")
+        for name in ("layer", "skip", "include"):
+            if not (getattr(self, name) or "all").strip(", "):
+                raise EvopruneError(f"{name}: found {getattr(self, name)!r}, expected names with commas between")
         if self.population % 2:
             raise EvopruneError(f"population: found {self.population}, expected an even number of at least 4; "
                                 f"try {self.population + 1}")

@@ -7,7 +7,7 @@ from conftest import ROOT
 
 
 @pytest.mark.parametrize(("engines", "runs"), [
-    (("local", "processes"), 2), pytest.param(("scoop",), 2, marks=pytest.mark.slow),
+    (("local", "processes"), 1), pytest.param(("scoop",), 2, marks=pytest.mark.slow),
     pytest.param(("dask",), 2, marks=pytest.mark.slow)])
 def test_a_few_runs_of_chaos_lose_nothing(engines, runs, tmp_path):
     command = [sys.executable, ROOT / "scripts" / "chaos.py", "--runs", str(runs), "--seed", "3", "--out", tmp_path]

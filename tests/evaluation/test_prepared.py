@@ -33,7 +33,7 @@ def masks_of(model, layout, rules="magnitude,erk", size=13):
 
 
 def test_lenet5_counts_equal_the_obvious_way_on_5000_images(digits):
-    """Twenty masks: the copy zeroed by hand, layer after layer, against the prepared model."""
+    """Eight masks: the copy zeroed by hand, layer after layer, against the prepared model."""
     def enlarged(split, count):
         index = torch.arange(count) % len(split)
         images = nn.functional.interpolate(split.images[index].float(), 28) + 30 * torch.rand(count, 1, 28, 28)
@@ -44,7 +44,7 @@ def test_lenet5_counts_equal_the_obvious_way_on_5000_images(digits):
     tune(model, enlarged(digits.train, 2000), Recipe(1, "adam", 0.005, 32, seed=0, augment=False))
     search, layout = enlarged(digits.search, 5000), find_layers(model)
     fast, counts = Evaluator(model, layout, search, 256, cache_mb=500), set()
-    for individual in population(model, layout, 20):
+    for individual in population(model, layout, 8):
         zeroed = copy.deepcopy(model)
         for i, layer in enumerate(layout):
             zeroed.get_parameter(layer.name).data[~torch.from_numpy(get_bits(individual, i, layout)).view(layer.shape)] = 0
@@ -54,7 +54,7 @@ def test_lenet5_counts_equal_the_obvious_way_on_5000_images(digits):
         right = int((expected.argmax(1) == search.labels).sum())
         assert abs(int(fast.correct(individual)) - right) <= len(flipped)
         counts.add(right)
-    assert len(counts) > 10
+    assert len(counts) > 4
 
 
 def all_logits(evaluator, individual):
