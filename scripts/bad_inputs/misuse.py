@@ -40,8 +40,6 @@ def misuse() -> Cases:
         "accuracy=True": {"accuracy": True}}
     found |= {f"best({name})": Case(lambda wish=wish: evoprune.load_front("run").best(**wish), tuple(front)) for name,
         wish in wishes.items()}
-    found["best(nope=1)"] = Case(lambda: evoprune.load_front("run").best(nope=1), tuple(front),
-        "traceback")  # a TypeError, it says, like any unknown keyword
     calls: dict[str, Callable[[], Any]] = {
         "None, data": lambda: evoprune.accuracy(None, vectors()), "'lenet', data": lambda: evoprune.accuracy("lenet", vectors()),
         "a class, data": lambda: evoprune.accuracy(nn.Linear, vectors()),
@@ -89,10 +87,9 @@ def misuse() -> Cases:
             "a NUL": "\0", "in lines": "two\nlines"}.items():
         found[f"a model {name}"] = Case(lambda value=value: prune(value, vectors()))
         found[f"data {name}"] = Case(lambda value=value: prune(linear(), value))
-    for name, text in {"unknown": {"nope": 1}, "of None": {"population": None}, "in lines": {"model": Lines()},
+    for name, text in {"of None": {"population": None}, "in lines": {"model": Lines()},
             "long": {"engine": "x" * 10**6}, "odd": {"population": 5}}.items():
-        found[f"Config {name}"] = Case(lambda text=text: evoprune.Config(**text),
-            expected="traceback" if name == "unknown" else "one line")  # a TypeError, like any unknown keyword
+        found[f"Config {name}"] = Case(lambda text=text: evoprune.Config(**text))
     return found
 
 
