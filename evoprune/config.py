@@ -32,9 +32,10 @@ class Config:
     """The settings of one run; `Config(population=7)` raises `EvopruneError`."""
 
     # what is pruned, and on what
-    model: str = option("lenet", "lenet, lenet5, resnet18, torchvision:NAME, package.module:function or FILE.py:function",
-                        metavar="MODEL")
-    weights: str | None = option(None, "a state dict to start from: .pt, .pth or .safetensors", metavar="FILE")
+    model: str = option("lenet", "lenet, lenet5, resnet18, torchvision:NAME, timm:NAME, hf:DIR, package.module:function or "
+                        "FILE.py:function", metavar="MODEL")
+    weights: str | None = option(None, "a state dict to start from: .safetensors, alone or sharded, or what torch.save wrote "
+                                 "(.pt, .pth, .ckpt, .bin)", metavar="FILE")
     train_epochs: int | None = option(None, "train the dense model first (digits without weights: 30)", low=0,
                                       high=100_000)
     data: str = option("digits", "digits, mnist, cifar10, folder:DIR, npz:FILE, package.module:function "

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import Small
 from safetensors.torch import load_file
+from torch import nn
 
 import evoprune
 from evoprune.evolution.starts import first_population
@@ -332,3 +333,26 @@ def test_the_search_gains_over_its_first_masks_and_over_chance(seed, weights_fil
 def test_masks_are_plain_packed_bits(run_folder, lenet):
     with np.load(run_folder / "masks.npz", allow_pickle=False) as file:
         assert file["000/fc1.weight"].dtype == np.uint8 and file["000/fc1.weight"].shape == (1024,)
+
+
+def test_the_dense_model_is_a_point_as_it_came_where_repair_makes_it_worse(tmp_path):
+    """A batch norm whose statistics only the dense model has: on a few images they are worth nothing."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    model[1].running_mean.normal_()
+    images = torch.randn(40, 6)
+    labels = model.eval()(images).argmax(1)
+    front = evoprune.prune(model, (images, labels), out=tmp_path / "run", population=4, generations=0, start="random", seed=1)
+    first = front.points[0]
+    assert (first.origin, first.repair, first.accuracy, first.sparsity, first.test_accuracy) == ("dense", "none", 1.0, 0.0, 1.0)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in first.state_dict().items())
+
+
+def test_a_front_of_nothing_better_than_one_label_says_so(tmp_path, caplog):
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    labels = torch.arange(30) % 3
+    data = evoprune.Data(None, (torch.zeros(30, 6), labels), (torch.zeros(30, 6), labels))
+    evoprune.prune(model, data, out=tmp_path / "run", population=4, generations=0)
+    said = [record.getMessage() for record in caplog.records if "no pruned model" in record.getMessage()]
+    assert said == ["warning: no pruned model is better than the commonest label for every image (33.33 %): more "
+                    "--population, --generations or training may find some"]

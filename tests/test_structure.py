@@ -19,11 +19,11 @@ from evoprune.rules import NEEDS, SCORES
 
 BELOW = ["interrupts", "errors", "files", "objectives", "rules", "config"]
 WINGS = {
-    "inputs": ["models", "named", "splits", "sources"],
+    "inputs": ["models", "weights", "zoo", "named", "splits", "sources"],
     "engines": ["worker", "team", "processes", "scoop_pool", "dask_pool", "engine", "scoop_launch", "scoop_worker"],
     "masks": ["units", "layout", "layers", "genome", "tensors", "saliency", "channels", "paths"],
     "values": ["fast", "training", "least_squares", "sensitivity", "repair", "inherited"],
-    "evaluation": ["accuracy", "graph", "prepared", "evaluator"],
+    "evaluation": ["accuracy", "graph", "usage", "prepared", "evaluator"],
     "evolution": ["selection", "operators", "starts", "history", "generations", "tuned", "toolbox", "checkpoint"],
     "results": ["points", "record", "written", "plots", "folder", "front"],
     "run": ["settings", "run", "progress", "machine", "prepare", "rebuild", "jobs", "search", "layerwise", "finish"]}
@@ -175,8 +175,8 @@ def stop_words(sources):
 
 
 def records_read(sources):
-    """What reads config.json by hand: by JSON outside the modules that have files of their own."""
-    own = {"files", "results.record", "evolution.checkpoint", "run.layerwise"}
+    """What reads config.json by hand: by JSON outside the modules that have files of their own, or of others."""
+    own = {"inputs.weights", "inputs.zoo", "files", "results.record", "evolution.checkpoint", "run.layerwise"}
     return [f"{name}: {ast.unparse(node)}" for name, text in sources.items() if name not in own
             for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)
             and ast.unparse(node.func).startswith("json.load")]

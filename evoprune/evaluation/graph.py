@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Collection
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from ..inputs.models import copied
 from ..values.fast import average_2x2, is_average_2x2, tanh_
 
 WIDE = 16  # input channels from which on channels_last is faster (measured: LeNet slower, ResNet and MobileNet faster)
@@ -31,7 +31,7 @@ def rewritten(plain: nn.Module, inputs: Tensor, fold: bool = True) -> tuple[nn.M
     try:
         with torch.no_grad():  # not inference_mode: its tensors could never be changed again
             expected = plain(inputs)
-            graph = fx.symbolic_trace(copy.deepcopy(plain))
+            graph = fx.symbolic_trace(copied(plain))
             folded = fold_batch_norms(graph) if fold else 0
             rounded = folded + use_faster_modules(graph, pools=not channels_last_wins(plain))
             if close(expected, graph(inputs)):

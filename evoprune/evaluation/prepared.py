@@ -9,7 +9,6 @@ logits, is run whole.
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
 from collections.abc import Collection
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ..inputs.models import copied
 from ..inputs.splits import Split
 from .graph import channels_last_wins, rewritten, same, split_graph
 
@@ -37,7 +37,7 @@ class PreparedModel:
         # 8 arguments: five of them say what may be rewritten
         self.split, self.batch_size = split, batch_size
         self.dtype = torch.bfloat16 if precision == "bf16" else split.dtype
-        self.model, self.rounded = copy.deepcopy(model).to(split.labels.device).eval().requires_grad_(False), 0
+        self.model, self.rounded = copied(model).to(split.labels.device).eval().requires_grad_(False), 0
         self.format = torch.channels_last if channels_last_wins(model) and not plain else torch.contiguous_format
         if not plain:
             self.model, self.rounded = rewritten(self.model, split.inputs(slice(0, CHECKED)), fold)

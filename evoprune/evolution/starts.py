@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from ..engines.worker import ignore
 from ..masks.channels import Channels
 from ..masks.genome import Individual, dense_individual, from_masks, kept_weights
 from ..masks.layout import Layer, Layout
@@ -35,6 +36,7 @@ class Known:
     repaired: Callable[[Individual], list[Tensor]]  # values after dead paths are dropped, in place, and the rest repaired
     worth: Callable[[Sequence[Tensor]], list[Tensor]]  # saliency of each gene, of the values repaired last
     channels: Callable[[], Sequence[Channels]] = list  # how layers are connected, which is no knowledge of weights
+    progress: Callable[[int, int], None] = ignore  # told the step of a long path, and of how many
 
 
 def first_population(known: Known, start: str, size: int, rng: np.random.Generator) -> list[Individual]:
@@ -144,7 +146,8 @@ def multishot(known: Known, saliency: str = SURGEON, densities: Sequence[float] 
 
     values = known.repaired(dense_individual(layout)) if saliency == SURGEON else known.weights()
     scores = worth(values)
-    for density in sorted({*np.geomspace(1, SPARSEST_START, SHOTS + 1)[1:], *densities}, reverse=True):
+    steps = sorted({*np.geomspace(1, SPARSEST_START, SHOTS + 1)[1:], *densities}, reverse=True)
+    for i, density in enumerate(steps):
         kept = [mask & layer.any(value != 0) for mask, layer, value in zip(
             keep_top(scores, count_kept(density, layout.weights), layout), layout, values)]
         individual = from_masks((mask.numpy() for mask in kept), "multishot")
@@ -153,6 +156,7 @@ def multishot(known: Known, saliency: str = SURGEON, densities: Sequence[float] 
             values = known.repaired(individual)
             scores = worth(values)
         path.append((np.log(density), [layer.any(value != 0).numpy() for layer, value in zip(layout, values)]))
+        known.progress(i + 1, len(steps))
 
     def mask(density: float, rng: np.random.Generator) -> Masks:
         return min(path, key=lambda step: abs(step[0] - np.log(density)))[1]

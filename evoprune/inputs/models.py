@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -57,14 +58,31 @@ def resnet18(outputs: int = 10, channels: int = 3) -> nn.Module:
 MODELS: dict[str, Callable[[int, int], nn.Module]] = {"lenet": LeNet, "lenet5": LeNet5, "resnet18": resnet18}
 
 
+def copied(model: nn.Module) -> nn.Module:
+    """Return a copy of a model. What hooks computed from parameters, as `torch.nn.utils.weight_norm` does, Python could not copy:
+    the copy has its values, until its own hooks compute them again."""
+    computed = [value for module in model.modules() for value in vars(module).values()
+                if isinstance(value, Tensor) and not value.is_leaf]
+    return copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})
+
+
 def private_copy(model: nn.Module) -> nn.Module:
     """Return a copy of the user's model on the CPU; raise `EvopruneError` where Python cannot copy it."""
     try:
         with warnings.catch_warnings(action="ignore"):  # of tensors that are odd to copy
-            return copy.deepcopy(model).cpu()
+            return copied(model).cpu()
     except Exception as error:  # noqa: BLE001  # the user's model
         raise EvopruneError(f"model: {type(model).__name__} cannot be copied: {first_line(error)}; remove hooks and "
-                            f"reparametrisations first (torch.nn.utils.prune.remove, remove_weight_norm)") from None
+                            f"what else copy.deepcopy does not take") from None
+
+
+def set_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load a state dict that fits. Files of plain tensors lack the versions of modules that torch keeps beside a state dict, and
+    some modules do not load without: those of the model itself stand in."""
+    versioned = OrderedDict(state)
+    versions = getattr(state, "_metadata", None) or getattr(model.state_dict(), "_metadata", {})
+    versioned._metadata = versions  # type: ignore[attr-defined]  # that is where torch looks for it
+    model.load_state_dict(versioned)
 
 
 def logits_of(output: Any) -> Tensor:

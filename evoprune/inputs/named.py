@@ -1,7 +1,4 @@
-"""Gets a model by its name: built in, torchvision, an importable function; and its weights from a file.
-
-Nothing is unpickled: .pt and .pth are read with weights_only.
-"""
+"""Gets a model by its name: built in, torchvision, timm, a folder of Hugging Face's, an importable function."""
 
 from __future__ import annotations
 
@@ -9,21 +6,18 @@ import importlib.util
 import logging
 import sys
 import traceback
-import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch import nn
 
 from ..config import Config
 from ..errors import EvopruneError, first_line
-from ..files import load_safetensors
 from ..objectives import MEASURES
 from .models import MODELS
+from .weights import load_weights, read_weights
+from .zoo import ZOOS, zoo_model
 
-STRANGE = "sparse, nested or quantised"  # tensors
 log = logging.getLogger("evoprune")
 
 
@@ -34,8 +28,9 @@ def load_model(config: Config, outputs: int, channels: int) -> nn.Module:
         EvopruneError: an unknown name, weights that do not fit, or a built-in model with neither weights nor training.
     """
     training = bool(config.train_epochs)
-    if config.model in MODELS and config.weights is None and not training:
-        raise EvopruneError(f"weights: the built-in {config.model} has none of its own; give --weights FILE, "
+    if (config.model in MODELS or config.model.startswith("timm:")) and config.weights is None and not training:
+        built_in = "built-in " * (config.model in MODELS)
+        raise EvopruneError(f"weights: the {built_in}{config.model} has none of its own; give --weights FILE, "
                             f"or train it first with --train-epochs N")
     model = build_model(config.model, outputs, channels, pretrained=config.weights is None and not training)
     if config.weights is not None:
@@ -44,17 +39,17 @@ def load_model(config: Config, outputs: int, channels: int) -> nn.Module:
 
 
 def build_model(spec: str, outputs: int, channels: int, pretrained: bool = False) -> nn.Module:
-    """Return the model that `spec` names; `outputs` and `channels` count for built-in and torchvision models only."""
+    """Return the model that `spec` names; `outputs` and `channels` count for built-in, torchvision and timm models only."""
     if spec in MODELS:
         try:
             return MODELS[spec](outputs, channels)
         except RuntimeError as error:  # for want of memory
             raise EvopruneError(f"model: {spec} of {outputs:,} outputs and {channels:,} channels cannot be made: "
                                 f"{first_line(error)}") from None
-    if spec.startswith("torchvision:"):
-        return torchvision_model(spec.partition(":")[2], outputs, pretrained)
+    if spec.startswith(tuple(f"{zoo}:" for zoo in ZOOS)):
+        return zoo_model(spec, outputs, channels, pretrained)
     if ":" not in spec:
-        raise EvopruneError(f"model: found {spec!r}, expected {', '.join(MODELS)}, torchvision:NAME, "
+        raise EvopruneError(f"model: found {spec!r}, expected {', '.join(MODELS)}, torchvision:NAME, timm:NAME, hf:DIR, "
                             f"package.module:function or FILE.py:function")
     model = call(spec, "model")
     if not isinstance(model, nn.Module):
@@ -65,90 +60,9 @@ def build_model(spec: str, outputs: int, channels: int, pretrained: bool = False
 def says_what_it_calls(spec: str) -> None:
     """Warn that building a model calls a function, if that is what `spec` names: a folder of somebody else's chose it."""
     where, _, name = spec.rpartition(":")
-    if where and where != "torchvision":
+    if where and where not in ZOOS:
         file = f"file {Path(where).resolve()}" if where.endswith(".py") else f"module {where}"
         log.warning("building the model calls the function %s of the %s; load_front(dir, model=mine) calls nothing", name, file)
-
-
-def torchvision_model(name: str, outputs: int, pretrained: bool) -> nn.Module:
-    from torchvision import models
-
-    if name not in models.list_models(module=models):
-        near = [n for n in models.list_models(module=models) if n[:4] == name[:4]] or models.list_models(module=models)
-        raise EvopruneError(f"model: torchvision has no classifier {name!r}; there are {', '.join(near)}")
-    if not pretrained:
-        model: nn.Module = models.get_model(name, weights=None, num_classes=outputs)
-        return model
-    try:
-        return models.get_model(name, weights="DEFAULT")  # type: ignore[no-any-return]  # torchvision is untyped
-    except OSError as error:
-        raise EvopruneError(f"model: the weights of torchvision:{name} could not be fetched ({first_line(error)}); "
-                            f"give a file of them with --weights FILE") from None
-
-
-def torchvision_preset(name: str) -> Any:
-    """Return the transforms of a torchvision model's default weights, or None for a model that has none."""
-    from torchvision import models
-
-    try:
-        return models.get_model_weights(name).DEFAULT.transforms()
-    except (ValueError, AttributeError):  # an unknown name: building the model will say so
-        return None
-
-
-def read_weights(path: str) -> dict[str, Tensor]:
-    """Read a state dict; one inside a training checkpoint is found."""
-    if not Path(path).is_file():
-        raise EvopruneError(f"weights: {path}: no such file")
-    try:
-        if path.endswith(".safetensors"):
-            found: Any = load_safetensors(Path(path))
-        else:
-            with warnings.catch_warnings(action="ignore"):  # of tensors that are refused
-                found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001  # a damaged file raises whatever its parser happens to raise
-        unsafe = "weights_only" in str(error)  # torch's own advice is to unpickle it all the same
-        found = "holds more than tensors, or is no file of torch's" if unsafe else first_line(error)
-        raise EvopruneError(f"weights: {path}: {found}; expected a plain state dict, as "
-                            f"torch.save(model.state_dict(), ...) or safetensors write it") from None
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    if not isinstance(found, dict) or not found or not all(
-            isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items()):
-        raise EvopruneError(f"weights: {path}: found {type(found).__name__} of other things, expected a state dict "
-                            f"of names and tensors")
-    return found
-
-
-def load_weights(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
-    """Load a state dict that must fit exactly, but for a leading `module.` (of nn.DataParallel) that is dropped."""
-    own = model.state_dict()
-    if not own.keys() & state.keys():
-        state = {name.removeprefix("module."): value for name, value in state.items()}
-    if lacks := [name for name, value in own.items() if is_lazy(value) or value.is_meta]:
-        raise EvopruneError(f"model: {lacks[0]} has no values yet, expected a model that has been run or loaded once")
-    wrong = [f"{name} is {kind_of(state[name])} in the file, {kind_of(own[name])} in the model"
-             for name in own if name in state and kind_of(own[name]) != kind_of(state[name])]
-    wrong = wrong or [f"{name} is {tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the model"
-                      for name in own if name in state and own[name].shape != state[name].shape]
-    missing = [f"{name} is missing" for name in own if name not in state]
-    extra = [f"the model has no {name}" for name in state if name not in own]
-    if problems := wrong + missing + extra:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise EvopruneError(f"weights: {where}: {problems[0]}{more}; expected the state dict of this model")
-    try:
-        model.load_state_dict(state)
-    except Exception as error:  # noqa: BLE001  # a model may have one of its own
-        raise EvopruneError(f"weights: {where}: {first_line(error)}") from None
-
-
-def kind_of(value: Tensor) -> str:
-    """Return what a tensor holds, as far as another may not be put in its place."""
-    if value.layout != torch.strided or value.is_quantized or value.is_nested:
-        return STRANGE
-    return "floating point" if value.is_floating_point() else "complex" if value.is_complex() else \
-        "bool" if value.dtype == torch.bool else "integer"
 
 
 def load_objectives(text: str) -> None:

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from ..config import Config
 from ..errors import EvopruneError, first_line
-from .named import call, torchvision_preset
+from .named import call
 from .splits import Data, Split, as_data, as_split, as_tensor, check_split
+from .zoo import preset_of
 
 DATA = ("digits", "mnist", "cifar10", "folder:DIR", "npz:FILE", "package.module:function", "FILE.py:function")
 Index = npt.NDArray[np.int64]
@@ -155,17 +156,17 @@ def constants(config: Config) -> tuple[tuple[float, ...] | None, tuple[float, ..
 
 
 def how_to_normalise(config: Config, source: Source) -> tuple[Transform | None, Any, Any]:
-    """Return (transform, mean, std): the user's own, else the torchvision model's preset, else the data set's."""
+    """Return (transform, mean, std): the user's own, else the model's preset, else the data set's."""
     mean, std = constants(config)
     transform = None
     if config.image_size:
         from torchvision.transforms import InterpolationMode  # a second of every process that does without
 
         transform = Transform(config.image_size, config.image_size, InterpolationMode.BILINEAR)
-    preset = torchvision_preset(config.model.partition(":")[2]) if config.model.startswith("torchvision:") else None
+    preset = preset_of(config.model)
     if preset is not None:
-        transform = transform or Transform(preset.resize_size[0], preset.crop_size[0], preset.interpolation)
-        mean, std = mean or tuple(preset.mean), std or tuple(preset.std)
+        transform = transform or Transform(preset.resize, preset.crop, preset.interpolation)
+        mean, std = mean or preset.mean, std or preset.std
     return transform, mean or source.mean, std or source.std
 
 

@@ -19,6 +19,7 @@ from ..errors import EvopruneError
 from ..rules import UNITS
 from .units import collapsed
 
+UNUSED = "that the forward pass does not use"  # parameters
 Values = TypeVar("Values")  # a numpy array or a tensor
 Bools = npt.NDArray[np.bool_]
 

@@ -5,14 +5,13 @@ A score looks at the weights, and those of `NEEDS_DATA` also at `squares`, the m
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..inputs.models import logits_of
+from ..inputs.models import copied, logits_of
 from ..inputs.splits import Split
 from .layout import Layer, Layout
 
@@ -89,7 +88,7 @@ def gradient_squares(model: nn.Module, names: Sequence[str], split: Split, batch
 
     The first `images` of the split count, in eval mode, on the split's device; `model` stays as it is.
     """
-    net = copy.deepcopy(model).to(split.labels.device).eval().requires_grad_(False)
+    net = copied(model).to(split.labels.device).eval().requires_grad_(False)
     parameters = [dict(net.named_parameters())[name].requires_grad_() for name in names]
     squares = [torch.zeros_like(p) for p in parameters]
     starts = range(0, min(images, len(split)), batch_size)

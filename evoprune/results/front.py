@@ -64,7 +64,7 @@ class Point(Measured):
 
         Where the run's model was a function, named, and none was handed to `load_front`, that function is called.
         """
-        from ..inputs.named import load_weights
+        from ..inputs.weights import load_weights
 
         model, state = self.front.structure(), self.state_dict()
         load_weights(model, state, f"{self.front.path}, point {self.id}")

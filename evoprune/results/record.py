@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from ..config import Config
 from ..errors import EvopruneError, first_line, shown
-from ..masks.layout import Layer, Layout
+from ..masks.layout import UNUSED, Layer, Layout
 from ..objectives import USUAL, Objective, Objectives, split_objectives
 from .points import TESTED, Measured, column
 
@@ -44,6 +44,7 @@ class Record:
     objectives: tuple[Objective, ...] = USUAL
     aliases: tuple[tuple[str, ...], ...] | None = None  # of each searched parameter that has several names; None: not recorded
     toolbox: str | None = None  # what made it: file, function, arguments; None: the default
+    left_out: dict[str, Any] | None = None  # names and sizes of parameters that are not searched, by the reason
 
     def to_json(self) -> str:
         """Return the content of config.json."""
@@ -67,6 +68,11 @@ class Record:
         values = tuple(dense.get(o.name, o.worst) for o in objectives)
         test, low, high = (dense[column(part, objectives)] for part in TESTED)
         return Measured("dense", values, *all_kept, test, low, high, values[objectives.score], 0, "dense", "none", objectives)
+
+    @property
+    def unused(self) -> list[str]:
+        """Parameters that the forward pass does not use: neither searched nor counted."""
+        return [name for name, _ in (self.left_out or {}).get(UNUSED, ())]
 
     def layers(self) -> Layout:
         """Return the layout of the searched layers."""
@@ -127,6 +133,13 @@ def check_record(record: Record) -> None:
     names = {layer.name for layer in record.layout}
     if odd := [each for each in record.aliases or () if len(each) < 2 or each[0] not in names]:
         raise EvopruneError(f"aliases: found {list(odd[0])}, expected a searched parameter and its other names")
+    for reason, each in (record.left_out or {}).items():
+        try:
+            read(each, tuple[tuple[str | int, ...], ...], reason)
+            if any([type(part) for part in pair] != [str, int] for pair in each):
+                raise EvopruneError(f"{reason}: found {shown(each)}")
+        except EvopruneError as error:
+            raise EvopruneError(f"left_out: {error}; expected names and sizes") from None
     check_objectives(record)
     check_dense(record)
 

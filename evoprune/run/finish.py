@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 
 from torch import Tensor
@@ -14,6 +13,7 @@ from ..evaluation.evaluator import Evaluator
 from ..evolution.generations import State
 from ..evolution.selection import non_dominated
 from ..files import from_safetensors
+from ..inputs.models import copied, set_state
 from ..inputs.splits import Split
 from ..results.folder import Folder, write_run
 from ..results.points import Pruned, before_and_after, numbered, pruned, thin
@@ -49,8 +49,19 @@ def write_finished(run: Run, points: list[Pruned], rows: Rows, folder: Folder) -
     """Write the files of a run that came to its end."""
     config, trained = run.config, sum(p.state is not None for p in points)
     write_run(folder, points, rows, run.layout, run.dense, config.accuracy_floor)
+    say_whether_better(run, points)
     folder.write_done(generations=config.generations, evaluations=int(rows[-1]["evaluations"]), points=len(points),
                       batch_size=run.evaluator.batch_size, epochs=config.total_epochs or config.finetune_epochs * trained)
+
+
+def say_whether_better(run: Run, points: list[Pruned]) -> None:
+    """Warn where no pruned model is worth anything."""
+    labels = run.data.search.labels
+    commonest = int(labels.bincount().max()) / len(labels)
+    score, least = run.objectives[run.objectives.score], max(commonest, run.config.accuracy_floor)
+    if all(point.measured.score <= least for point in points if point.density < 1):
+        log.warning("warning: no pruned model is better than the commonest label for every image (%s): more --population, "
+                    "--generations or training may find some", score.said(commonest))
 
 
 def write_stopped(run: Run, state: State, folder: Folder, engine: Local | Engine) -> None:
@@ -59,14 +70,19 @@ def write_stopped(run: Run, state: State, folder: Folder, engine: Local | Engine
     if config.precision != "fp32" and config.repair == "none":
         measure_plainly(run, points, engine)
     for point in points if config.total_epochs is None else ():
-        point.note(repair=str(config.repair))
+        point.note(repair=str(config.repair) if point.density < 1 else "none")
     write_run(folder, points, state.log, run.layout, run.dense, config.accuracy_floor)
 
 
 def untrained(run: Run, state: State) -> list[Pruned]:
-    """Return the search's front, as it was measured."""
-    points = []
-    for individual in non_dominated(state.archive, run.config.accuracy_floor):
+    """Return the search's front, as it was measured, and where masked models are repaired the dense one as it came: repair may
+    have made it worse."""
+    points, dense = [], state.archive[0]
+    front = non_dominated(state.archive, run.config.accuracy_floor)
+    if run.config.repair != "none" and run.config.total_epochs is None:
+        points.append(pruned(dense, run.layout, run.dense.score))
+        front = [individual for individual in front if individual is not dense]
+    for individual in front:
         point = pruned(individual, run.layout, individual.fitness.score)
         if run.config.total_epochs is not None and individual.values:
             point.note(before=int(run.evaluator.correct(individual)) / len(run.data.search))
@@ -77,7 +93,7 @@ def untrained(run: Run, state: State) -> list[Pruned]:
 
 def measure_plainly(run: Run, points: list[Pruned], engine: Local | Engine) -> None:
     """Measure untrained points again with the model as the user has it, where the search rounds in another way or repairs;
-    points keep the repaired values, made with more images than the search takes.
+    pruned points keep the repaired values, made with more images than the search takes.
 
     Raises:
         EvopruneError: a repair was given up.
@@ -91,6 +107,7 @@ def measure_plainly(run: Run, points: list[Pruned], engine: Local | Engine) -> N
             score = int(run.last.correct(point.individual)) / images
             point.note(score, before=score)
         return
+    points = [point for point in points if point.density < 1]
     pace = Pace(len(points))
 
     def arrived(i: int, found: tuple[int, int | None, bytes] | None) -> None:
@@ -166,6 +183,6 @@ def measure(run: Run, point: Pruned, what: str) -> None:
 
 def count(run: Run, state: dict[str, Tensor], split: Split) -> Tensor:
     """Count the right answers of the model with these values."""
-    net = copy.deepcopy(run.model)
-    net.load_state_dict(state)
+    net = copied(run.model)
+    set_state(net, state)
     return correct(net.to(split.labels.device).eval(), split, run.batch_size)

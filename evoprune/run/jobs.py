@@ -5,7 +5,6 @@ A job is a packed mask, and what comes back is two floats, or the bytes of repai
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,8 @@ from ..evaluation.accuracy import correct
 from ..evaluation.evaluator import Evaluator
 from ..evolution.tuned import Job
 from ..files import fingerprint, to_safetensors
-from ..inputs.named import load_weights
+from ..inputs.models import copied
+from ..inputs.weights import load_weights
 from ..masks.genome import Individual, Measurement, Result, set_bits
 from ..masks.layout import Layout
 from ..masks.paths import drop_dead
@@ -48,7 +48,7 @@ class OneLayer:
         """Return the evaluator of this stage; a process keeps that of the newest."""
         if self.identity not in STAGES:
             STAGES.clear()
-            net = copy.deepcopy(run.model)
+            net = copied(run.model)
             load_weights(net, load_file(self.file), self.file)
             layout = Layout((run.layout[self.layer],), run.layout.total, self.gone)
             STAGES[self.identity] = make_evaluator(net, layout, run.data, run.config, run.evaluator.batch_size,
@@ -111,7 +111,7 @@ class TrainPoint:
         run = registered_run(self.identity)
         config, key = run.config, individual.key().hex()
         assert run.data.train is not None
-        net = copy.deepcopy(run.model).to(config.device)
+        net = copied(run.model).to(config.device)
         kept = named_masks(individual, run.layout)
         seed = int(hashlib.sha256(f"{config.seed}:{key}".encode()).hexdigest()[:12], 16)
         recipe = recipe_for(net, config.finetune_epochs, seed, config.learning_rate, config.augment)

@@ -6,7 +6,6 @@ checkpoint/, so that a stopped run goes on in the stage it was in.
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from ..evolution.generations import State
 from ..evolution.selection import non_dominated
 from ..evolution.toolbox import Make, made
 from ..files import fingerprint, remove, to_safetensors, write_atomic
+from ..inputs.models import copied, set_state
 from ..masks.genome import Fitness, Individual, dense_individual, kept_genes, pruned_weights
 from ..masks.layout import Layout
 from ..masks.tensors import named_masks
@@ -93,8 +93,8 @@ class Layerwise:
         if (stored := self.folder.read_trained(name, identity)) is not None:
             return unpack_stage(stored, run.layout)
         run.check_time()
-        net = copy.deepcopy(run.model)
-        net.load_state_dict(before.state)
+        net = copied(run.model)
+        set_state(net, before.state)
         found = self.search_layer(before, net, i, identity, name)
         chosen = choose_mask(found, Layout((run.layout[i],), 1), run.config, cap)
         layer = run.layout[i]

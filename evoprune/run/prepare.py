@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import logging
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
@@ -16,15 +16,17 @@ from ..config import RESUMABLE, Config
 from ..errors import EvopruneError, first_line
 from ..evaluation.accuracy import batch_size_for, correct, dtype_of, probe
 from ..evaluation.evaluator import Evaluator
+from ..evaluation.usage import unused_parameters
 from ..evolution.checkpoint import load
 from ..evolution.tuned import budget_of, kept_at_targets
 from ..files import as_bytes_of, fingerprint, to_safetensors
-from ..inputs.models import private_copy
-from ..inputs.named import STRANGE, build_model, kind_of, load_model, load_objectives, load_weights, read_weights
+from ..inputs.models import copied, private_copy
+from ..inputs.named import build_model, load_model, load_objectives
 from ..inputs.sources import constants, limit, load_data
 from ..inputs.splits import Data, Split, as_data
+from ..inputs.weights import STRANGE, kind_of, load_weights, read_weights
 from ..masks.genome import dense_individual
-from ..masks.layers import aliases, find_layers
+from ..masks.layers import USUAL, LeftOut, aliases, find_layers, left_out, prunable_parameters
 from ..masks.layout import Layout
 from ..objectives import Objectives, objectives_of
 from ..results.folder import Folder
@@ -40,6 +42,7 @@ from .run import Run, calibration_images, make_evaluator
 from .settings import search_batch_size, settle_for_model
 
 PLACES = ("out", "overwrite", "data_dir", "weights", "model", "data")  # not part of a run's identity: what they name is
+NAMED = 3  # parameters of a kind that a line names
 log = logging.getLogger("evoprune")
 
 
@@ -56,8 +59,7 @@ def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder, c
     splits = get_data(config, data)
     net = get_model(config, model, splits, old, resumed)
     splits = splits.to(device, dtype_of(net))
-    layout = layers_of(net, config)
-    outputs, activation = probe(net, splits.search, splits.classes)
+    layout, apart, outputs, activation = looked_at(net, splits, config)
     check_together(net, splits, config, layout)
     config = settle_for_model(config, net)
     record = Record(
@@ -66,13 +68,13 @@ def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder, c
         splits=splits.sizes(), mean=splits.search.mean, std=splits.search.std, layout=tuple(layout),
         weights=layout.total, batch_size=batch_size_for(activation, device), threads=config.threads or torch.get_num_threads(),
         device=device_name(device), versions=versions(), objectives=objectives_of(config.objectives),
-        aliases=aliases(net, layout), toolbox=toolbox)
+        aliases=aliases(net, layout), toolbox=toolbox, left_out=apart)
     say(record, old)
     if config.train_epochs and resumed is None:
         if not folder.holds_run:
             folder.write(CONFIG, record.to_json())  # so that a killed training can be resumed
         train_dense(net, splits.train, config)
-        layers_of(net, config)  # it may have ended in NaN
+        layers_of(net, config, record.unused)  # it may have ended in NaN
     dense = measure_dense(net, splits, record.batch_size, outputs, layout, record.optimised)
     size = search_batch_size(config, net, layout, splits, record.batch_size, old)
     record = replace(record, search_batch_size=size, dense=dense)
@@ -84,15 +86,38 @@ def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder, c
     return run
 
 
+def looked_at(net: nn.Module, splits: Data, config: Config) -> tuple[Layout, LeftOut, int, int]:
+    """Return the layers to search, what is left out, the outputs, and the bytes of the largest activation of an image."""
+    layers_of(net, config)  # what cannot be pruned is refused before the model runs
+    outputs, activation = probe(net, splits.search, splits.classes)
+    unused = unused_parameters(net, splits.search, prunable_parameters(net, config.include))
+    layout = layers_of(net, config, unused)
+    return layout, left_out(net, layout, unused), outputs, activation
+
+
 def say(record: Record, old: Record | None) -> None:
     """Say what is pruned, on what, where; and whether the run goes on with another toolbox."""
     settings, threads = record.settings, record.threads
     log.info("%s on %s: %s weights in %d layers, %s, %s torch thread%s; images: %s", settings["model"], settings["data"],
              f"{record.layers().weights:,}", len(record.layout), record.device, threads, "s" * (threads != 1),
              ", ".join(f"{count:,} {name}" for name, count in record.splits.items() if count))
+    say_left_out(record)
     if old and old.toolbox != record.toolbox:
         log.warning("warning: the run was made with the toolbox of %s and goes on with that of %s", old.toolbox or "evoprune",
                     record.toolbox or "evoprune")
+
+
+def say_left_out(record: Record) -> None:
+    """Say which parameters are not searched, by name but for biases and norms, and what share of all they are."""
+    apart, said = record.left_out or {}, []
+    for reason, each in apart.items():
+        names = [name for name, _ in each]
+        named = f" ({', '.join(names[:NAMED])}{f' and {len(names) - NAMED} more' if len(names) > NAMED else ''})"
+        said.append(f"{sum(size for _, size in each):,} {reason}{named * (reason != USUAL)}")
+    if said:
+        count = sum(size for each in apart.values() for _, size in each)
+        parameters = count + record.layers().weights
+        log.info("not searched: %.2f %% of %s parameters: %s", 100 * count / parameters, f"{parameters:,}", "; ".join(said))
 
 
 def say_unsolved(evaluator: Evaluator, config: Config) -> None:
@@ -209,9 +234,9 @@ def get_model(config: Config, model: nn.Module | str, splits: Data, old: Record 
     return net
 
 
-def layers_of(net: nn.Module, config: Config) -> Layout:
-    """Return the layers that the settings choose."""
-    return find_layers(net, config.layer, config.skip, config.include, read_units(config.unit))
+def layers_of(net: nn.Module, config: Config, unused: Collection[str] = ()) -> Layout:
+    """Return the layers that the settings choose, of those that the model uses."""
+    return find_layers(net, config.layer, config.skip, config.include, read_units(config.unit), unused)
 
 
 def channels_of(splits: Data) -> int:
@@ -231,7 +256,7 @@ def measure_dense(net: nn.Module, splits: Data, batch_size: int, outputs: int, l
                   objectives: Objectives) -> dict[str, float | None]:
     """Measure, show and return what config.json says of the model before pruning."""
     # 6 arguments: the model, the images, and what is measured
-    model = copy.deepcopy(net).to(splits.search.labels.device).eval()
+    model = copied(net).to(splits.search.labels.device).eval()
 
     def count(split: Split) -> int:
         try:

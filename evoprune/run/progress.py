@@ -80,12 +80,17 @@ class SearchProgress:
 
 def training_progress(what: str) -> Callable[[int, int], None]:
     """Return a callback for `tune` that says now and then how long the rest will take."""
+    return progress_of(f"training {what}", "steps")
+
+
+def progress_of(what: str, units: str) -> Callable[[int, int], None]:
+    """Return a callback, told how much of how much is done, that says now and then how long the rest will take."""
     pace = Pace(0)
 
-    def progress(step: int, steps: int) -> None:
-        pace.planned, pace.done = steps, step
-        if step < steps and pace.due(5):
-            log.info("training %s: %d of %d steps, %s left", what, step, steps, pace.left())
+    def progress(done: int, of: int) -> None:
+        pace.planned, pace.done = of, done
+        if done < of and pace.due(5):
+            log.info("%s: %d of %d %s, %s left", what, done, of, units, pace.left())
 
     return progress
 

@@ -76,7 +76,7 @@ def rebuild(start: RunBuilder) -> Run:
     splits = start.data or get_data(config, config.data)
     net = start.model or get_model(config, config.model, splits, record, path / DENSE)
     splits = splits.to(torch.device(config.device), dtype_of(net))
-    layout = layers_of(net, config)
+    layout = layers_of(net, config, record.unused)
     identity = identity_of(config, layout, (record.batch_size, record.search_batch_size), splits, net)
     if identity != start.identity:
         raise EvopruneError(f"the model or data that a worker on {platform.node()} reads are not those of {path}; give every "

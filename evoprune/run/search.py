@@ -30,7 +30,7 @@ from ..results.written import TRAINED
 from ..rules import SURGEON, read_method
 from ..values.repair import PATH_IMAGES
 from ..values.training import recipe_for
-from .progress import SearchProgress
+from .progress import SearchProgress, progress_of
 from .run import Run
 
 SAVE_EVERY = 1.0  # seconds between checkpoints: a generation can be shorter than the write that saves it
@@ -161,4 +161,5 @@ def known(run: Run) -> Known:
     def repairing() -> Evaluator:
         return run.plain_evaluator(PATH_IMAGES)
 
-    return Known(run.layout, weights, squares, repaired, worth, lambda: run.evaluator.channels)
+    return Known(run.layout, weights, squares, repaired, worth, lambda: run.evaluator.channels,
+                 progress_of("the multi-shot path", "steps"))

@@ -118,7 +118,7 @@ def free_folder(config: Config) -> str:
     """Return results/MODEL-DATA, numbered from 2 if it is taken."""
     def short(spec: str) -> str:
         kind, _, rest = spec.rpartition(":")
-        word = Path(rest).resolve().stem if kind in ("folder", "npz") else rest
+        word = Path(rest).resolve().stem if kind in ("folder", "npz", "hf") else rest
         return re.sub(r"[^a-z0-9_.]+", "-", word.lower()).strip("-.") or "run"
 
     path = name = f"results/{short(config.model)}-{short(config.data)}"

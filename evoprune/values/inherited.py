@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..inputs.models import copied
 from ..masks.genome import Arrays, Individual, Result, get_bits
 from ..masks.layout import Layout
 from ..masks.tensors import named_masks
@@ -24,7 +24,7 @@ def values_of(net: nn.Module, masks: Mapping[str, Tensor]) -> Arrays:
 def with_values(model: nn.Module, layout: Layout, individual: Individual) -> nn.Module:
     """Return a copy of the dense model with the values that `values_of` took, zeros where it is pruned; the dense values where
     the individual has none."""
-    net = copy.deepcopy(model)
+    net = copied(model)
     kept = named_masks(individual, layout, torch.device("cpu"))
     with torch.no_grad():
         for name, value in {**dict(net.named_parameters()), **dict(net.named_buffers())}.items():

@@ -1,5 +1,11 @@
-import pytest
+import re
+from itertools import count
 
+import pytest
+import torch
+from conftest import Small
+
+from evoprune import prune
 from evoprune.objectives import USUAL
 from evoprune.run import progress
 from evoprune.run.progress import Pace, SearchProgress, clock, training_progress
@@ -55,6 +61,16 @@ def test_a_tuned_run_counts_epochs(time, caplog):
     time[0] = 10.0
     told.generation(ROW)
     assert said(caplog) == ["generation 1 of 3, 2 of 6 epochs: hvlog 0.5000, 3 points up to 90.00 % sparsity, 0:20 left"]
+
+
+def test_a_long_path_says_how_far_it_is(monkeypatch, caplog, tmp_path):
+    caplog.set_level("INFO", "evoprune")
+    ticks = count(0, 3)
+    monkeypatch.setattr(progress, "monotonic", lambda: next(ticks))
+    data = torch.randn(40, 64), torch.arange(40) % 10
+    prune(Small(), data, out=tmp_path / "run", repair="least-squares", population=4, generations=0, threads=1)
+    steps = [line for line in said(caplog) if line.startswith("the multi-shot path: ")]
+    assert len(steps) > 50 and re.fullmatch(r"the multi-shot path: \d+ of 160 steps, \d+:\d\d left", steps[0])
 
 
 def test_training_says_every_five_seconds_how_long_the_rest_takes(time, caplog):
