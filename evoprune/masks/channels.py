@@ -6,11 +6,12 @@ read them. Where the graph cannot be told, everything counts as read.
 
 from __future__ import annotations
 
-import copy
 import logging
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -19,29 +20,31 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 
+from ..inputs.models import copied
 from .layout import Layout
 
 READERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-CHANNELWISE = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid,
-               nn.Hardtanh, nn.Softplus, nn.Tanh, nn.Sigmoid, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d,
-               nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d,
-               nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
+ELEMENTWISE = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid,
+               nn.Hardtanh, nn.Softplus, nn.Tanh, nn.Sigmoid, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+CHANNELWISE = (*ELEMENTWISE, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
+               nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
                nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d, nn.Flatten)
-FUNCTIONS = {torch.relu, torch.tanh, torch.sigmoid, torch.flatten, F.relu, F.tanh, F.sigmoid, F.gelu, F.silu, F.leaky_relu,
-             F.avg_pool2d, F.max_pool2d, F.adaptive_avg_pool2d, F.dropout}
-METHODS = {"relu", "relu_", "tanh", "sigmoid", "flatten", "view", "reshape", "contiguous"}
+FUNCTIONS = {torch.relu, torch.tanh, torch.sigmoid, F.relu, F.tanh, F.sigmoid, F.gelu, F.silu, F.leaky_relu, F.dropout,
+             "relu", "relu_", "tanh", "sigmoid", "contiguous"}  # and methods, each of one element at a time
+SHAPING = {torch.flatten, F.avg_pool2d, F.max_pool2d, F.adaptive_avg_pool2d, "flatten", "view", "reshape"}
 SUMS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 log = logging.getLogger("evoprune")
 
 
 @dataclass
 class Channels:
-    """Values with one meaning along dimension 1: who makes them, who reads them."""
+    """Values with one meaning along dimension 1, or the last of several, of tokens: who makes them, who reads them."""
 
     count: int
     makers: list[int] = field(default_factory=list)  # layers, by place in the layout
     readers: list[int] = field(default_factory=list)
     open: bool = False  # something else reads them
+    last: bool = False  # along the last dimension
     padded: bool = False  # with zeros, so that a channel of one number does not stay one
 
     def join(self, other: Channels) -> None:
@@ -53,13 +56,63 @@ class Channels:
 def find_channels(model: nn.Module, layout: Layout, inputs: Tensor) -> list[Channels]:
     """Return the channels between the layers of `model`, later ones first; none where it cannot be traced."""
     try:
-        graph = fx.symbolic_trace(copy.deepcopy(model).eval())
+        net = copied(model).eval()
+        with opened(net):
+            graph = fx.GraphModule(net, Tracer().trace(net))
         with torch.no_grad():
             ShapeProp(graph).propagate(inputs)
     except Exception:  # noqa: BLE001  # tracing runs the user's code on stand-ins, which may raise anything
         log.info("dead paths are not looked for: torch.fx cannot trace the model")
         return []
     return Reader(graph, layout).read()
+
+
+class Tracer(fx.Tracer):
+    """Looks into transformer encoders too, where `opened` lets it."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return not isinstance(m, (nn.TransformerEncoder, nn.TransformerEncoderLayer)) and \
+            super().is_leaf_module(m, module_qualified_name)
+
+
+@contextmanager
+def opened(net: nn.Module) -> Iterator[None]:
+    """Let transformer encoders compute in plain steps for a while, without the shortcuts that tracing cannot follow."""
+    encoders = [m for m in net.modules() if isinstance(m, (nn.TransformerEncoder, nn.TransformerEncoderLayer))]
+    for module in encoders:
+        forward = one_after_another if isinstance(module, nn.TransformerEncoder) else in_steps
+        module.forward = MethodType(forward, module)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for module in encoders:
+            del module.forward
+
+
+def one_after_another(self: nn.TransformerEncoder, src: Any, mask: Any = None, src_key_padding_mask: Any = None,
+                      is_causal: Any = None) -> Any:
+    """Compute what a transformer encoder does."""
+    for layer in self.layers:
+        src = layer(src, src_mask=mask, src_key_padding_mask=src_key_padding_mask)
+    return src if self.norm is None else self.norm(src)
+
+
+def in_steps(self: nn.TransformerEncoderLayer, src: Any, src_mask: Any = None, src_key_padding_mask: Any = None,
+             is_causal: Any = None) -> Any:
+    """Compute what a layer of a transformer encoder does (Vaswani et al., 2017, arXiv:1706.03762; with norms first, Xiong et al.,
+    2020, arXiv:2002.04745)."""
+    def attended(x: Any) -> Any:
+        return self.dropout1(self.self_attn(x, x, x, attn_mask=src_mask, key_padding_mask=src_key_padding_mask,
+                                            need_weights=False)[0])
+
+    def fed(x: Any) -> Any:
+        return self.dropout2(self.linear2(self.dropout(self.activation(self.linear1(x)))))
+
+    if self.norm_first:
+        src = src + attended(self.norm1(src))
+        return src + fed(self.norm2(src))
+    src = self.norm1(src + attended(src))
+    return self.norm2(src + fed(src))
 
 
 class Reader:
@@ -91,13 +144,12 @@ class Reader:
         if node.op == "call_module" and str(node.target) in self.places and shape is not None:
             module, place = self.modules[str(node.target)], self.places[str(node.target)]
             source = node.args[0] if node.args else None
-            plain = not isinstance(module, nn.Linear) or len(shape) == 2
-            if plain and isinstance(source, fx.Node) and source in self.of:
+            last = isinstance(module, nn.Linear) and len(shape) > 2
+            if isinstance(source, fx.Node) and source in self.of and self.of[source].last == last:
                 self.of[source].readers.append(place)
             elif known:
                 self.open(known)
-            if plain:
-                self.of[node] = Channels(shape[1], [place])
+            self.of[node] = Channels(shape[-1 if last else 1], [place], last=last)
         elif self.passes(node, known, shape):
             first, *others = (self.of[source] for source in known)
             first.padded |= (node.op != "call_module" and node.target is F.avg_pool2d) or \
@@ -116,12 +168,17 @@ class Reader:
             return False
         if node.target in SUMS:
             tensors = [source for source in node.all_input_nodes if shape_of(source) is not None]
-            return all(shape_of(source) == shape for source in tensors) and len({self.of[s].count for s in known}) == 1
-        channelwise = isinstance(self.modules[str(node.target)], CHANNELWISE) if node.op == "call_module" else \
-            node.target in FUNCTIONS or (node.op == "call_method" and node.target in METHODS)
+            alike = {(self.of[s].count, self.of[s].last) for s in known}
+            return all(shape_of(source) == shape for source in tensors) and len(alike) == 1
+        last = self.of[known[0]].last
+        functions, modules = (FUNCTIONS, ELEMENTWISE) if last else (FUNCTIONS | SHAPING, CHANNELWISE)
+        channelwise = isinstance(self.modules[str(node.target)], modules) if node.op == "call_module" else \
+            node.target in functions
         before = shape_of(known[0])
         if not channelwise or len(node.all_input_nodes) > 1 or before is None or len(shape) < 2:
             return False
+        if last:
+            return before == shape
         flat = len(shape) == 2 and before[0] == shape[0]  # all behind the first dimension in one
         return before[:2] == shape[:2] or (flat and numel(before) == numel(shape))
 

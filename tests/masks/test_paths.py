@@ -129,3 +129,52 @@ def test_weights_that_read_a_constant_are_dead_where_least_squares_makes_up_for_
         with torch.no_grad():
             logits.append(net(torch.randn(50, 1, 28, 28, generator=torch.Generator().manual_seed(1))))
     assert torch.allclose(*logits, atol=1e-3 * float(logits[0].abs().max())) and logits[0].std(0).max() > 0.01
+
+
+class Tokens(nn.Module):
+    """Two layers of a transformer encoder over eight tokens of eight features."""
+
+    def __init__(self, **options):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, dim_feedforward=24, batch_first=True, **options)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.up, self.down = nn.Linear(8, 20), nn.Linear(20, 10)
+
+    def forward(self, x):
+        x = self.encoder(x.flatten(1, 2))
+        return self.down(torch.nn.functional.gelu(self.up(x))).mean(1)
+
+
+@pytest.mark.parametrize("options", [{}, {"norm_first": True}, {"activation": "gelu"}])
+def test_neurons_between_the_layers_of_tokens_can_die(options):
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    model, inputs = Tokens(**options).eval(), torch.randn(3, 1, 8, 8)
+    layout = find_layers(model)
+    channels = find_channels(model, layout, inputs[:2])
+    names = [sorted(layout[i].name for i in (*each.makers, *each.readers)) for each in channels]
+    assert names == [["down.weight", "up.weight"], *([f"encoder.layers.{i}.linear{k}.weight" for k in (1, 2)] for i in (1, 0))]
+    for density in (0.5, 0.05):
+        individual = from_masks((rng.random(layer.shape) < density for layer in layout), "x")
+        less = individual.clone()
+        for i, genes in drop_dead(individual, layout, channels).items():
+            set_bits(less, i, genes)
+        assert sum(map(kept_genes, less)) < sum(map(kept_genes, individual)) or density == 0.5
+        with torch.no_grad():
+            outputs = [masked(model, layout, each)(inputs) for each in (individual, less)]
+        assert torch.equal(*outputs)
+    assert "forward" not in vars(model.encoder) and "forward" not in vars(model.encoder.layers[0])
+
+
+def test_tokens_that_are_mixed_keep_their_channels():
+    class Mixing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.across, self.down = nn.Linear(8, 20), nn.Linear(8, 8), nn.Linear(20, 10)
+
+        def forward(self, x):
+            x = self.up(x[:, 0])  # (batch, 8, 20)
+            return self.down(self.across(x.transpose(1, 2)).transpose(1, 2)).mean(1)
+
+    model = Mixing().eval()
+    assert find_channels(model, find_layers(model), torch.randn(2, 1, 8, 8)) == []
