@@ -22,7 +22,7 @@ WINGS = {
     "inputs": ["models", "weights", "zoo", "named", "splits", "sources"],
     "engines": ["worker", "team", "processes", "scoop_pool", "dask_pool", "engine", "scoop_launch", "scoop_worker"],
     "masks": ["units", "layout", "layers", "genome", "tensors", "saliency", "channels", "paths"],
-    "values": ["fast", "training", "least_squares", "sensitivity", "repair", "inherited"],
+    "values": ["fast", "training", "attention", "least_squares", "sensitivity", "repair", "inherited"],
     "evaluation": ["accuracy", "graph", "usage", "prepared", "evaluator"],
     "evolution": ["selection", "operators", "starts", "history", "generations", "tuned", "toolbox", "checkpoint"],
     "results": ["points", "record", "written", "plots", "folder", "front"],

@@ -121,9 +121,10 @@ def say_left_out(record: Record) -> None:
 
 
 def say_unsolved(evaluator: Evaluator, config: Config) -> None:
-    """Say which layers least squares leaves as they are."""
+    """Say which layers least squares leaves as they are, and what share of the weights."""
     if config.repair == "least-squares" and evaluator.repairer and (left := evaluator.repairer.left()):
-        log.info("least squares leaves as they are: %s", ", ".join(left))
+        share = sum(layer.weights for layer in evaluator.layout if layer.name in left) / evaluator.layout.weights
+        log.info("least squares leaves %.2f %% of the weights as they are: %s", 100 * share, ", ".join(left))
 
 
 def deadline(seconds: float | None) -> float:
