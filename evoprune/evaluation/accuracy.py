@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import EvopruneError, first_line, shown
 from ..inputs.models import logits_of, private_copy
+from ..inputs.nested import applied, leaves, shapes
 from ..inputs.splits import Split, as_split
 
 ACTIVATION_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}  # largest activation of a batch; page faults slow a CPU far beyond
@@ -21,7 +22,7 @@ def correct(model: nn.Module, split: Split, batch_size: int) -> Tensor:
     count = torch.zeros((), dtype=torch.int64, device=split.labels.device)
     with torch.inference_mode():
         for i in range(0, len(split), batch_size):
-            count += right_answers(model(split.inputs(slice(i, i + batch_size))), split.labels[i:i + batch_size])
+            count += right_answers(applied(model, split.inputs(slice(i, i + batch_size))), split.labels[i:i + batch_size])
     return count
 
 
@@ -76,26 +77,25 @@ def probe(model: nn.Module, split: Split, classes: int) -> tuple[int, int]:
         EvopruneError: the model does not take these images, or has fewer outputs than there are classes.
     """
     model = private_copy(model).to(split.labels.device)
-    sizes = [split.inputs(slice(0, 1)).nbytes]
+    sizes = [leaf.nbytes for leaf in leaves(split.inputs(slice(0, 1)))]
 
     def note(module: nn.Module, args: Any, output: Any) -> None:
         if isinstance(output, Tensor):
-            sizes.append(output.nbytes // max(1, len(batch)))
+            sizes.append(output.nbytes // count)
 
     for module in model.modules():
         module.register_forward_hook(note)
-    batch = split.inputs(slice(0, 2))
-    shape = tuple(batch.shape[1:])
+    batch, count = split.inputs(slice(0, 2)), min(2, len(split))
     try:
         with torch.inference_mode():
-            logits = logits_of(model.eval()(batch))
+            logits = logits_of(applied(model.eval(), batch))
     except (EvopruneError, KeyboardInterrupt):
         raise
     except BaseException as error:  # noqa: BLE001  # the user's model
-        raise EvopruneError(f"data: images of shape {shape} do not go through the model: {first_line(error)}") from None
-    if logits.dim() != 2 or len(logits) != len(batch):
-        raise EvopruneError(f"model: returned logits of shape {tuple(logits.shape)} for {len(batch)} images, "
-                            f"expected ({len(batch)}, classes)")
+        raise EvopruneError(f"data: images of shape {shapes(batch)} do not go through the model: {first_line(error)}") from None
+    if logits.dim() != 2 or len(logits) != count:
+        raise EvopruneError(f"model: returned logits of shape {tuple(logits.shape)} for {count} images, "
+                            f"expected ({count}, classes)")
     if classes > logits.shape[1]:
         raise EvopruneError(f"data: found label {classes - 1}, expected 0 to {logits.shape[1] - 1}: the model has "
                             f"{logits.shape[1]} outputs")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..engines.worker import ignore
 from ..errors import first_line
+from ..inputs.nested import mapped
 from ..inputs.splits import Split
 from ..masks.channels import Channels, find_channels
 from ..masks.genome import Arrays, Individual, Measurement, Result, set_bits
@@ -64,7 +65,7 @@ class Evaluator:
         self.count = torch.zeros((), dtype=torch.int64, device=self.split.labels.device)
         self.repairer = None
         if self.calibration is not None:
-            inputs = self.prepared.ready(self.calibration.inputs(slice(None)))
+            inputs = mapped(self.prepared.ready, self.calibration.inputs(slice(None)))
             self.repairer = Repairer(self.kind, self.prepared.model, self.layout, inputs)
             self.asks_repair = self.worth == "obs" and self.repairer.knows_saliency()
 
@@ -116,7 +117,7 @@ class Evaluator:
     @cached_property
     def channels(self) -> list[Channels]:
         """What `simplify` needs to know of the model."""
-        return find_channels(self.model, self.layout, self.split.inputs(slice(0, 2)).cpu())
+        return find_channels(self.model, self.layout, mapped(Tensor.cpu, self.split.inputs(slice(0, 2))))
 
     @cached_property
     def weights(self) -> list[Tensor]:

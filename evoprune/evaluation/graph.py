@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..inputs.models import copied
+from ..inputs.nested import Inputs, applied
 from ..values.fast import average_2x2, is_average_2x2, tanh_
 
 WIDE = 16  # input channels from which on channels_last is faster (measured: LeNet slower, ResNet and MobileNet faster)
@@ -25,16 +26,16 @@ def channels_last_wins(model: nn.Module) -> bool:
     return sum(wide) > len(wide) / 2
 
 
-def rewritten(plain: nn.Module, inputs: Tensor, fold: bool = True) -> tuple[nn.Module, int]:
+def rewritten(plain: nn.Module, inputs: Inputs, fold: bool = True) -> tuple[nn.Module, int]:
     """Return the model as a graph with batch norms folded and faster modules, and how many of these round otherwise; the
     plain model and 0 where that is not possible."""
     try:
         with torch.no_grad():  # not inference_mode: its tensors could never be changed again
-            expected = plain(inputs)
+            expected = applied(plain, inputs)
             graph = fx.symbolic_trace(copied(plain))
             folded = fold_batch_norms(graph) if fold else 0
             rounded = folded + use_faster_modules(graph, pools=not channels_last_wins(plain))
-            if close(expected, graph(inputs)):
+            if close(expected, applied(graph, inputs)):
                 return graph, rounded
         reason = "its graph gives other logits"
     except Exception as error:  # noqa: BLE001  # tracing runs the user's code on stand-ins, which may raise anything

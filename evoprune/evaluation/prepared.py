@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..inputs.models import copied
+from ..inputs.nested import Inputs, applied, leaves, mapped
 from ..inputs.splits import Split
 from .graph import channels_last_wins, rewritten, same, split_graph
 
@@ -46,7 +47,7 @@ class PreparedModel:
         self.model = self.model.to(memory_format=self.format)
         self.prefix, self.suffix = self.cut(masked)
         self.batches = range(0, len(split), batch_size)
-        self.cache: list[tuple[Any, ...]] = []
+        self.cache: list[Inputs] = []
         self.cache_bytes = cache_mb << 20
 
     @property
@@ -56,25 +57,26 @@ class PreparedModel:
 
     def logits(self, i: int) -> Any:
         """Return what the model returns for batch `i`, under the weights as they are now."""
-        return self.suffix(*self.values(i))
+        return applied(self.suffix, self.values(i))
 
-    def values(self, i: int) -> tuple[Any, ...]:
+    def values(self, i: int) -> Inputs:
         """Return what goes into the part behind the cut for batch `i`, from the cache where it is there."""
         if i < len(self.cache):
             return self.cache[i]
         values = self.before_the_cut(self.inputs(slice(self.batches[i], self.batches[i] + self.batch_size)))
-        size = sum(v.nbytes for v in values if isinstance(v, Tensor))
+        parts = leaves(values) if self.prefix is None else values
+        size = sum(v.nbytes for v in parts if isinstance(v, Tensor))
         if i == len(self.cache) and size <= self.cache_bytes:
             self.cache_bytes -= size
             self.cache.append(values)
         return values
 
-    def before_the_cut(self, inputs: Tensor) -> tuple[Any, ...]:
-        return (inputs,) if self.prefix is None else self.prefix(inputs)
+    def before_the_cut(self, inputs: Inputs) -> Inputs:
+        return inputs if self.prefix is None else applied(self.prefix, inputs)
 
-    def inputs(self, index: slice) -> Tensor:
+    def inputs(self, index: slice) -> Inputs:
         """Return normalised images of the split, made ready."""
-        return self.ready(self.split.inputs(index))
+        return mapped(self.ready, self.split.inputs(index))
 
     def ready(self, batch: Tensor) -> Tensor:
         """Return normalised images in the precision and memory format of the weights."""
@@ -92,7 +94,7 @@ class PreparedModel:
         prefix, suffix = parts
         inputs = self.inputs(slice(0, CHECKED))
         with torch.inference_mode():
-            expected, values = self.model(inputs), prefix(inputs)
+            expected, values = applied(self.model, inputs), applied(prefix, inputs)
             if all(same(expected, suffix(*values)) for _ in range(2)):  # twice: it might change its inputs in place
                 return prefix, suffix
         log.info("the part before the masked layers cannot be cached: the model changes values in place")

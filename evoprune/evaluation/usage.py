@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..inputs.models import private_copy
+from ..inputs.nested import Inputs, applied, taken
 from ..inputs.splits import Split
 from .graph import same, tensors
 
@@ -22,14 +23,14 @@ def unused_parameters(model: nn.Module, split: Split, names: Iterable[str]) -> t
     """
     net = private_copy(model).to(split.labels.device).eval()
     inputs = split.inputs(slice(0, IMAGES))
-    suspects = unreached_parameters(net, inputs[:2])
+    suspects = unreached_parameters(net, taken(inputs, slice(0, 2)))
     unreached = [name for name in names if name in suspects]
     if not unreached or stays(net, inputs, unreached):
         return tuple(unreached)
     return tuple(name for name in unreached if stays(net, inputs, [name]))
 
 
-def unreached_parameters(net: nn.Module, inputs: Tensor) -> set[str]:
+def unreached_parameters(net: nn.Module, inputs: Inputs) -> set[str]:
     """Return the names of parameters that no gradient of what `net` returns would reach, by the graph of its forward pass; where
     there is none, of parameters of modules that were not called."""
     called: set[nn.Module] = set()
@@ -37,11 +38,11 @@ def unreached_parameters(net: nn.Module, inputs: Tensor) -> set[str]:
     net.requires_grad_(True)
     try:
         with torch.enable_grad():
-            waiting = [output.grad_fn for output in tensors(net(inputs)) if output.grad_fn is not None]
+            waiting = [output.grad_fn for output in tensors(applied(net, inputs)) if output.grad_fn is not None]
     except Exception:  # noqa: BLE001  # the user's model: without gradients it went well
         waiting = []
         with torch.no_grad():
-            net(inputs)
+            applied(net, inputs)
     finally:
         net.requires_grad_(False)
         for hook in hooks:
@@ -60,15 +61,15 @@ def unreached_parameters(net: nn.Module, inputs: Tensor) -> set[str]:
     return {name for name, parameter in net.named_parameters() if id(parameter) not in reached}
 
 
-def stays(net: nn.Module, inputs: Tensor, names: Iterable[str]) -> bool:
+def stays(net: nn.Module, inputs: Inputs, names: Iterable[str]) -> bool:
     """Return whether outputs stay the same with NaN in these parameters, which get their values back."""
     parameters = dict(net.named_parameters())
     before = {name: parameters[name].detach().clone() for name in names}
     with torch.inference_mode():
-        expected = net(inputs)
+        expected = applied(net, inputs)
         for name in names:
             parameters[name].fill_(float("nan"))
-        found = same(expected, net(inputs))
+        found = same(expected, applied(net, inputs))
         for name, value in before.items():
             parameters[name].copy_(value)
     return found

@@ -20,8 +20,10 @@ from torch import Tensor
 
 from ..config import Config
 from ..errors import EvopruneError, first_line
+from .datasets import as_tensor
 from .named import call
-from .splits import Data, Split, as_data, as_split, as_tensor, check_split
+from .nested import taken
+from .splits import Data, Split, as_data, as_split, check_split
 from .zoo import preset_of
 
 DATA = ("digits", "mnist", "cifar10", "folder:DIR", "npz:FILE", "package.module:function", "FILE.py:function")
@@ -99,7 +101,7 @@ def limit(data: Data, config: Config) -> Data:
             return split
         check_subset(name, wanted, len(split))
         index = torch.from_numpy(np.random.default_rng(config.split_seed).permutation(len(split))[:wanted])
-        return replace(split, images=split.images[index], labels=split.labels[index])
+        return replace(split, images=taken(split.images, index), labels=split.labels[index])
 
     return Data(subset("train"), subset("search"), subset("test"), classes=data.classes)
 

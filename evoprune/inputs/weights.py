@@ -105,6 +105,9 @@ def without_prefix(own: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str
     first = next(iter(own))
     prefixes = sorted({name.removesuffix(first) for name in state if name.endswith(f".{first}")})
     best = max(prefixes, key=lambda prefix: sum(prefix + name in state for name in own), default="")
+    fits = all(best + name in state and state[best + name].shape == value.shape for name, value in own.items())
+    if not (fits or all(name.startswith(best) for name in state)):
+        return state  # of another model
     return {name.removeprefix(best): value for name, value in state.items()}
 
 

@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 
 from ..inputs.models import copied
+from ..inputs.nested import Inputs, arguments_of
 from .layout import Layout
 
 READERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -45,7 +46,7 @@ class Channels:
     readers: list[int] = field(default_factory=list)
     open: bool = False  # something else reads them
     last: bool = False  # along the last dimension
-    padded: bool = False  # with zeros, so that a channel of one number does not stay one
+    padded: bool = False  # with zeros, or summed with something else, so that a channel of one number does not stay one
 
     def join(self, other: Channels) -> None:
         """Take over what `other` stands for: the two are summed."""
@@ -53,14 +54,14 @@ class Channels:
         self.open |= other.open
 
 
-def find_channels(model: nn.Module, layout: Layout, inputs: Tensor) -> list[Channels]:
+def find_channels(model: nn.Module, layout: Layout, inputs: Inputs) -> list[Channels]:
     """Return the channels between the layers of `model`, later ones first; none where it cannot be traced."""
     try:
         net = copied(model).eval()
         with opened(net):
             graph = fx.GraphModule(net, Tracer().trace(net))
         with torch.no_grad():
-            ShapeProp(graph).propagate(inputs)
+            ShapeProp(graph).propagate(*arguments_of(net, inputs))
     except Exception:  # noqa: BLE001  # tracing runs the user's code on stand-ins, which may raise anything
         log.info("dead paths are not looked for: torch.fx cannot trace the model")
         return []
@@ -121,7 +122,7 @@ class Reader:
     def __init__(self, graph: fx.GraphModule, layout: Layout):
         self.graph, self.modules = graph, dict(graph.named_modules())
         owners = [id(p) for m in graph.modules() for p in m.parameters(recurse=False)]
-        used = [node.target for node in graph.graph.nodes]
+        used = [node.target for node in graph.graph.nodes if node.op == "call_module"]
         self.places: dict[str, int] = {}  # of layers that can be told, by module
         for i, layer in enumerate(layout):
             module = self.modules.get(layer.name.rpartition(".")[0])
@@ -152,6 +153,8 @@ class Reader:
             self.of[node] = Channels(shape[-1 if last else 1], [place], last=last)
         elif self.passes(node, known, shape):
             first, *others = (self.of[source] for source in known)
+            if node.target in SUMS:
+                first.padded |= any(source not in self.of and shape_of(source) is not None for source in node.all_input_nodes)
             first.padded |= (node.op != "call_module" and node.target is F.avg_pool2d) or \
                 bool(np.any(getattr(self.modules.get(str(node.target)), "padding", 0)))
             for other in others:

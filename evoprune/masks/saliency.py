@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..inputs.models import copied, logits_of
+from ..inputs.nested import applied
 from ..inputs.splits import Split
 from .layout import Layer, Layout
 
@@ -94,7 +95,7 @@ def gradient_squares(model: nn.Module, names: Sequence[str], split: Split, batch
     starts = range(0, min(images, len(split)), batch_size)
     for start in starts:
         batch = slice(start, min(start + batch_size, images))
-        loss = F.cross_entropy(logits_of(net(split.inputs(batch))), split.labels[batch])
+        loss = F.cross_entropy(logits_of(applied(net, split.inputs(batch))), split.labels[batch])
         for square, gradient in zip(squares, torch.autograd.grad(loss, parameters)):
             square.addcmul_(gradient, gradient, value=1 / len(starts))
     return squares

@@ -22,6 +22,7 @@ from ..evolution.tuned import budget_of, kept_at_targets
 from ..files import as_bytes_of, fingerprint, to_safetensors
 from ..inputs.models import copied, private_copy
 from ..inputs.named import build_model, load_model, load_objectives
+from ..inputs.nested import leaves, shapes
 from ..inputs.sources import constants, limit, load_data
 from ..inputs.splits import Data, Split, as_data
 from ..inputs.weights import STRANGE, kind_of, load_weights, read_weights
@@ -156,10 +157,10 @@ def check_together(net: nn.Module, splits: Data, config: Config, layout: Layout)
     """Raise `EvopruneError` for what would fail only later: other splits' shapes, nothing to train, odd state dicts, targets or a
     budget that cannot be."""
     check_objectives(objectives_of(config.objectives))
-    shape = splits.search.images.shape[1:]
+    shape = shapes(splits.search.images)
     for name, split in (("train", splits.train), ("test", splits.test)):
-        if split is not None and split.images.shape[1:] != shape:
-            raise EvopruneError(f"data: {name} images have shape {tuple(split.images.shape[1:])}, search images {tuple(shape)}; "
+        if split is not None and shapes(split.images) != shape:
+            raise EvopruneError(f"data: {name} images have shape {shapes(split.images)}, search images {shape}; "
                                 f"expected the same")
     if config.trains and not any(p.requires_grad for p in net.parameters()):
         raise EvopruneError("model: training was asked for, but every parameter is frozen (requires_grad=False)")
@@ -183,11 +184,13 @@ def check_checkpoint(folder: Folder, layout: Layout, identity: str, config: Conf
 def identity_of(config: Config, layout: Layout, batch_sizes: tuple[int, int], splits: Data, net: nn.Module) -> str:
     """Return a hash of all that decides the results of a run; batch sizes are those of what is reported and of the search."""
     calibrated = calibration_images(config, splits, batch_sizes[0], LAST_IMAGES)
+    images = splits.search.images
     tensors = [tensor for split in (splits.search, splits.test, calibrated) if split is not None
-               for tensor in (split.labels, split.images)]
+               for tensor in (split.labels, *leaves(split.images))]
     return fingerprint({k: v for k, v in config.settings().items() if k not in (*RESUMABLE, *PLACES)},
                        [vars(layer) for layer in layout], batch_sizes, *(as_bytes_of(t) for t in tensors),
-                       *(as_bytes_of(value) for value in net.state_dict().values()))
+                       *(as_bytes_of(value) for value in net.state_dict().values()),
+                       *(() if isinstance(images, torch.Tensor) else (shapes(images),)))
 
 
 def get_data(config: Config, data: Any) -> Data:
@@ -241,7 +244,8 @@ def layers_of(net: nn.Module, config: Config, unused: Collection[str] = ()) -> L
 
 
 def channels_of(splits: Data) -> int:
-    return int(splits.search.images.shape[1]) if splits.search.images.dim() > 1 else 1
+    first = leaves(splits.search.images)[0]
+    return int(first.shape[1]) if first.dim() > 1 else 1
 
 
 def train_dense(net: nn.Module, train: Split, config: Config) -> None:

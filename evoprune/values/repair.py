@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..inputs.models import logits_of
+from ..inputs.nested import Inputs, applied, taken
 from ..masks.layout import Layout
 from .attention import Plain, plain_attention
 from .least_squares import Errors, Solved, draw_positions, fitted, moments, outputs_of, rows_of, solve_rows, solve_weighed
@@ -50,7 +51,7 @@ class Repairer:
     `model` holds dense values now and is in eval mode; names are those of its parameters, batches come from `inputs`.
     """
 
-    def __init__(self, kind: str, model: nn.Module, layout: Layout, inputs: Tensor):
+    def __init__(self, kind: str, model: nn.Module, layout: Layout, inputs: Inputs):
         self.model, self.inputs, self.layout = model, inputs, layout
         self.norms = list(norms_of(model).values())
         self.attention = self.plain() if kind == "least-squares" else {}
@@ -65,11 +66,11 @@ class Repairer:
         """Return the plain steps of all attention, none where they do not give what the model does."""
         found = {module: Plain(module) for module in self.model.modules() if isinstance(module, nn.MultiheadAttention)}
         if found:
-            few = self.inputs[:2]
+            few = taken(self.inputs, slice(0, 2))
             with torch.no_grad():
-                expected = logits_of(self.model(few))
+                expected = logits_of(applied(self.model, few))
                 with plain_attention(found):
-                    off = (logits_of(self.model(few)) - expected).abs().max()
+                    off = (logits_of(applied(self.model, few)) - expected).abs().max()
                 return found if off <= 1e-3 * expected.abs().max() else {}
         return found
 
@@ -156,7 +157,7 @@ class Repairer:
         """Run all calibration images through the model once, then take the hooks away; return what the model returned."""
         try:
             with torch.no_grad(), plain_attention(self.attention):
-                return self.model(self.inputs)
+                return applied(self.model, self.inputs)
         finally:
             for hook in hooks:
                 hook.remove()

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from ..errors import first_line
 from ..inputs.models import logits_of
+from ..inputs.nested import Inputs, applied, batches, leaves, taken
 from .fast import deterministic
 from .least_squares import Solved, outputs_of, shares_of
 
@@ -27,7 +28,7 @@ Outputs = dict[nn.Module, Tensor]  # of each of them
 log = logging.getLogger("evoprune")
 
 
-def weigh_errors(model: nn.Module, layers: Layers, images: Tensor, classifier: Solved | None) -> bool:
+def weigh_errors(model: nn.Module, layers: Layers, images: Inputs, classifier: Solved | None) -> bool:
     """Let each layer but the classifier know how much the logits feel its errors; return whether there are gradients."""
     generator = torch.Generator().manual_seed(0)
 
@@ -64,7 +65,7 @@ def weigh_errors(model: nn.Module, layers: Layers, images: Tensor, classifier: S
     return True
 
 
-def gradients(model: nn.Module, layers: Layers, images: Tensor,
+def gradients(model: nn.Module, layers: Layers, images: Inputs,
               losses: Callable[[Tensor], Sequence[Tensor]]) -> Iterator[tuple[Outputs, list[Outputs]]]:
     """Yield, for each batch of the images, each solved layer's output, and its gradients of each loss made of the logits."""
     outputs: Outputs = {}
@@ -75,19 +76,19 @@ def gradients(model: nn.Module, layers: Layers, images: Tensor,
 
     hooks = [module.register_forward_hook(note) for module in layers]
     try:
-        for batch in torch.split(images, GRADIENT_BATCH):
+        for batch in batches(images, GRADIENT_BATCH):
             outputs.clear()
             with torch.enable_grad(), deterministic():
                 found = [dict(zip(outputs, torch.autograd.grad(loss, list(outputs.values()), retain_graph=True,
                                                                materialize_grads=True)))
-                         for loss in losses(logits_of(model(batch)).float())]
+                         for loss in losses(logits_of(applied(model, batch)).float())]
             yield outputs, found
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def saliency_of(model: nn.Module, layers: Layers, images: Tensor) -> dict[str, Tensor]:
+def saliency_of(model: nn.Module, layers: Layers, images: Inputs) -> dict[str, Tensor]:
     """Return what each weight is worth under the newest mask, (out, p) a solved layer by the name of its weight: the error
     that removing it leaves, times the root mean squared gradient of the loss by that output, summed over positions.
 
@@ -95,7 +96,9 @@ def saliency_of(model: nn.Module, layers: Layers, images: Tensor) -> dict[str, T
     has a better front (results/LOG.md).
     """
     squares = {module: torch.zeros(len(layer.dense), device=layer.dense.device) for module, layer in layers.items()}
-    images = images[torch.linspace(0, len(images) - 1, min(GRADIENT_IMAGES, len(images))).long()]
+    there = len(leaves(images)[0])
+    count = min(GRADIENT_IMAGES, there)
+    images = taken(images, torch.linspace(0, there - 1, count).long())
     generator = torch.Generator().manual_seed(0)
 
     def loss(logits: Tensor) -> list[Tensor]:
@@ -106,5 +109,5 @@ def saliency_of(model: nn.Module, layers: Layers, images: Tensor) -> dict[str, T
         for module, gradient in found.items():
             by_channel = gradient.movedim(1, -1) if isinstance(module, nn.Conv2d) else gradient
             squares[module] += by_channel.float().square().flatten(0, -2).sum(0)
-    return {layer.name: (layer.errors * (squares[module] / len(images)).sqrt()[:, None]).nan_to_num()
+    return {layer.name: (layer.errors * (squares[module] / count).sqrt()[:, None]).nan_to_num()
             for module, layer in layers.items()}

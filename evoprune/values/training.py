@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..inputs.models import logits_of
+from ..inputs.nested import applied
 from ..inputs.splits import Split
 from ..masks.layout import Layout
 from ..masks.saliency import NEEDS_DATA, gene_scores, keep_top
@@ -111,9 +112,9 @@ def tune(model: nn.Module, train: Split, recipe: Recipe, masks: Mapping[str, Ten
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.learning_rate * schedule(step, steps)
                 inputs = train.inputs(batch)
-                if recipe.augment:
+                if recipe.augment and isinstance(inputs, Tensor):
                     inputs = augmented(inputs)
-                loss = F.cross_entropy(logits_of(model(inputs)), train.labels[batch])
+                loss = F.cross_entropy(logits_of(applied(model, inputs)), train.labels[batch])
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 if squares is not None:
@@ -148,7 +149,7 @@ def grown(model: nn.Module, train: Split, masks: Mapping[str, Tensor], layout: L
     parameters = dict(model.named_parameters())
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:images].to(train.labels.device)
     model.eval()
-    loss = F.cross_entropy(logits_of(model(train.inputs(order))), train.labels[order])
+    loss = F.cross_entropy(logits_of(applied(model, train.inputs(order))), train.labels[order])
     gradients = torch.autograd.grad(loss, [parameters[name] for name in masks])
     scores = [torch.where(layer.any(mask), -1, layer.summed(gradient.abs()))
               for layer, gradient, mask in zip(layout, gradients, masks.values())]

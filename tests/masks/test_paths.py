@@ -178,3 +178,19 @@ def test_tokens_that_are_mixed_keep_their_channels():
 
     model = Mixing().eval()
     assert find_channels(model, find_layers(model), torch.randn(2, 1, 8, 8)) == []
+
+
+def test_a_channel_that_is_summed_with_something_else_is_no_constant():
+    """Nothing is known of the images beside a dead row: what reads the sum is not dead."""
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.head(self.table(x) + x)
+
+    model, inputs = Sum().eval(), torch.randn(4, 6)
+    layout = find_layers(model)
+    individual = from_masks([np.zeros((6, 6), bool), np.ones((3, 6), bool)], "x")
+    assert drop_dead(individual, layout, find_channels(model, layout, inputs), absorbing={1}) == {}

@@ -1,0 +1,93 @@
+"""Arrays, Datasets and DataLoaders, read whole into tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..errors import EvopruneError, shown
+from .nested import Inputs, joined, mapped, shapes
+
+
+def is_nested(source: Any) -> bool:
+    """Return whether a pair is of several inputs and as many labels, and not a Dataset of two items."""
+    first, labels = source
+    if isinstance(first, dict):
+        return True
+    return isinstance(first, tuple) and not isinstance(labels, tuple) and \
+        all(hasattr(each, "__len__") and len(each) == len(labels) for each in first)
+
+
+def nested_tensors(value: Any) -> Inputs:
+    """Return arrays as tensors, in tuples and dicts as they were."""
+    if isinstance(value, dict):
+        return {str(name): nested_tensors(each) for name, each in value.items()}
+    return tuple(nested_tensors(each) for each in value) if isinstance(value, tuple) else as_tensor(value)
+
+
+def read_dataset(dataset: Any, name: str, inputs: int) -> tuple[Inputs, Tensor]:
+    """Read a map-style dataset whole; PIL images become uint8 (c, h, w)."""
+    if not len(dataset):
+        raise EvopruneError(f"{name}: the dataset is empty")
+    images, labels = [], []
+    for i in range(len(dataset)):
+        image, label = parted(dataset[i], f"{name}: item {i} of the dataset", inputs)
+        images.append(mapped(lambda value: value[None], nested_tensors(image)))
+        labels.append(int(label))
+        if labels[-1] != label:
+            raise EvopruneError(f"{name}: item {i} of the dataset has label {shown(label)}, expected a whole number")
+        if shapes(images[-1]) != shapes(images[0]):
+            raise EvopruneError(f"{name}: item {i} of the dataset has shape {shapes(images[-1])}, the first "
+                                f"{shapes(images[0])}; give the dataset a transform that makes them equal, or hand in a "
+                                f"DataLoader whose collate_fn does")
+    return joined(images), torch.tensor(labels)
+
+
+def parted(item: Any, what: str, inputs: int) -> tuple[Any, Any]:
+    """Return the inputs and the label of an item: (input, label), several inputs first, or a dict with labels."""
+    if isinstance(item, Mapping):
+        key = next((key for key in ("labels", "label") if key in item), None)
+        if key is None:
+            raise EvopruneError(f"{what} has {', '.join(map(str, item))}, expected labels among them")
+        rest = {name: value for name, value in item.items() if name != key}
+        for name, value in rest.items():
+            if isinstance(value, (str, bytes)) or value is None:
+                raise EvopruneError(f"{what}: {name} is {type(value).__name__}, expected numbers; leave such columns out")
+        return rest, item[key]
+    if not isinstance(item, (tuple, list)) or len(item) != inputs + 1:
+        count = f" of {len(item)}" if isinstance(item, (tuple, list)) else ""
+        raise EvopruneError(f"{what} is {type(item).__name__}{count}, expected " + (
+            f"{inputs} inputs and a label" if inputs > 1 else "(image, label), or Data(..., inputs=N) for several inputs"))
+    image = item[0] if inputs == 1 else tuple(item[:inputs])
+    return tuple(image) if isinstance(image, list) and image and isinstance(image[0], Tensor) else image, item[-1]
+
+
+def read_loader(loader: DataLoader[Any], name: str, inputs: int) -> tuple[Inputs, Tensor]:
+    """Read the dataset of a DataLoader whole, in order, through its collate function; short batches are filled with zeros."""
+    parts, labels = [], []
+    size = loader.batch_size or 64
+    for i in range(0, len(loader.dataset), size):  # type: ignore[arg-type]  # one without a length raises
+        collated = loader.collate_fn([loader.dataset[j] for j in range(i, min(i + size, len(loader.dataset)))])  # type: ignore[arg-type]
+        image, label = parted(collated, f"{name}: what the DataLoader collates", inputs)
+        parts.append(nested_tensors(image))
+        labels.append(as_tensor(label))
+    if not parts:
+        raise EvopruneError(f"{name}: the dataset is empty")
+    return joined(parts), torch.cat(labels)
+
+
+def as_tensor(value: Any) -> Tensor:
+    """Return a tensor, an array, a list of numbers or a PIL image as a tensor; PIL images as uint8 (c, h, w)."""
+    from PIL import Image
+
+    if isinstance(value, Tensor):
+        return value.detach()
+    array = np.asarray(value)
+    if isinstance(value, Image.Image):
+        array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C", copy=True))

@@ -1,0 +1,90 @@
+"""What a model takes: a tensor, or a (nested) tuple or dict of tensors, whose first dimension counts the examples.
+
+A tuple is handed to a model as its arguments in order, a dict by their names.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import EvopruneError
+
+Inputs = Any  # a tensor, or tuples and dicts of them
+
+
+def mapped(function: Callable[[Tensor], Any], inputs: Inputs) -> Inputs:
+    """Return the same structure with `function` of each tensor."""
+    if isinstance(inputs, dict):
+        return {name: mapped(function, value) for name, value in inputs.items()}
+    return tuple(mapped(function, value) for value in inputs) if isinstance(inputs, tuple) else function(inputs)
+
+
+def leaves(inputs: Inputs) -> list[Tensor]:
+    """Return the tensors, in order."""
+    if isinstance(inputs, Tensor):
+        return [inputs]
+    return [leaf for value in (inputs.values() if isinstance(inputs, dict) else inputs) for leaf in leaves(value)]
+
+
+def taken(inputs: Inputs, index: slice | Tensor) -> Inputs:
+    """Return some examples."""
+    return mapped(lambda value: value[index], inputs)
+
+
+def batches(inputs: Inputs, size: int) -> Iterator[Inputs]:
+    """Yield the examples, so many at a time."""
+    for i in range(0, len(leaves(inputs)[0]), size):
+        yield taken(inputs, slice(i, i + size))
+
+
+def applied(model: Callable[..., Any], inputs: Inputs) -> Any:
+    """Return what a model returns for a batch."""
+    if isinstance(inputs, dict):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+def arguments_of(model: nn.Module, inputs: Inputs) -> tuple[Any, ...]:
+    """Return a batch as positional arguments; raises TypeError where the model does not take it so."""
+    if not isinstance(inputs, dict):
+        return inputs if isinstance(inputs, tuple) else (inputs,)
+    bound = inspect.signature(model.forward).bind(**inputs)
+    bound.apply_defaults()
+    return bound.args
+
+
+def shapes(inputs: Inputs) -> Any:
+    """Return the shapes of one example, in the same structure."""
+    return mapped(lambda value: tuple(value.shape[1:]), inputs)
+
+
+def joined(parts: list[Inputs], fill: float = 0) -> Inputs:
+    """Return the examples of several batches in one; shorter ones, of other lengths behind the first dimension, are filled up."""
+    first = parts[0]
+    if isinstance(first, dict):
+        if any(part.keys() != first.keys() for part in parts):
+            raise ValueError("not all have the same names")
+        return {name: joined([part[name] for part in parts], fill) for name in first}
+    if isinstance(first, tuple):
+        return tuple(joined(list(each), fill) for each in zip(*parts, strict=True))
+    sizes = [max(each) for each in zip(*(part.shape[1:] for part in parts), strict=True)]
+
+    def filled(part: Tensor) -> Tensor:
+        missing = [size - there for size, there in zip(sizes, part.shape[1:])]
+        return F.pad(part, [n for m in reversed(missing) for n in (0, m)], value=fill) if any(missing) else part
+
+    return torch.cat([filled(part) for part in parts])
+
+
+def check_together(inputs: Inputs, count: int, name: str) -> None:
+    """Raise `EvopruneError` unless there are `count` examples in every tensor."""
+    for leaf in leaves(inputs):
+        if not leaf.dim() or len(leaf) != count:
+            raise EvopruneError(f"{name}: found an input of shape {tuple(leaf.shape)} for {count} labels, "
+                                f"expected ({count}, ...)")
