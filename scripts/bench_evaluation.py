@@ -131,10 +131,10 @@ def whole_model(clock: Clock, model: nn.Module, split: Split, batches: tuple[int
     ours = evaluator_of(model, layout, split)
     calls: list[Callable[[], object]] = [usual_way(model, layout, split, individual, b) for b in batches]
     calls += [usual_way(model, layout, split, individual, batches[-1], tensors=True)]
-    calls += [lambda: int(ours.correct(individual)), lambda: int(ours.count_right())]
+    calls += [lambda: int(ours.sums(individual)[0]), lambda: int(ours.summed()[0])]
     if bf16:
         low = evaluator_of(model, layout, split, "bf16")
-        calls.append(lambda: int(low.correct(individual)))
+        calls.append(lambda: int(low.sums(individual)[0]))
     found = clock.medians(*calls)
     names = [f"A{b}" for b in batches] + ["tensors", "ours", "dense"] + ["bf16"] * bf16
     return dict(zip(names, found))
@@ -148,11 +148,11 @@ def layer_by_layer(clock: Clock, model: nn.Module, split: Split, usual: float) -
         individual = random_mask(layout)
 
         def prepare_and_fill(layout: Layout = layout, individual: Individual = individual) -> None:
-            int(evaluator_of(model, layout, split).correct(individual))
+            int(evaluator_of(model, layout, split).sums(individual)[0])
 
         first = clock.once(prepare_and_fill)[clock.device.type == "cpu"]
         ours = evaluator_of(model, layout, split)
-        each = clock.medians(lambda ours=ours, individual=individual: int(ours.correct(individual)))[0]
+        each = clock.medians(lambda ours=ours, individual=individual: int(ours.sums(individual)[0]))[0]
         total += first + (EVALUATIONS - 1) * each
     return usual * EVALUATIONS * len(find_layers(model)) / total
 

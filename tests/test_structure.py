@@ -19,7 +19,7 @@ from evoprune.rules import NEEDS, SCORES
 
 BELOW = ["interrupts", "errors", "files", "objectives", "rules", "config"]
 WINGS = {
-    "inputs": ["models", "weights", "zoo", "named", "nested", "datasets", "splits", "sources"],
+    "inputs": ["models", "weights", "zoo", "named", "nested", "datasets", "tasks", "splits", "sources"],
     "engines": ["worker", "team", "processes", "scoop_pool", "dask_pool", "engine", "scoop_launch", "scoop_worker"],
     "masks": ["units", "layout", "layers", "genome", "tensors", "saliency", "channels", "paths"],
     "values": ["fast", "training", "attention", "least_squares", "sensitivity", "repair", "inherited"],

@@ -1,4 +1,4 @@
-"""Right answers of a model, and how many images to take at a time."""
+"""What a model scores, and how many images to take at a time."""
 
 from __future__ import annotations
 
@@ -17,22 +17,16 @@ ACTIVATION_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}  # largest activation of
 LARGEST_BATCH = {"cpu": 256, "cuda": 8192}
 
 
-def correct(model: nn.Module, split: Split, batch_size: int) -> Tensor:
-    """Count right answers, as a tensor () on the device; a non-finite logit is a wrong answer. Call under eval()."""
-    count = torch.zeros((), dtype=torch.int64, device=split.labels.device)
+def example_sums(model: nn.Module, split: Split, batch_size: int) -> Tensor:
+    """Return what the split's task makes of each example, (n, k) on the CPU. Call under eval()."""
+    here = [slice(i, i + batch_size) for i in range(0, len(split), batch_size)]
     with torch.inference_mode():
-        for i in range(0, len(split), batch_size):
-            count += right_answers(applied(model, split.inputs(slice(i, i + batch_size))), split.labels[i:i + batch_size])
-    return count
+        return torch.cat([split.task.sums(applied(model, split.inputs(batch)), split.labels[batch]).cpu() for batch in here])
 
 
-def right_answers(output: Any, labels: Tensor) -> Tensor:
-    """Count right answers in what a model returned, as a tensor (); a non-finite logit is a wrong answer."""
-    logits = logits_of(output)  # (batch, classes)
-    if logits.dim() != 2 or len(logits) != len(labels) or not logits.shape[1]:
-        raise EvopruneError(f"model: returned logits of shape {tuple(logits.shape)} for {len(labels)} images, expected "
-                            f"({len(labels)}, classes)")
-    return ((logits.argmax(1) == labels) & torch.isfinite(logits).all(1)).sum()
+def score(model: nn.Module, split: Split, batch_size: int) -> float:
+    """Return the score of a model on a split: with the usual task its accuracy. Call under eval()."""
+    return split.task.score(example_sums(model, split, batch_size).sum(0).tolist())
 
 
 def accuracy(model: nn.Module, data: Any, batch_size: int | None = None) -> float:
@@ -55,7 +49,7 @@ def accuracy(model: nn.Module, data: Any, batch_size: int | None = None) -> floa
     batch_size = batch_size or batch_size_for(activation, parameter.device)
     modes = {module: module.training for module in model.modules()}
     try:
-        return int(correct(model.eval(), split, batch_size)) / len(split)
+        return score(model.eval(), split, batch_size)
     except (EvopruneError, KeyboardInterrupt):
         raise
     except BaseException as error:  # noqa: BLE001  # the user's model

@@ -24,7 +24,6 @@ from ..masks.saliency import gene_scores, logarithm
 from ..masks.tensors import masks
 from ..objectives import USUAL, Objectives
 from ..values.repair import Repairer, norms_of
-from .accuracy import right_answers
 from .prepared import PreparedModel
 
 log = logging.getLogger("evoprune")
@@ -62,7 +61,7 @@ class Evaluator:
         self.prepared = make(batch_size)
         parameters = dict(self.prepared.model.named_parameters())
         self.masked = [(parameters[layer.name], parameters[layer.name].detach().clone()) for layer in self.layout]
-        self.count = torch.zeros((), dtype=torch.int64, device=self.split.labels.device)
+        self.total: Tensor | None = None  # of what the task sums, (k,), always in the same place, for a CUDA graph
         self.repairer = None
         if self.calibration is not None:
             inputs = mapped(self.prepared.ready, self.calibration.inputs(slice(None)))
@@ -77,15 +76,15 @@ class Evaluator:
         individuals = list(individuals)
         if not individuals:
             return []
-        counts_on_device, scores = [], []
+        sums_on_device, scores = [], []
         for i, individual in enumerate(individuals):
-            counts_on_device.append(self.correct(individual))
+            sums_on_device.append(self.sums(individual))
             scores.append(self.kept_saliency(individual) if self.worth else None)
             progress(i + 1, len(individuals))
-        counts = torch.stack(counts_on_device).tolist()
+        sums = torch.stack(sums_on_device).tolist()
         found: list[Measurement] = []
-        for count, individual, saliency in zip(counts, individuals, scores):
-            values = self.objectives.measured(count / len(self.split), individual, self.layout)
+        for each, individual, saliency in zip(sums, individuals, scores):
+            values = self.objectives.measured(self.split.task.score(each), individual, self.layout)
             found.append(values if saliency is None else Result(values, saliency=saliency))
         return found
 
@@ -124,12 +123,26 @@ class Evaluator:
         """The dense weights as masks meet them (batch norm folded where it is), float32 on the CPU."""
         return [dense.float().cpu() for _, dense in self.masked]
 
-    def correct(self, individual: Individual) -> Tensor:
-        """Count the right answers of the masked model, as a tensor () on the device."""
+    def score(self, individual: Individual) -> float:
+        """Return the score of the masked model."""
+        return self.split.task.score(self.sums(individual).tolist())
+
+    def sums(self, individual: Individual) -> Tensor:
+        """Return what the task sums over all images under the masked model, (k,) on the device; with the usual task right answers
+        and images."""
+        return self.under(individual, self.summed)
+
+    def example_sums(self, individual: Individual) -> Tensor:
+        """Return the same of each image, (n, k) on the CPU."""
+        return self.under(individual, lambda: torch.cat([self.of(i).cpu() for i in range(len(self.prepared.batches))]))
+
+    def under(self, individual: Individual, function: Callable[[], Tensor]) -> Tensor:
+        """Return what `function` gives with the masked weights set, in smaller batches where memory is short."""
         while True:
             try:
                 self.set_masks(individual)
-                return self.count_right()
+                with torch.inference_mode():
+                    return function()
             except torch.cuda.OutOfMemoryError:
                 if self.batch_size == 1:
                     raise
@@ -146,46 +159,49 @@ class Evaluator:
         if self.repairer is not None:
             self.repairer({layer.name: mask for layer, mask in zip(self.layout, kept)})
 
-    def count_right(self) -> Tensor:
-        """Count right answers under the weights as they are now."""
-        if self.count.is_cuda and not self.floor:
+    def summed(self) -> Tensor:
+        """Return the sums under the weights as they are now."""
+        if self.total is None:
+            self.total = torch.zeros_like(self.of(0).sum(0))
+        if self.total.is_cuda and not self.floor:
             if self.graph is None:
                 self.capture()
             if self.graph is not None:
                 self.graph.replay()
-                return self.count.clone()
-        needed = math.ceil(self.floor * len(self.split) - 1e-9)
-        self.count.zero_()
-        with torch.inference_mode():
-            for i, start in enumerate(self.prepared.batches):
-                self.count += self.right(i)
-                left = max(0, len(self.split) - start - self.batch_size)
-                if needed and left and int(self.count) + left < needed:
-                    self.saved += left
-                    break
-        return self.count.clone()
+                return self.total.clone()
+        needed = math.ceil(self.floor * len(self.split) - 1e-9) if self.split.task.single else 0
+        self.total.zero_()
+        for i, start in enumerate(self.prepared.batches):
+            self.total += self.of(i).sum(0)
+            left = max(0, len(self.split) - start - self.batch_size)
+            if needed and left and int(self.total[0]) + left < needed:
+                self.saved += left
+                self.total[1] += left
+                break
+        return self.total.clone()
 
-    def right(self, i: int) -> Tensor:
-        """Count the right answers of batch `i`; a non-finite logit is a wrong answer."""
+    def of(self, i: int) -> Tensor:
+        """Return what the task makes of each image of batch `i`, (batch, k)."""
         start = self.prepared.batches[i]
-        return right_answers(self.prepared.logits(i), self.split.labels[start:start + self.batch_size])
+        return self.split.task.sums(self.prepared.logits(i), self.split.labels[start:start + self.batch_size])
 
     def capture(self) -> None:
         """Record one evaluation as a CUDA graph, so that small models are not held up by kernel launches."""
         if self.graph_failed:
             return
+        assert self.total is not None
         try:
             stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch has not typed it
             stream.wait_stream(torch.cuda.current_stream())
             with torch.inference_mode(), torch.cuda.stream(stream):
                 for i in range(len(self.prepared.batches)):  # fills the cache, warms up
-                    self.right(i)
+                    self.of(i)
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
             with torch.inference_mode(), torch.cuda.graph(graph):
-                self.count.zero_()
+                self.total.zero_()
                 for i in range(len(self.prepared.batches)):
-                    self.count += self.right(i)
+                    self.total += self.of(i).sum(0)
             self.graph = graph
         except torch.cuda.OutOfMemoryError:
             raise

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from ..errors import EvopruneError, shown, where_raised, with_type
 from .datasets import as_tensor, is_nested, nested_tensors, read_dataset, read_loader
 from .nested import Inputs, check_together, leaves, mapped, taken
+from .tasks import CLASSIFICATION, Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,7 @@ class Split:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     dtype: torch.dtype = torch.float32  # of the model's parameters, so of its floating inputs
+    task: Task = CLASSIFICATION
 
     def __len__(self) -> int:
         return len(self.labels)

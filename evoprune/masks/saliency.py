@@ -9,9 +9,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ..inputs.models import copied, logits_of
+from ..inputs.models import copied
 from ..inputs.nested import applied
 from ..inputs.splits import Split
 from .layout import Layer, Layout
@@ -85,7 +84,7 @@ def top(flat: Tensor, count: int) -> Tensor:
 
 
 def gradient_squares(model: nn.Module, names: Sequence[str], split: Split, batch_size: int, images: int) -> list[Tensor]:
-    """Return the squared gradients of the cross-entropy, a tensor for each named parameter, averaged over batches.
+    """Return the squared gradients of the loss, a tensor for each named parameter, averaged over batches.
 
     The first `images` of the split count, in eval mode, on the split's device; `model` stays as it is.
     """
@@ -95,7 +94,7 @@ def gradient_squares(model: nn.Module, names: Sequence[str], split: Split, batch
     starts = range(0, min(images, len(split)), batch_size)
     for start in starts:
         batch = slice(start, min(start + batch_size, images))
-        loss = F.cross_entropy(logits_of(applied(net, split.inputs(batch))), split.labels[batch])
+        loss = split.task.loss(applied(net, split.inputs(batch)), split.labels[batch])
         for square, gradient in zip(squares, torch.autograd.grad(loss, parameters)):
             square.addcmul_(gradient, gradient, value=1 / len(starts))
     return squares

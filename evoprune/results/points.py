@@ -118,10 +118,9 @@ class Pruned:
             found["values"] = self.measured.objectives.scored(self.measured.values, score)
         self.measured = replace(self.measured, **found)
 
-    def note_test(self, right: int, of: int) -> None:
-        """Note the right answers on the test split, with their 95 % interval."""
-        low, high = wilson(right, of)
-        self.note(test=right / of, test_low=low, test_high=high)
+    def note_test(self, score: float, low: float, high: float) -> None:
+        """Note the score on the test split, with its 95 % interval."""
+        self.note(test=score, test_low=low, test_high=high)
 
 
 def pruned(individual: Individual, layout: Layout, score: float, before: float | None = None,
@@ -195,11 +194,3 @@ def thin(points: Sequence[Any], count: int) -> list[Any]:
         distance = np.abs(place[:, None] - place[chosen]).min(1)
         chosen.append(int(distance.argmax()))
     return [points[i] for i in sorted(set(chosen))]
-
-
-def wilson(right: int, of: int) -> tuple[float, float]:
-    """Return the 95 % Wilson score interval of a share (Wilson, 1927, doi:10.1080/01621459.1927.10502953)."""
-    z, p = 1.959963984540054, right / of
-    centre, half = p + z * z / (2 * of), z * math.sqrt(p * (1 - p) / of + z * z / (4 * of * of))
-    low, high = (centre - half) / (1 + z * z / of), (centre + half) / (1 + z * z / of)
-    return max(0.0, min(low, p)), min(1.0, max(high, p))  # rounding must not put the share outside

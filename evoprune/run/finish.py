@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import logging
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..engines.engine import Engine, Local
 from ..errors import EvopruneError
-from ..evaluation.accuracy import correct
+from ..evaluation.accuracy import example_sums, score
 from ..evaluation.evaluator import Evaluator
 from ..evolution.generations import State
 from ..evolution.selection import non_dominated
 from ..files import from_safetensors
 from ..inputs.models import copied, set_state
-from ..inputs.splits import Split
 from ..results.folder import Folder, write_run
 from ..results.points import Pruned, before_and_after, numbered, pruned, thin
 from ..values.inherited import with_values
-from .jobs import RepairPoint, TrainPoint
+from .jobs import RepairPoint, Tested, TrainPoint
 from .layerwise import Rows
 from .progress import SAY_EVERY, Pace
 from .run import Run
@@ -85,7 +84,7 @@ def untrained(run: Run, state: State) -> list[Pruned]:
     for individual in front:
         point = pruned(individual, run.layout, individual.fitness.score)
         if run.config.total_epochs is not None and individual.values:
-            point.note(before=int(run.evaluator.correct(individual)) / len(run.data.search))
+            point.note(before=run.evaluator.score(individual))
             point.state = dict(with_values(run.model, run.layout, individual).state_dict())
         points.append(point)
     return numbered(points)
@@ -98,27 +97,27 @@ def measure_plainly(run: Run, points: list[Pruned], engine: Local | Engine) -> N
     Raises:
         EvopruneError: a repair was given up.
     """
-    repair, images = str(run.config.repair), len(run.data.search)
+    repair = str(run.config.repair)
     if repair == "none" and run.evaluator.prepared.exact and run.evaluator.batch_size == run.batch_size:
         return
     log.info("measuring %d points with the model as it is, fp32", len(points))
     if repair == "none":
         for point in points:
-            score = int(run.last.correct(point.individual)) / images
+            score = run.last.score(point.individual)
             point.note(score, before=score)
         return
     points = [point for point in points if point.density < 1]
     pace = Pace(len(points))
 
-    def arrived(i: int, found: tuple[int, int | None, bytes] | None) -> None:
+    def arrived(i: int, found: tuple[float, Tested | None, bytes] | None) -> None:
         if found is None:
             raise EvopruneError(f"engine {run.config.engine}: no worker survived the last repair of point {i + 1} of "
                                 f"{len(points)}; the search is saved: go on with --resume {run.config.out} and fewer --workers, "
                                 f"a longer --job-timeout or --engine local")
-        point, (right, test, content) = points[i], found
-        point.note(right / images, before=right / images, repair=repair)
-        if test is not None and run.data.test is not None:
-            point.note_test(test, len(run.data.test))
+        point, (score, tested, content) = points[i], found
+        point.note(score, before=score, repair=repair)
+        if tested is not None:
+            point.note_test(*tested)
         point.state = from_safetensors(content)
         pace.done += 1
         if pace.due(SAY_EVERY):
@@ -128,15 +127,16 @@ def measure_plainly(run: Run, points: list[Pruned], engine: Local | Engine) -> N
 
 
 def measure_on_test(run: Run, points: list[Pruned]) -> None:
-    """Count right answers on the test split, for the report alone, of the points that have not been counted."""
+    """Measure the points that have not been on the test split, for the report alone."""
     untested = [point for point in points if point.measured.test is None]
     if run.data.test is None or not untested:
         return
     log.info("measuring %d points on %s test images", len(untested), f"{len(run.data.test):,}")
     plain = Evaluator(run.model, run.layout, run.data.test, run.batch_size, plain=True)
     for point in untested:
-        right = plain.correct(point.individual) if point.state is None else count(run, point.state, run.data.test)
-        point.note_test(int(right), len(run.data.test))
+        sums = plain.example_sums(point.individual) if point.state is None else \
+            example_sums(with_state(run, point.state), run.data.test, run.batch_size)
+        point.note_test(*run.data.test.task.tested(sums))
 
 
 def train_points(run: Run, points: list[Pruned], folder: Folder, engine: Local | Engine) -> list[Pruned]:
@@ -177,12 +177,12 @@ def train_points(run: Run, points: list[Pruned], folder: Folder, engine: Local |
 def measure(run: Run, point: Pruned, what: str) -> None:
     """Measure a trained point on the search split."""
     assert point.state is not None
-    point.note(int(count(run, point.state, run.data.search)) / len(run.data.search))
+    point.note(score(with_state(run, point.state), run.data.search, run.batch_size))
     log.info("%s: %s", what, before_and_after(point))
 
 
-def count(run: Run, state: dict[str, Tensor], split: Split) -> Tensor:
-    """Count the right answers of the model with these values."""
+def with_state(run: Run, state: dict[str, Tensor]) -> nn.Module:
+    """Return the model with these values, on the device of the data."""
     net = copied(run.model)
     set_state(net, state)
-    return correct(net.to(split.labels.device).eval(), split, run.batch_size)
+    return net.to(run.data.search.labels.device).eval()

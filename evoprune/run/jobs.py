@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..engines.engine import Engine, Local
 from ..engines.worker import ignore
-from ..evaluation.accuracy import correct
+from ..evaluation.accuracy import example_sums, score
 from ..evaluation.evaluator import Evaluator
 from ..evolution.tuned import Job
 from ..files import fingerprint, to_safetensors
@@ -31,6 +31,7 @@ from .progress import training_progress
 from .rebuild import registered_run
 from .run import Run, make_evaluator
 
+Tested = tuple[float, float, float]  # a score and its interval
 GROW_STEPS = 16  # of a job, whose images say by their gradients which weights grow; they count as steps
 STAGES: dict[str, Evaluator] = {}  # of this process, by identity, at most one
 
@@ -88,16 +89,17 @@ class RunEvaluator:
 
 @dataclass(frozen=True)
 class RepairPoint:
-    """An individual repaired with more images than the search takes: right answers on the search split; on the test split, for
-    the report alone (None where there is none, or where training follows); the state dict as the bytes of a safetensors file."""
+    """An individual repaired with more images than the search takes: the score on the search split; what is tested, for the
+    report alone (None where there is no test split, or training follows); the state dict as the bytes of a safetensors file."""
 
     identity: str
 
-    def __call__(self, individual: Individual) -> tuple[int, int | None, bytes]:
+    def __call__(self, individual: Individual) -> tuple[float, Tested | None, bytes]:
         run = registered_run(self.identity)
-        right, model = int(run.last.correct(individual)), run.last.prepared.model
+        found, model = run.last.score(individual), run.last.prepared.model
         test = None if run.config.finetune_epochs else run.data.test
-        return right, None if test is None else int(correct(model, test, run.batch_size)), to_safetensors(model.state_dict())
+        tested = None if test is None else test.task.tested(example_sums(model, test, run.batch_size))
+        return found, tested, to_safetensors(model.state_dict())
 
 
 @dataclass(frozen=True)
@@ -145,8 +147,8 @@ class TrainChild:
             set_bits(individual, i, genes)
         kept = named_masks(individual, run.layout, train.labels.device)
         hold_zeros([net.get_parameter(name) for name in kept], kept)
-        right = int(correct(net.eval(), run.data.search, run.batch_size))
-        return Result(run.objectives.measured(right / len(run.data.search), individual, run.layout), list(individual),
+        found = score(net.eval(), run.data.search, run.batch_size)
+        return Result(run.objectives.measured(found, individual, run.layout), list(individual),
                       values=values_of(net, kept))
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..config import Config
 from ..engines.engine import Engine, Local
-from ..evaluation.accuracy import correct
+from ..evaluation.accuracy import score
 from ..evolution.generations import State
 from ..evolution.selection import non_dominated
 from ..evolution.toolbox import Make, made
@@ -48,8 +48,8 @@ class Stage:
 
     state: dict[str, Tensor]
     individual: Individual
-    before: int  # right answers before training, of the search split
-    after: int
+    before: float  # score before training, on the search split
+    after: float
     evaluations: int
     log: tuple[dict[str, float], ...]
 
@@ -69,7 +69,7 @@ class Layerwise:
         Raises:
             Stopped: `max_seconds` have passed; --resume goes on in the stage it was in.
         """
-        run, layout, images = self.run, self.run.layout, len(self.run.data.search)
+        run, layout = self.run, self.run.layout
         stage = Stage(run.model.state_dict(), dense_individual(layout), 0, 0, 0, ())
         yield point_of(run, stage.individual, run.dense.score, run.dense.score), []
         caps = round_caps(run.config.caps, run.config.rounds)
@@ -78,7 +78,7 @@ class Layerwise:
             log.info("layer %d of %d: %s%s", i + 1, len(layout), layout[i].name,
                      f", round {k + 1} of {len(caps)}" if len(caps) > 1 else "")
             stage = self.stage(stage, i, number, caps[k])
-            point = point_of(run, stage.individual, stage.after / images, stage.before / images, stage.state)
+            point = point_of(run, stage.individual, stage.after, stage.before, stage.state)
             log.info("%s: %s", layout[i].name, before_and_after(point))
             rows = [{**row, "generation": row["generation"] + last["generation"] + 1,
                      "evaluations": row["evaluations"] + last["evaluations"], "seconds": row["seconds"] + last["seconds"],
@@ -131,17 +131,17 @@ class Layerwise:
 
 
 def train_stage(run: Run, net: nn.Module, individual: Individual, number: int, state: State) -> Stage:
-    """Apply all masks, count, train the values that are left, count again."""
+    """Apply all masks, measure, train the values that are left, measure again."""
     config = run.config
     device = run.data.search.labels.device
     net.to(device)
     kept = named_masks(individual, run.layout, device)
     hold_zeros([net.get_parameter(name) for name in kept], kept)
-    before = after = int(correct(net.eval(), run.data.search, run.batch_size))
+    before = after = score(net.eval(), run.data.search, run.batch_size)
     if config.finetune_epochs and run.data.train is not None:
         recipe = recipe_for(net, config.finetune_epochs, config.seed + 1 + number, config.learning_rate, config.augment)
         tune(net, run.data.train, recipe, kept, training_progress("the layers so far"))
-        after = int(correct(net.eval(), run.data.search, run.batch_size))
+        after = score(net.eval(), run.data.search, run.batch_size)
     values = {name: value.detach().cpu().clone() for name, value in net.state_dict().items()}
     return Stage(values, individual, before, after, state.evaluations, tuple(state.log))
 
@@ -168,8 +168,8 @@ def point_of(run: Run, individual: Individual, score: float, before: float, stat
 
 def pack_stage(stage: Stage, layout: Layout) -> dict[str, Tensor]:
     """Return a stage as tensors, text among them as bytes."""
-    facts: dict[str, Any] = {"origin": stage.individual.origin, "generation": stage.individual.generation, "before":
-                             stage.before, "after": stage.after, "evaluations": stage.evaluations, "log": stage.log}
+    facts: dict[str, Any] = {"origin": stage.individual.origin, "generation": stage.individual.generation, "score_before":
+                             stage.before, "score": stage.after, "evaluations": stage.evaluations, "log": stage.log}
     text = torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8)
     masks = {MASK + layer.name: torch.from_numpy(bits) for layer, bits in zip(layout, stage.individual)}
     return {**stage.state, **masks, MASK: text}
@@ -180,4 +180,4 @@ def unpack_stage(stored: dict[str, Tensor], layout: Layout) -> Stage:
     facts = json.loads(stored[MASK].numpy().tobytes())
     individual = Individual([stored[MASK + layer.name].numpy() for layer in layout], facts["origin"], facts["generation"])
     values = {name: value for name, value in stored.items() if not name.startswith(MASK)}
-    return Stage(values, individual, facts["before"], facts["after"], facts["evaluations"], tuple(facts["log"]))
+    return Stage(values, individual, facts["score_before"], facts["score"], facts["evaluations"], tuple(facts["log"]))

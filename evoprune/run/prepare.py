@@ -14,7 +14,7 @@ from torch import nn
 
 from ..config import RESUMABLE, Config
 from ..errors import EvopruneError, first_line
-from ..evaluation.accuracy import batch_size_for, correct, dtype_of, probe
+from ..evaluation.accuracy import batch_size_for, dtype_of, example_sums, probe
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.usage import unused_parameters
 from ..evolution.checkpoint import load
@@ -31,7 +31,7 @@ from ..masks.layers import USUAL, LeftOut, aliases, find_layers, left_out, pruna
 from ..masks.layout import Layout
 from ..objectives import Objectives, objectives_of
 from ..results.folder import Folder
-from ..results.points import columns, wilson
+from ..results.points import columns
 from ..results.record import Record, dense_row
 from ..results.written import CONFIG, DENSE
 from ..rules import read_method, read_units, rule_names
@@ -263,21 +263,20 @@ def measure_dense(net: nn.Module, splits: Data, batch_size: int, outputs: int, l
     # 6 arguments: the model, the images, and what is measured
     model = copied(net).to(splits.search.labels.device).eval()
 
-    def count(split: Split) -> int:
+    def sums(split: Split) -> torch.Tensor:
         try:
-            return int(correct(model, split, batch_size))
+            return example_sums(model, split, batch_size)
         except (EvopruneError, KeyboardInterrupt):
             raise
         except BaseException as error:  # noqa: BLE001  # the user's model
             raise EvopruneError(f"data: some images do not go through the model: {first_line(error)}") from None
 
-    found = count(splits.search) / len(splits.search)
+    found = splits.search.task.score(sums(splits.search).sum(0).tolist())
     tested: list[float | None] = [None, None, None]
     score, shown = objectives[objectives.score], ""
     if splits.test is not None:
-        right = count(splits.test)
-        tested = [right / len(splits.test), *wilson(right, len(splits.test))]
-        shown = f", {score.said(right / len(splits.test))} on the test split"
+        tested[:] = splits.test.task.tested(sums(splits.test))
+        shown = f", {score.said(tested[0] or 0.0)} on the test split"
     if int(splits.search.labels.min()) == int(splits.search.labels.max()):
         log.warning("warning: every label of the search split is %d: whatever is pruned, that is easy to guess",
                     int(splits.search.labels[0]))

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..inputs.models import logits_of
 from ..inputs.nested import applied
 from ..inputs.splits import Split
 from ..masks.layout import Layout
@@ -114,7 +113,7 @@ def tune(model: nn.Module, train: Split, recipe: Recipe, masks: Mapping[str, Ten
                 inputs = train.inputs(batch)
                 if recipe.augment and isinstance(inputs, Tensor):
                     inputs = augmented(inputs)
-                loss = F.cross_entropy(logits_of(applied(model, inputs)), train.labels[batch])
+                loss = train.task.loss(applied(model, inputs), train.labels[batch])
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 if squares is not None:
@@ -149,7 +148,7 @@ def grown(model: nn.Module, train: Split, masks: Mapping[str, Tensor], layout: L
     parameters = dict(model.named_parameters())
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:images].to(train.labels.device)
     model.eval()
-    loss = F.cross_entropy(logits_of(applied(model, train.inputs(order))), train.labels[order])
+    loss = train.task.loss(applied(model, train.inputs(order)), train.labels[order])
     gradients = torch.autograd.grad(loss, [parameters[name] for name in masks])
     scores = [torch.where(layer.any(mask), -1, layer.summed(gradient.abs()))
               for layer, gradient, mask in zip(layout, gradients, masks.values())]

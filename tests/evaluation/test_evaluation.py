@@ -9,7 +9,7 @@ from torch import nn
 
 from evoprune import accuracy
 from evoprune.errors import EvopruneError
-from evoprune.evaluation.accuracy import batch_size_for, correct, probe
+from evoprune.evaluation.accuracy import batch_size_for, example_sums, probe
 from evoprune.evaluation.evaluator import Evaluator
 from evoprune.evolution.starts import first_population
 from evoprune.inputs.models import logits_of
@@ -63,7 +63,7 @@ def test_batch_norm_and_dropout_are_in_eval_mode_and_the_model_is_untouched(digi
     layout = find_layers(model)
     evaluator = Evaluator(model, layout, digits.search, 32)
     for individual in population(model, layout, 8):
-        assert int(evaluator.correct(individual)) == count_obviously(model, layout, individual, digits.search, 32)
+        assert int(evaluator.sums(individual)[0]) == count_obviously(model, layout, individual, digits.search, 32)
     assert model.training and model[3].training
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all(p.requires_grad for p in model.parameters())
@@ -86,7 +86,7 @@ def test_a_non_finite_logit_is_a_wrong_answer():
     logits = torch.tensor([[3.0, 1.0], [float("inf"), 1.0], [float("nan"), 1.0], [2.0, float("-inf")], [1.0, 2.0]])
     split = as_split((logits.nan_to_num(0), torch.tensor([0, 0, 0, 0, 0])), "x")
     split = type(split)(logits, split.labels)
-    assert int(correct(Odd(), split, 2)) == 1
+    assert int(example_sums(Odd(), split, 2)[:, 0].sum()) == 1
 
 
 @pytest.mark.parametrize("wrap", [

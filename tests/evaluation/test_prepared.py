@@ -52,7 +52,7 @@ def test_lenet5_counts_equal_the_obvious_way_on_5000_images(digits):
             expected = torch.cat([zeroed(search.inputs(slice(i, i + 256))) for i in range(0, 5000, 256)])
         flipped = flips(individual, expected, all_logits(fast, individual))
         right = int((expected.argmax(1) == search.labels).sum())
-        assert abs(int(fast.correct(individual)) - right) <= len(flipped)
+        assert abs(int(fast.sums(individual)[0]) - right) <= len(flipped)
         counts.add(right)
     assert len(counts) > 4
 
@@ -89,7 +89,7 @@ def test_every_count_equals_the_plain_models(layer, resnet, digits):
     for individual in masks_of(resnet, layout):
         expected, found = all_logits(plain, individual), all_logits(fast, individual)
         flipped = flips(individual, expected, found)
-        assert abs(int(plain.correct(individual)) - int(fast.correct(individual))) <= len(flipped)
+        assert abs(int(plain.sums(individual)[0]) - int(fast.sums(individual)[0])) <= len(flipped)
         informative += len(expected.argmax(1).unique()) > 3
     assert informative >= 2
 
@@ -135,7 +135,7 @@ def test_models_that_cannot_be_cut_run_whole_and_say_so(kind, said, digits, capl
     assert said in caplog.text and evaluator.prepared.prefix is None
     for individual in population(model, layout, 6):
         for _ in range(2):
-            assert int(evaluator.correct(individual)) == count_obviously(model, layout, individual, digits.search, 50)
+            assert int(evaluator.sums(individual)[0]) == count_obviously(model, layout, individual, digits.search, 50)
 
 
 @pytest.mark.parametrize("shape", [(64, 6, 28, 28), (3, 16, 10, 11), (1, 1, 3, 2)])
@@ -242,7 +242,7 @@ def test_a_prepared_model_is_a_private_copy(resnet, digits):
 def test_running_out_of_memory_halves_the_batch(lenet, digits, layout, monkeypatch, caplog):
     evaluator = Evaluator(lenet, layout, digits.search.to(torch.device("cuda")), 256)
     expected = evaluator.many(population(lenet, layout, 4))
-    plain, failed = evaluator.count_right, []
+    plain, failed = evaluator.summed, []
 
     def once():
         if not failed:
@@ -250,7 +250,7 @@ def test_running_out_of_memory_halves_the_batch(lenet, digits, layout, monkeypat
             raise torch.cuda.OutOfMemoryError
         return plain()
 
-    monkeypatch.setattr(evaluator, "count_right", once)
+    monkeypatch.setattr(evaluator, "summed", once)
     assert evaluator.many(population(lenet, layout, 4)) == expected
     assert evaluator.batch_size == 128 and "going on with batches of 128" in caplog.text
 

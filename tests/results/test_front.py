@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from evoprune import EvopruneError, accuracy, load_front
+from evoprune.inputs.tasks import wilson
 from evoprune.objectives import USUAL
-from evoprune.results.points import thin, wilson
+from evoprune.results.points import thin
 
 
 @pytest.fixture
