@@ -11,12 +11,14 @@ if TYPE_CHECKING:
     from .errors import EvopruneError
     from .evaluation.accuracy import accuracy
     from .inputs.splits import Data
+    from .inputs.tasks import Task
     from .pruning import prune
     from .results.front import Front, Point, load_front
 
 HOMES = {"Config": "config", "EvopruneError": "errors", "accuracy": "evaluation.accuracy", "Data": "inputs.splits",
-         "prune": "pruning", "Front": "results.front", "Point": "results.front", "load_front": "results.front"}
-__all__ = ["Config", "Data", "EvopruneError", "Front", "Point", "accuracy", "load_front", "prune"]
+         "Task": "inputs.tasks", "prune": "pruning", "Front": "results.front", "Point": "results.front",
+         "load_front": "results.front"}
+__all__ = ["Config", "Data", "EvopruneError", "Front", "Point", "Task", "accuracy", "load_front", "prune"]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 from .errors import EvopruneError, shown
 from .objectives import USUAL, split_objectives
-from .rules import KNOWLEDGE, SURGEON, check_rules, read_method, read_units, round_caps, target_sparsities
+from .rules import KNOWLEDGE, SURGEON, TASKS, check_rules, read_method, read_units, round_caps, target_sparsities
 
 ENGINES = ("local", "processes", "scoop", "dask")
 LONGEST = 4096  # characters of a setting
@@ -57,6 +57,8 @@ class Config:
     unit: str = option("weight", "what the search decides on: weight, or filter (all weights of one output, in a linear layer a "
                        "row), or by name: 'conv*=filter,fc*=weight'", metavar="UNIT")
     objectives: str = option(",".join(USUAL.names), "what is optimised; more of your own: FILE.py:function", metavar="NAMES")
+    task: str | None = option(None, "what the model is for: " + ", ".join(TASKS) + ", or a function that returns an "
+                              "evoprune.Task: FILE.py:function (guessed from the targets)", metavar="TASK")
     # the search
     start: str = option("auto", "rules that make the first masks, comma-separated: random, narrow, magnitude, erk, lamp, fisher, "
                         "multishot; auto takes the best that --knowledge allows", metavar="RULES")
@@ -68,7 +70,8 @@ class Config:
     population: int = option(64, "individuals kept each generation; even", low=4, high=1_000_000)
     generations: int = option(100, "generations after the first masks", low=0, high=10_000_000)
     seed: int = option(0, "seed of the search and of training", low=0, high=2**32 - 1)
-    accuracy_floor: float = option(0.0, "points below this accuracy (0..1, search split) are not wanted", low=0, high=1)
+    accuracy_floor: float = option(0.0, "points below this accuracy or other score (0..1, search split) are not wanted; "
+                                   "--score-floor is the same", low=0, high=1)
     max_seconds: float | None = option(None, "stop the search or training in time, save, and say how to resume", low=0)
     # tuned runs, and the rules to compare with
     total_epochs: float | None = option(None, "train while searching: children inherit their parent's values and train on; all "
@@ -127,6 +130,9 @@ class Config:
         target_sparsities(self.targets)
         read_units(self.unit)
         split_objectives(self.objectives)
+        if self.task is not None and self.task not in TASKS and ":" not in self.task:
+            raise EvopruneError(f"task: found {self.task!r}, expected {', '.join(TASKS)}, FILE.py:function or "
+                                f"package.module:function")
         self.check_method()
         if self.layerwise:
             round_caps(self.caps, self.rounds)

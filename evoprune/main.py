@@ -42,6 +42,9 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"evoprune: {EvopruneError(message)}; see --help\n")
 
 
+SAME = {"accuracy_floor": ("--score-floor",)}  # other names of a flag
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser, made from the settings."""
     made = Parser(prog=PROGRAM, description="Prune a model: one run gives the whole accuracy-sparsity Pareto front.",
@@ -53,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
             made.add_argument(flag, dest=name, action="store_false" if about.default else "store_true",
                               help=("no " if about.default else "") + about.help)
         else:
-            made.add_argument(flag, dest=name, type=about.kind, choices=about.choices, help=help_of(about),
+            made.add_argument(flag, *SAME.get(name, ()), dest=name, type=about.kind, choices=about.choices, help=help_of(about),
                               metavar=about.metavar or (None if about.choices else "N" if about.kind is int else "X"))
     return made
 

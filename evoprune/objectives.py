@@ -39,6 +39,7 @@ class Objective:
     percent: bool = False  # shown as one
     log_density: bool = False  # it is a share that is pruned, looked at as the logarithm of what is left
     extreme: str = ""  # its column in log.csv, the best of the archive; its name with "best_" unless given
+    metric: str = ""  # what people call it, where its column has another name
 
     @property
     def logged(self) -> str:
@@ -52,7 +53,12 @@ class Objective:
     @property
     def label(self) -> str:
         """What an axis says."""
-        return f"{self.name}, %" if self.percent else self.name.replace("_", " ")
+        return f"{self.title}, %" if self.percent else self.title.replace("_", " ")
+
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        return self.metric or self.name
 
     def fits(self, value: float, limit: float) -> bool:
         """Return whether a value is at least as good as a limit."""

@@ -11,6 +11,7 @@ KNOWLEDGE = ("none", "weights", "data")  # each allows what the one before it do
 NEEDS = {"random": "none", "narrow": "none", "magnitude": "weights", "erk": "weights", "lamp": "weights", "fisher": "data",
          "multishot": "weights"}  # rules, and the knowledge that each needs; the repair of multishot's path needs data
 SCORES = ("magnitude", "lamp", "fisher")  # rules that can also prune step by step
+TASKS = ("classification", "binary", "multilabel", "regression", "segmentation", "tokens")
 UNITS = ("weight", "filter")  # what a gene may decide on
 SURGEON = "obs"  # optimal brain surgeon, a rule for multishot alone: saliency of what least squares knows
 METHODS = ("oneshot", "multishot", "gradual")

@@ -120,7 +120,7 @@ class Clock:
 
 
 def evaluator_of(model: nn.Module, layout: Layout, split: Split, precision: str = "fp32") -> Evaluator:
-    batch = batch_size_for(probe(model, split, 0)[1], split.labels.device)
+    batch = batch_size_for(probe(model, split)[1], split.labels.device)
     return Evaluator(model, layout, split, batch, precision=precision, cache_mb=4096)
 
 

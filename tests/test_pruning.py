@@ -354,5 +354,5 @@ def test_a_front_of_nothing_better_than_one_label_says_so(tmp_path, caplog):
     data = evoprune.Data(None, (torch.zeros(30, 6), labels), (torch.zeros(30, 6), labels))
     evoprune.prune(model, data, out=tmp_path / "run", population=4, generations=0)
     said = [record.getMessage() for record in caplog.records if "no pruned model" in record.getMessage()]
-    assert said == ["warning: no pruned model is better than the commonest label for every image (33.33 %): more "
+    assert said == ["warning: no pruned model is better than one answer for every image (accuracy 33.33 %): more "
                     "--population, --generations or training may find some"]

@@ -121,7 +121,7 @@ def test_models_of_all_kinds_are_pruned_trained_and_resumed(make, tmp_path):
     (None, "data: found NoneType, expected"), ({"a": 1}, "data: found dict, expected"), (("a", "b"), "data: images and labels"),
     ((np.array([None, "x"], object), np.arange(2)), "data: images and labels cannot be read as tensors"),
     ((torch.randn(4, 16), None), "data: images and labels cannot be read"),
-    ([(torch.randn(16), 0.5), (torch.randn(16), 1)], "data: item 0 of the dataset has label 0.5, expected a whole number"),
+    ([(torch.randn(16), 0.5), (torch.randn(16), 1)], "data: search: found labels of type torch.float32, expected"),
     (iter([1]), "data: found list_iterator, expected"),
 ])
 def test_data_that_cannot_be_read_is_one_line(data, said, tmp_path):

@@ -25,8 +25,8 @@ WINGS = {
     "values": ["fast", "training", "attention", "least_squares", "sensitivity", "repair", "inherited"],
     "evaluation": ["accuracy", "graph", "usage", "prepared", "evaluator"],
     "evolution": ["selection", "operators", "starts", "history", "generations", "tuned", "toolbox", "checkpoint"],
-    "results": ["points", "record", "written", "plots", "folder", "front"],
-    "run": ["settings", "run", "progress", "machine", "prepare", "rebuild", "jobs", "search", "layerwise", "finish"]}
+    "results": ["points", "record", "machine", "written", "plots", "folder", "front"],
+    "run": ["settings", "run", "progress", "dense", "prepare", "rebuild", "jobs", "search", "layerwise", "finish"]}
 ABOVE = ["pruning", "main", "__main__"]
 ORDER = [*BELOW, *(f"{wing}.{name}" for wing, names in WINGS.items() for name in names), *ABOVE]
 FORBIDDEN = {"results": {"evaluation", "evolution", "run"}, "masks": {"values"}, "evaluation": {"evolution"},

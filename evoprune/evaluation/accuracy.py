@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from ..errors import EvopruneError, first_line, shown
 from ..inputs.models import logits_of, private_copy
 from ..inputs.nested import applied, leaves, shapes
 from ..inputs.splits import Split, as_split
+from ..inputs.tasks import check_task, guessed, task_of
 
 ACTIVATION_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}  # largest activation of a batch; page faults slow a CPU far beyond
 LARGEST_BATCH = {"cpu": 256, "cuda": 8192}
@@ -29,23 +31,24 @@ def score(model: nn.Module, split: Split, batch_size: int) -> float:
     return split.task.score(example_sums(model, split, batch_size).sum(0).tolist())
 
 
-def accuracy(model: nn.Module, data: Any, batch_size: int | None = None) -> float:
-    """Return the share of right answers of `model` on a split, (images, labels) or a Dataset, as a run measures it.
+def accuracy(model: nn.Module, data: Any, batch_size: int | None = None, task: str | None = None) -> float:
+    """Return what `model` scores on a split, (inputs, targets), a Dataset or a DataLoader, as a run measures it: the share of
+    right answers, or the metric of another task, which is guessed from the targets unless named.
 
     Runs on the model's own device; its training flags are put back. The batch size is a run's own unless given.
 
     Raises:
-        EvopruneError: no model, no such data, a label beyond the outputs, or a batch size that cannot be.
+        EvopruneError: no model, no such data, targets that the outputs do not fit, or a batch size that cannot be.
     """
     if not isinstance(model, nn.Module):
         raise EvopruneError(f"model: found {shown(model)}, expected an nn.Module")
     if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
         raise EvopruneError(f"batch_size: found {shown(batch_size)}, expected a whole number of at least 1")
     parameter = next(model.parameters(), torch.empty(0))
-    split = as_split(data, "data")
-    classes = 1 + int(split.labels.max())
-    split = split.to(parameter.device, dtype_of(model))
-    _, activation = probe(model, split, classes)
+    split = as_split(data, "data").to(parameter.device, dtype_of(model))
+    outputs, activation = probe(model, split)
+    split = replace(split, task=task_of(task) if task else guessed(outputs, split.labels))
+    check_task(split.task, outputs, split.labels, "data")
     batch_size = batch_size or batch_size_for(activation, parameter.device)
     modes = {module: module.training for module in model.modules()}
     try:
@@ -64,11 +67,11 @@ def dtype_of(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
-def probe(model: nn.Module, split: Split, classes: int) -> tuple[int, int]:
-    """Run two images through a copy of `model`; return (outputs, bytes of the largest activation of one image).
+def probe(model: nn.Module, split: Split) -> tuple[Tensor, int]:
+    """Run two images through a copy of `model`; return (what it says of them, bytes of the largest activation of one image).
 
     Raises:
-        EvopruneError: the model does not take these images, or has fewer outputs than there are classes.
+        EvopruneError: the model does not take these images, or returns no tensor with a row for each.
     """
     model = private_copy(model).to(split.labels.device)
     sizes = [leaf.nbytes for leaf in leaves(split.inputs(slice(0, 1)))]
@@ -82,18 +85,15 @@ def probe(model: nn.Module, split: Split, classes: int) -> tuple[int, int]:
     batch, count = split.inputs(slice(0, 2)), min(2, len(split))
     try:
         with torch.inference_mode():
-            logits = logits_of(applied(model.eval(), batch))
+            outputs = logits_of(applied(model.eval(), batch))
     except (EvopruneError, KeyboardInterrupt):
         raise
     except BaseException as error:  # noqa: BLE001  # the user's model
         raise EvopruneError(f"data: images of shape {shapes(batch)} do not go through the model: {first_line(error)}") from None
-    if logits.dim() != 2 or len(logits) != count:
-        raise EvopruneError(f"model: returned logits of shape {tuple(logits.shape)} for {count} images, "
+    if not outputs.dim() or len(outputs) != count:
+        raise EvopruneError(f"model: returned logits of shape {tuple(outputs.shape)} for {count} images, "
                             f"expected ({count}, classes)")
-    if classes > logits.shape[1]:
-        raise EvopruneError(f"data: found label {classes - 1}, expected 0 to {logits.shape[1] - 1}: the model has "
-                            f"{logits.shape[1]} outputs")
-    return logits.shape[1], max(sizes)
+    return outputs, max(sizes)
 
 
 def batch_size_for(activation_bytes: int, device: torch.device) -> int:

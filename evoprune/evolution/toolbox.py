@@ -22,10 +22,10 @@ from torch import Tensor
 from ..config import Config
 from ..engines.engine import local
 from ..errors import EvopruneError, shown
+from ..inputs.tasks import optimised
 from ..masks.genome import Individual, Measurement, Result
 from ..masks.layout import Layout
 from ..masks.saliency import gene_scores, logarithm
-from ..objectives import objectives_of
 from .generations import breed, measure, no_epochs
 from .operators import mate, mutate, refine
 from .selection import nsga2, tournament
@@ -100,7 +100,7 @@ def register_masks(toolbox: base.Toolbox, evaluate: Evaluate, layout: Layout, co
         toolbox.register("mutate", mutate, layout=layout)
     toolbox.register("simplify", evaluate.simplify)
     toolbox.register("breed", breed, toolbox=toolbox, size=config.population)
-    toolbox.register("measure", measure, toolbox=toolbox, objectives=objectives_of(config.objectives))
+    toolbox.register("measure", measure, toolbox=toolbox, objectives=optimised(config.objectives, config.task))
     toolbox.register("epochs", no_epochs)
 
 
@@ -110,5 +110,5 @@ def register_jobs(toolbox: base.Toolbox, layout: Layout, config: Config) -> None
     toolbox.register("mutate", mutate_strategy)
     toolbox.register("aim", weakest_targets)
     toolbox.register("breed", breed_jobs, toolbox=toolbox, config=config, layout=layout)
-    toolbox.register("measure", measure_jobs, toolbox=toolbox, objectives=objectives_of(config.objectives))
+    toolbox.register("measure", measure_jobs, toolbox=toolbox, objectives=optimised(config.objectives, config.task))
     toolbox.register("jobs", rule_jobs, config=config, layout=layout)

@@ -38,14 +38,23 @@ def read_dataset(dataset: Any, name: str, inputs: int) -> tuple[Inputs, Tensor]:
     for i in range(len(dataset)):
         image, label = parted(dataset[i], f"{name}: item {i} of the dataset", inputs)
         images.append(mapped(lambda value: value[None], nested_tensors(image)))
-        labels.append(int(label))
-        if labels[-1] != label:
-            raise EvopruneError(f"{name}: item {i} of the dataset has label {shown(label)}, expected a whole number")
+        labels.append(as_target(label, f"{name}: item {i} of the dataset"))
+        if labels[-1].shape != labels[0].shape:
+            raise EvopruneError(f"{name}: item {i} of the dataset has a target of shape {tuple(labels[-1].shape)}, the first "
+                                f"{tuple(labels[0].shape)}, expected the same")
         if shapes(images[-1]) != shapes(images[0]):
             raise EvopruneError(f"{name}: item {i} of the dataset has shape {shapes(images[-1])}, the first "
                                 f"{shapes(images[0])}; give the dataset a transform that makes them equal, or hand in a "
                                 f"DataLoader whose collate_fn does")
-    return joined(images), torch.tensor(labels)
+    return joined(images), torch.stack(labels)
+
+
+def as_target(value: Any, what: str) -> Tensor:
+    """Return a target as a tensor: a number, an array, or a picture of labels (h, w)."""
+    if isinstance(value, (str, bytes)) or value is None:
+        raise EvopruneError(f"{what} has label {shown(value)}, expected a number or numbers")
+    found = as_tensor(value)
+    return found[0] if found.dim() == 3 and len(found) == 1 else found
 
 
 def parted(item: Any, what: str, inputs: int) -> tuple[Any, Any]:
@@ -75,10 +84,10 @@ def read_loader(loader: DataLoader[Any], name: str, inputs: int) -> tuple[Inputs
         collated = loader.collate_fn([loader.dataset[j] for j in range(i, min(i + size, len(loader.dataset)))])  # type: ignore[arg-type]
         image, label = parted(collated, f"{name}: what the DataLoader collates", inputs)
         parts.append(nested_tensors(image))
-        labels.append(as_tensor(label))
+        labels.append(as_tensor(label))  # (batch, ...)
     if not parts:
         raise EvopruneError(f"{name}: the dataset is empty")
-    return joined(parts), torch.cat(labels)
+    return joined(parts), joined(labels, -100) if labels[0].dim() > 1 and not labels[0].is_floating_point() else torch.cat(labels)
 
 
 def as_tensor(value: Any) -> Tensor:

@@ -23,7 +23,7 @@ from ..errors import EvopruneError, first_line
 from .datasets import as_tensor
 from .named import call
 from .nested import taken
-from .splits import Data, Split, as_data, as_split, check_split
+from .splits import Data, Split, as_data, as_split, check_split, outputs_for
 from .zoo import preset_of
 
 DATA = ("digits", "mnist", "cifar10", "folder:DIR", "npz:FILE", "package.module:function", "FILE.py:function")
@@ -34,7 +34,7 @@ Index = npt.NDArray[np.int64]
 class Raw:
     """One part of a data set before any image is read: only what a split needs is read later."""
 
-    labels: Index  # (n,)
+    labels: npt.NDArray[Any]  # (n, ...)
     read: Callable[[Index, Transform | None], Tensor]  # indices -> uint8 (len(indices), c, h, w)
 
 
@@ -137,7 +137,7 @@ def cut(source: Source, config: Config, most: int | None) -> Data:
 
     return Data(read(source.train, train_index, "train") if len(train_index) else None,
                 read(source.train, order[:searched], "search"), read(test, test_index, "test"),
-                classes=1 + int(max(source.train.labels.max(), test.labels.max())))
+                classes=max(outputs_for(torch.from_numpy(part.labels)) for part in (source.train, test)))
 
 
 def constants(config: Config) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:

@@ -24,7 +24,8 @@ from .tasks import CLASSIFICATION, Task
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Inputs (n, ...) and labels (n,) int64; uint8 images are scaled to 0..1, then normalised by mean and std."""
+    """Inputs (n, ...) and targets (n, ...), labels int64 or numbers float32; uint8 images are scaled to 0..1, then normalised by
+    mean and std."""
 
     images: Inputs
     labels: Tensor
@@ -82,7 +83,7 @@ class Data:
     test: Any
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
-    classes: int = 0  # found from the labels unless given
+    classes: int = 0  # that the labels name, or numbers that each target has; found unless given
     inputs: int = 1  # that an item of a Dataset starts with
 
     def __post_init__(self) -> None:
@@ -97,7 +98,7 @@ class Data:
         if self.search is None:
             raise EvopruneError("data: no search split; Data(train, search, test) needs at least search")
         splits = (self.train, self.search, self.test)
-        found = 1 + max(int(split.labels.max()) for split in splits if split is not None)
+        found = max(outputs_for(split.labels) for split in splits if split is not None)
         object.__setattr__(self, "classes", max(found, self.classes))
 
     def sizes(self) -> dict[str, int]:
@@ -109,6 +110,16 @@ class Data:
         """Return the same splits on a device, for a model of this dtype."""
         train, search, test = (None if s is None else s.to(device, dtype) for s in (self.train, self.search, self.test))
         return Data(train, search, test, classes=self.classes)
+
+    def for_task(self, task: Task) -> Data:
+        """Return the same splits for a task."""
+        train, search, test = (None if s is None else replace(s, task=task) for s in (self.train, self.search, self.test))
+        return Data(train, search, test, classes=self.classes)
+
+
+def outputs_for(targets: Tensor) -> int:
+    """Return how many outputs such targets ask for: classes of labels, or numbers of each."""
+    return math.prod(targets.shape[1:]) if targets.is_floating_point() else 1 + max(0, int(targets.max()))
 
 
 def as_data(source: Any, split_seed: int, mean: Sequence[float] | None, std: Sequence[float] | None) -> Data:
@@ -159,14 +170,13 @@ def check_split(images: Inputs, labels: Tensor, name: str, mean: Sequence[float]
     if isinstance(images, Tensor) and (not images.dim() or not len(images)):
         raise EvopruneError(f"{name}: no images")
     count = len(leaves(images)[0]) if leaves(images)[0].dim() else 0
-    if labels.dim() != 1 or len(labels) != count:
+    if not labels.dim() or len(labels) != count or not labels.numel():
         raise EvopruneError(f"{name}: found labels of shape {tuple(labels.shape)} for {count} images, "
-                            f"expected ({count},), one whole number an image")
-    if labels.is_floating_point() or labels.dtype == torch.bool or labels.is_complex():
-        raise EvopruneError(f"{name}: found labels of type {labels.dtype}, expected whole numbers from 0")
-    labels = labels.long()
-    if int(labels.min()) < 0:
-        raise EvopruneError(f"{name}: found label {int(labels.min())}, expected whole numbers from 0")
+                            f"expected ({count},), or ({count}, ...) of several targets each")
+    if labels.is_complex() or (labels.is_floating_point() and not bool(torch.isfinite(labels).all())):
+        raise EvopruneError(f"{name}: found targets that are {'complex' if labels.is_complex() else 'NaN or infinite'}, "
+                            f"expected whole numbers or finite ones")
+    labels = labels.float() if labels.is_floating_point() else labels.long()
     check_together(images, count, name)
     images = mapped(lambda each: as_images(each, name), images)
     if (mean is None) != (std is None):

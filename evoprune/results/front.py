@@ -95,8 +95,9 @@ class Front(Sequence[Point]):
         return iter(self.points)
 
     def best(self, *, drop: float | None = None, **wishes: float | None) -> Point:
-        """Return the sparsest point with at least `accuracy=0.98` (search split), or that `drop` below the dense model's at most;
-        or the most accurate with at least `sparsity=0.95`; with several, of any objectives, the sparsest that has them all.
+        """Return the sparsest point with at least `accuracy=0.98` (search split; `score=` for any task), or that `drop` below the
+        dense model's at most; or the most accurate with at least `sparsity=0.95`; with several, of any objectives, the sparsest
+        that has them all.
 
         Raises:
             EvopruneError: no point has it; says how close the front comes.
@@ -104,6 +105,7 @@ class Front(Sequence[Point]):
         """
         objectives = self.record.optimised
         self.check_points()
+        wishes = {objectives[objectives.score].name if name == "score" else name: wish for name, wish in wishes.items()}
         if unknown := set(wishes) - set(objectives.names):
             raise TypeError(f"best: found {', '.join(sorted(unknown))}, expected {', '.join(objectives.names)} or drop")
         for name, wish in {"drop": drop, **wishes}.items():
@@ -111,7 +113,7 @@ class Front(Sequence[Point]):
                 raise EvopruneError(f"best: found {name}={shown(wish)}, expected a finite number")
         asked = {i: wish for i, o in enumerate(objectives) if (wish := wishes.get(o.name)) is not None}
         if drop is not None:
-            asked[objectives.score] = max(asked.get(objectives.score, 0), self.record.measured.score - drop - 1e-12)
+            asked[objectives.score] = max(asked.get(objectives.score, -math.inf), self.record.measured.score - drop - 1e-12)
         fits = [p for p in self.points if all(objectives[i].fits(p.values[i], limit) for i, limit in asked.items())]
         if not fits:
             wanted = [f"{objectives[i].name} {'>=' if objectives[i].weight > 0 else '<='} {limit}" for i, limit in asked.items()]
@@ -169,7 +171,7 @@ class Front(Sequence[Point]):
 
     def __str__(self) -> str:
         objectives = self.record.optimised
-        tested = f"test {objectives[objectives.score].name} (95 %)"
+        tested = f"test {objectives[objectives.score].title} (95 %)"
         names = "  ".join(f"{name:>8}" for name in objectives.names)
         shown = thin(self.points, SHOWN)
         lines = [f"{'id':>5}  {names}  {'kept':>11}  {tested:>22}  origin",

@@ -67,7 +67,7 @@ def plot_progress(log: Sequence[dict[str, float]], objectives: Objectives) -> by
     first = axes.plot(generation, [row["hvlog"] for row in log], ".-", label="hvlog")
     axes.set_xlabel("generation")
     axes.set_ylabel("hvlog: share dominated of all objectives" if objectives.others else
-                    f"hvlog: mean {score.name} over log density 0.5 to 0.005")
+                    f"hvlog: mean {score.title} over log density 0.5 to 0.005")
     other = axes.twinx()
     highest = [axis.scale * row[axis.logged] for row in log]
     second = other.plot(generation, highest, ".-", color="C1", label=f"highest {axis.name}")

@@ -137,7 +137,7 @@ def before_and_after(p: Pruned) -> str:
     """Return in words how sparse a point is, and its score before and after training."""
     found, objectives = p.measured, p.measured.objectives
     axis, score = objectives[objectives.axis], objectives[objectives.score]
-    return (f"{axis.said(found.values[objectives.axis])} {axis.name}, {score.name} {score.said(found.before)} before and "
+    return (f"{axis.said(found.values[objectives.axis])} {axis.name}, {score.title} {score.said(found.before)} before and "
             f"{score.said(found.score)} after training")
 
 

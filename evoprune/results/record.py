@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from ..config import Config
 from ..errors import EvopruneError, first_line, shown
 from ..masks.layout import UNUSED, Layer, Layout
-from ..objectives import USUAL, Objective, Objectives, split_objectives
+from ..objectives import ACCURACY, SPARSITY, USUAL, Objective, Objectives, split_objectives
 from .points import TESTED, Measured, column
 
 Kind = TypeVar("Kind")
@@ -87,8 +87,10 @@ def dense_row(values: Sequence[float], tested: Sequence[float | None], objective
 
 def check_objectives(record: Record) -> None:
     """Raise `EvopruneError` unless the settings can be and the objectives are those that they name."""
+    scores = [o.name for o in record.objectives if o.splits]
     wanted = [name.rpartition(":")[2] for name in split_objectives(record.config.objectives)]
-    if record.optimised.names != wanted or not set(USUAL) <= set(record.objectives):
+    wanted = [scores[0] if name == ACCURACY.name and scores == ["score"] else name for name in wanted]
+    if record.optimised.names != wanted or SPARSITY not in record.objectives or len(scores) != 1:
         found = ", ".join(record.optimised.names) or "none"
         raise EvopruneError(f"objectives: found {found}, expected {', '.join(wanted)} as the run wrote them")
 
@@ -98,13 +100,14 @@ def check_dense(record: Record) -> None:
     if record.dense is None:
         return
     objectives = record.optimised
-    hints = {objectives[objectives.score].name: float, **{column(part, objectives): float | None for part in TESTED}}
+    score = objectives[objectives.score]
+    hints = {score.name: float, **{column(part, objectives): float | None for part in TESTED}}
     for name, hint in hints.items():
         if name not in record.dense:
             raise EvopruneError(f"dense.{name} is missing, expected what the run wrote")
         value = read(record.dense[name], hint, f"dense.{name}")
-        if value is not None and not 0 <= value <= 1:
-            raise EvopruneError(f"dense.{name}: found {value}, expected a share from 0 to 1")
+        if value is not None and not score.worst <= value <= score.best:
+            raise EvopruneError(f"dense.{name}: found {value}, expected a number from {score.worst:g} to {score.best:g}")
 
 
 JSON: dict[Any, str] = {type(None): "null", tuple: "list", dict: "object"}

@@ -14,6 +14,7 @@ from ..evolution.generations import State
 from ..evolution.selection import non_dominated
 from ..files import from_safetensors
 from ..inputs.models import copied, set_state
+from ..inputs.tasks import constant_score
 from ..results.folder import Folder, write_run
 from ..results.points import Pruned, before_and_after, numbered, pruned, thin
 from ..values.inherited import with_values
@@ -55,12 +56,11 @@ def write_finished(run: Run, points: list[Pruned], rows: Rows, folder: Folder) -
 
 def say_whether_better(run: Run, points: list[Pruned]) -> None:
     """Warn where no pruned model is worth anything."""
-    labels = run.data.search.labels
-    commonest = int(labels.bincount().max()) / len(labels)
-    score, least = run.objectives[run.objectives.score], max(commonest, run.config.accuracy_floor)
-    if all(point.measured.score <= least for point in points if point.density < 1):
-        log.warning("warning: no pruned model is better than the commonest label for every image (%s): more --population, "
-                    "--generations or training may find some", score.said(commonest))
+    search, score = run.data.search, run.objectives[run.objectives.score]
+    constant = constant_score(search.task, search.labels)
+    if constant is not None and all(point.measured.score <= constant for point in points if point.density < 1):
+        log.warning("warning: no pruned model is better than one answer for every image (%s %s): more --population, "
+                    "--generations or training may find some", score.title, score.said(constant))
 
 
 def write_stopped(run: Run, state: State, folder: Folder, engine: Local | Engine) -> None:

@@ -13,32 +13,32 @@ import torch
 from torch import nn
 
 from ..config import RESUMABLE, Config
-from ..errors import EvopruneError, first_line
-from ..evaluation.accuracy import batch_size_for, dtype_of, example_sums, probe
+from ..errors import EvopruneError
+from ..evaluation.accuracy import batch_size_for, dtype_of, probe
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.usage import unused_parameters
 from ..evolution.checkpoint import load
 from ..evolution.tuned import budget_of, kept_at_targets
 from ..files import as_bytes_of, fingerprint, to_safetensors
-from ..inputs.models import copied, private_copy
+from ..inputs.models import private_copy
 from ..inputs.named import build_model, load_model, load_objectives
 from ..inputs.nested import leaves, shapes
 from ..inputs.sources import constants, limit, load_data
-from ..inputs.splits import Data, Split, as_data
+from ..inputs.splits import Data, as_data
+from ..inputs.tasks import CLASSIFICATION, check_task, guessed, optimised, task_of
 from ..inputs.weights import STRANGE, kind_of, load_weights, read_weights
-from ..masks.genome import dense_individual
 from ..masks.layers import USUAL, LeftOut, aliases, find_layers, left_out, prunable_parameters
 from ..masks.layout import Layout
-from ..objectives import Objectives, objectives_of
+from ..objectives import Objectives
 from ..results.folder import Folder
+from ..results.machine import device_name, versions
 from ..results.points import columns
-from ..results.record import Record, dense_row
+from ..results.record import Record
 from ..results.written import CONFIG, DENSE
 from ..rules import read_method, read_units, rule_names
 from ..values.repair import LAST_IMAGES
-from ..values.training import recipe_for, tune
-from .machine import device_name, versions
-from .progress import training_progress
+from ..values.training import recipe_for
+from .dense import measure_dense, train_dense
 from .run import Run, calibration_images, make_evaluator
 from .settings import search_batch_size, settle_for_model
 
@@ -60,7 +60,9 @@ def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder, c
     splits = get_data(config, data)
     net = get_model(config, model, splits, old, resumed)
     splits = splits.to(device, dtype_of(net))
-    layout, apart, outputs, activation = looked_at(net, splits, config)
+    layout, apart, answers, activation = looked_at(net, splits, config)
+    config, splits = with_task(config, splits, answers)
+    outputs = int(answers.shape[splits.search.task.dimension]) if answers.dim() > 1 else 1
     check_together(net, splits, config, layout)
     config = settle_for_model(config, net)
     record = Record(
@@ -68,7 +70,7 @@ def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder, c
         rebuildable=isinstance(model, str), named_data=isinstance(data, str), outputs=outputs, channels=channels_of(splits),
         splits=splits.sizes(), mean=splits.search.mean, std=splits.search.std, layout=tuple(layout),
         weights=layout.total, batch_size=batch_size_for(activation, device), threads=config.threads or torch.get_num_threads(),
-        device=device_name(device), versions=versions(), objectives=objectives_of(config.objectives),
+        device=device_name(device), versions=versions(), objectives=optimised(config.objectives, config.task),
         aliases=aliases(net, layout), toolbox=toolbox, left_out=apart)
     say(record, old)
     if config.train_epochs and resumed is None:
@@ -87,10 +89,21 @@ def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder, c
     return run
 
 
-def looked_at(net: nn.Module, splits: Data, config: Config) -> tuple[Layout, LeftOut, int, int]:
-    """Return the layers to search, what is left out, the outputs, and the bytes of the largest activation of an image."""
+def with_task(config: Config, splits: Data, outputs: torch.Tensor) -> tuple[Config, Data]:
+    """Return the settings and splits with their task: what --task names, or what outputs and targets are like."""
+    task = task_of(config.task) if config.task else guessed(outputs, splits.search.labels)
+    for name, split in (("search", splits.search), ("train", splits.train), ("test", splits.test)):
+        if split is not None:
+            check_task(task, outputs, split.labels, f"data: {name}")
+    if config.task is None and task.name != CLASSIFICATION.name:
+        log.info("task: %s, measured by %s, as the targets look; --task names another", task.name, task.metric)
+    return replace(config, task=config.task or task.name), splits.for_task(task)
+
+
+def looked_at(net: nn.Module, splits: Data, config: Config) -> tuple[Layout, LeftOut, torch.Tensor, int]:
+    """Return the layers to search, what is left out, some outputs, and the bytes of the largest activation of an image."""
     layers_of(net, config)  # what cannot be pruned is refused before the model runs
-    outputs, activation = probe(net, splits.search, splits.classes)
+    outputs, activation = probe(net, splits.search)
     unused = unused_parameters(net, splits.search, prunable_parameters(net, config.include))
     layout = layers_of(net, config, unused)
     return layout, left_out(net, layout, unused), outputs, activation
@@ -156,7 +169,7 @@ def check_objectives(objectives: Objectives) -> None:
 def check_together(net: nn.Module, splits: Data, config: Config, layout: Layout) -> None:
     """Raise `EvopruneError` for what would fail only later: other splits' shapes, nothing to train, odd state dicts, targets or a
     budget that cannot be."""
-    check_objectives(objectives_of(config.objectives))
+    check_objectives(optimised(config.objectives, config.task))
     shape = shapes(splits.search.images)
     for name, split in (("train", splits.train), ("test", splits.test)):
         if split is not None and shapes(split.images) != shape:
@@ -175,7 +188,7 @@ def check_together(net: nn.Module, splits: Data, config: Config, layout: Layout)
 
 def check_checkpoint(folder: Folder, layout: Layout, identity: str, config: Config) -> None:
     """Raise `EvopruneError` unless the newest checkpoint belongs to this run and is not beyond its generations."""
-    state = load(folder.checkpoint, layout, objectives_of(config.objectives), identity)
+    state = load(folder.checkpoint, layout, optimised(config.objectives, config.task), identity)
     if state is not None and state.generation > config.generations:
         raise EvopruneError(f"generations: found {config.generations}, but the run in {folder.path} has had "
                             f"{state.generation}; expected at least that many")
@@ -217,7 +230,7 @@ def get_model(config: Config, model: nn.Module | str, splits: Data, old: Record 
               dense: Path | None) -> nn.Module:
     """Return the dense model on the CPU: as the settings say, or with the values a run to resume started from."""
     if isinstance(model, str):
-        outputs = splits.classes if old is None else old.outputs
+        outputs = (1 if config.task == "binary" else splits.classes) if old is None else old.outputs
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)  # a model that is trained first starts from the same values each time
             if not dense:
@@ -246,42 +259,3 @@ def layers_of(net: nn.Module, config: Config, unused: Collection[str] = ()) -> L
 def channels_of(splits: Data) -> int:
     first = leaves(splits.search.images)[0]
     return int(first.shape[1]) if first.dim() > 1 else 1
-
-
-def train_dense(net: nn.Module, train: Split, config: Config) -> None:
-    """Train the dense model in place."""
-    recipe = recipe_for(net, config.train_epochs or 0, config.seed, config.learning_rate, config.augment)
-    log.info("training the dense model: %d epochs of %s images", recipe.epochs, f"{len(train):,}")
-    net.to(train.labels.device)
-    tune(net, train, recipe, progress=training_progress("the dense model"))
-    net.cpu()
-
-
-def measure_dense(net: nn.Module, splits: Data, batch_size: int, outputs: int, layout: Layout,
-                  objectives: Objectives) -> dict[str, float | None]:
-    """Measure, show and return what config.json says of the model before pruning."""
-    # 6 arguments: the model, the images, and what is measured
-    model = copied(net).to(splits.search.labels.device).eval()
-
-    def sums(split: Split) -> torch.Tensor:
-        try:
-            return example_sums(model, split, batch_size)
-        except (EvopruneError, KeyboardInterrupt):
-            raise
-        except BaseException as error:  # noqa: BLE001  # the user's model
-            raise EvopruneError(f"data: some images do not go through the model: {first_line(error)}") from None
-
-    found = splits.search.task.score(sums(splits.search).sum(0).tolist())
-    tested: list[float | None] = [None, None, None]
-    score, shown = objectives[objectives.score], ""
-    if splits.test is not None:
-        tested[:] = splits.test.task.tested(sums(splits.test))
-        shown = f", {score.said(tested[0] or 0.0)} on the test split"
-    if int(splits.search.labels.min()) == int(splits.search.labels.max()):
-        log.warning("warning: every label of the search split is %d: whatever is pruned, that is easy to guess",
-                    int(splits.search.labels[0]))
-    log.info("dense %s: %s on the search split%s", score.name, score.said(found), shown)
-    if found < 1.5 / outputs < 1:
-        log.warning("warning: that is near chance (%.2f %%): are these the weights, the classes and the normalisation "
-                    "(--mean, --std) that the model was trained with?", 100 / outputs)
-    return dense_row(objectives.measured(found, dense_individual(layout), layout), tested, objectives)

@@ -17,6 +17,7 @@ from ..errors import EvopruneError
 from ..evaluation.accuracy import dtype_of
 from ..inputs.named import load_objectives
 from ..inputs.splits import Data
+from ..inputs.tasks import task_of
 from ..results.folder import Folder
 from ..results.record import read_record
 from ..results.written import CONFIG, DENSE
@@ -75,7 +76,7 @@ def rebuild(start: RunBuilder) -> Run:
         torch.cuda.set_device(take_slot() % torch.cuda.device_count())
     splits = start.data or get_data(config, config.data)
     net = start.model or get_model(config, config.model, splits, record, path / DENSE)
-    splits = splits.to(torch.device(config.device), dtype_of(net))
+    splits = splits.to(torch.device(config.device), dtype_of(net)).for_task(task_of(config.task))
     layout = layers_of(net, config, record.unused)
     identity = identity_of(config, layout, (record.batch_size, record.search_batch_size), splits, net)
     if identity != start.identity:

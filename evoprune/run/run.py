@@ -14,8 +14,9 @@ from ..config import Config
 from ..errors import Stopped
 from ..evaluation.evaluator import Evaluator
 from ..inputs.splits import Data, Split, calibration
+from ..inputs.tasks import optimised
 from ..masks.layout import Layout
-from ..objectives import Objectives, objectives_of
+from ..objectives import Objectives
 from ..results.points import Measured
 from ..values.repair import BATCHES, IMAGES, LAST_IMAGES
 
@@ -70,7 +71,8 @@ def make_evaluator(net: nn.Module, layout: Layout, splits: Data, config: Config,
     # 6 arguments: the parts of a run before there is one
     return Evaluator(net, layout, splits.search, batch_size, floor=config.accuracy_floor, precision=config.precision,
                      cache_mb=config.cache_mb, repair=str(config.repair), worth=config.worth,
-                     calibration=calibration_images(config, splits, usual, IMAGES), objectives=objectives_of(config.objectives))
+                     calibration=calibration_images(config, splits, usual, IMAGES),
+                     objectives=optimised(config.objectives, config.task))
 
 
 def calibration_images(config: Config, splits: Data, batch_size: int, images: int) -> Split | None:

@@ -37,6 +37,8 @@ def settle(model: nn.Module | str, data: Any, resume: str | Path | None, given: 
     Raises:
         EvopruneError: a setting that does not exist or cannot be, or one that resuming may not change.
     """
+    if "score_floor" in given:
+        given = {"accuracy_floor" if name == "score_floor" else name: value for name, value in given.items()}
     for name in given:
         if name not in options():
             raise EvopruneError(f"{name}: no such setting, expected one of {', '.join(options())}")

@@ -25,6 +25,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..inputs.models import logits_of
 from ..inputs.nested import Inputs, applied, taken
+from ..inputs.tasks import CLASSIFICATION, Task
 from ..masks.layout import Layout
 from .attention import Plain, plain_attention
 from .least_squares import Errors, Solved, draw_positions, fitted, moments, outputs_of, rows_of, solve_rows, solve_weighed
@@ -51,8 +52,8 @@ class Repairer:
     `model` holds dense values now and is in eval mode; names are those of its parameters, batches come from `inputs`.
     """
 
-    def __init__(self, kind: str, model: nn.Module, layout: Layout, inputs: Inputs):
-        self.model, self.inputs, self.layout = model, inputs, layout
+    def __init__(self, kind: str, model: nn.Module, layout: Layout, inputs: Inputs, task: Task = CLASSIFICATION):
+        self.model, self.inputs, self.layout, self.task = model, inputs, layout, task
         self.norms = list(norms_of(model).values())
         self.attention = self.plain() if kind == "least-squares" else {}
         self.layers = self.solvable(layout) if kind == "least-squares" else {}
@@ -60,7 +61,8 @@ class Repairer:
         self.classifier: Solved | None = None  # a linear layer that makes the logits
         self.study_dense()
         with plain_attention(self.attention):
-            self.differentiable = bool(self.layers) and weigh_errors(self.model, self.layers, self.inputs, self.classifier)
+            self.differentiable = bool(self.layers) and weigh_errors(self.model, self.layers, self.inputs, self.task,
+                                                                     self.classifier)
 
     def plain(self) -> dict[nn.MultiheadAttention, Plain]:
         """Return the plain steps of all attention, none where they do not give what the model does."""
@@ -124,7 +126,9 @@ class Repairer:
         hooks += [module.register_forward_hook(after) for module in self.layers]
         logits = logits_of(self.forward(hooks))
         last = outputs.get(id(logits))
-        if last and isinstance(last.module, nn.Linear) and called[last.module] == 1 and torch.equal(logits.float(), last.targets):
+        classifies = self.task.link == "softmax" and logits.dim() == 2  # else least squares is all there is
+        if classifies and last and isinstance(last.module, nn.Linear) and called[last.module] == 1 and torch.equal(
+                logits.float(), last.targets):
             self.classifier = last  # and nothing has written over what it made
         self.first = next((module for module in called if module in masked), None)
         order = list(called)
@@ -202,7 +206,7 @@ class Repairer:
     def saliency(self) -> dict[str, Tensor]:
         """Return what each weight is worth under the newest mask, see `sensitivity.saliency_of`."""
         with plain_attention(self.attention):
-            return saliency_of(self.model, self.layers, self.inputs)
+            return saliency_of(self.model, self.layers, self.inputs, self.task)
 
 
 def take_statistics(norm: nn.Module, args: tuple[Tensor, ...]) -> None:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from ..errors import first_line
 from ..inputs.models import logits_of
 from ..inputs.nested import Inputs, applied, batches, leaves, taken
+from ..inputs.tasks import Task
 from .fast import deterministic
 from .least_squares import Solved, outputs_of, shares_of
 
@@ -28,13 +29,15 @@ Outputs = dict[nn.Module, Tensor]  # of each of them
 log = logging.getLogger("evoprune")
 
 
-def weigh_errors(model: nn.Module, layers: Layers, images: Inputs, classifier: Solved | None) -> bool:
+def weigh_errors(model: nn.Module, layers: Layers, images: Inputs, task: Task, classifier: Solved | None) -> bool:
     """Let each layer but the classifier know how much the logits feel its errors; return whether there are gradients."""
     generator = torch.Generator().manual_seed(0)
 
     def sums(logits: Tensor) -> list[Tensor]:
         drawn = torch.randn(DIRECTIONS, *logits.shape, generator=generator).to(logits.device)
-        return [((way - way.mean(1, keepdim=True)) * logits).sum() for way in drawn]  # what all logits share is not felt
+        if task.link == "softmax":  # what all logits share is not felt
+            drawn = drawn - drawn.mean(1 + task.dimension if task.dimension > 0 else task.dimension, keepdim=True)
+        return [(way * logits).sum() for way in drawn]
 
     weighing = [module for module, layer in layers.items() if layer is not classifier]
     sensitivities: dict[nn.Module, list[Tensor]] = {module: [] for module in weighing}
@@ -88,11 +91,11 @@ def gradients(model: nn.Module, layers: Layers, images: Inputs,
             hook.remove()
 
 
-def saliency_of(model: nn.Module, layers: Layers, images: Inputs) -> dict[str, Tensor]:
+def saliency_of(model: nn.Module, layers: Layers, images: Inputs, task: Task) -> dict[str, Tensor]:
     """Return what each weight is worth under the newest mask, (out, p) a solved layer by the name of its weight: the error
     that removing it leaves, times the root mean squared gradient of the loss by that output, summed over positions.
 
-    Labels are drawn from what the model itself says. The root, not the square: on LeNet-5/MNIST a multi-shot path with it
+    Targets are drawn from what the model itself says. The root, not the square: on LeNet-5/MNIST a multi-shot path with it
     has a better front (results/LOG.md).
     """
     squares = {module: torch.zeros(len(layer.dense), device=layer.dense.device) for module, layer in layers.items()}
@@ -102,8 +105,15 @@ def saliency_of(model: nn.Module, layers: Layers, images: Inputs) -> dict[str, T
     generator = torch.Generator().manual_seed(0)
 
     def loss(logits: Tensor) -> list[Tensor]:
-        drawn = torch.multinomial(logits.detach().nan_to_num().softmax(1).cpu(), 1, generator=generator)[:, 0]
-        return [F.cross_entropy(logits, drawn.to(logits.device), reduction="sum")]
+        said = logits.detach().nan_to_num()
+        if task.link == "softmax":
+            flat, shares = (each.movedim(task.dimension, -1).flatten(0, -2) for each in (logits, said))  # (answers, classes)
+            drawn = torch.multinomial(shares.softmax(1).cpu(), 1, generator=generator)[:, 0]
+            return [F.cross_entropy(flat, drawn.to(logits.device), reduction="sum")]
+        if task.link == "sigmoid":
+            drawn = torch.bernoulli(said.sigmoid().cpu(), generator=generator).to(logits.device)
+            return [F.binary_cross_entropy_with_logits(logits, drawn, reduction="sum")]
+        return [(logits * torch.randn(logits.shape, generator=generator).to(logits.device)).sum()]
 
     for _, (found,) in gradients(model, layers, images, loss):
         for module, gradient in found.items():
