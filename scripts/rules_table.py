@@ -59,10 +59,16 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def score_of(front: list[dict[str, str]]) -> str:
+    """Return the column of the score: the accuracy, but for other tasks than classification."""
+    return "score" if front and "score" in front[0] else "accuracy"
+
+
 def at_or_above(front: list[dict[str, str]], sparsity: float) -> float:
     """Return the test accuracy in percent of the point that the search split chooses; NaN if there is none."""
     fits = [row for row in front if float(row["sparsity"]) >= sparsity - 1e-9]
-    return 100 * float(max(fits, key=lambda row: float(row["accuracy"]))["test_accuracy"]) if fits else float("nan")
+    score = score_of(front)
+    return 100 * float(max(fits, key=lambda row: float(row[score]))[f"test_{score}"]) if fits else float("nan")
 
 
 def hvlog(front: list[dict[str, str]]) -> float:
@@ -70,10 +76,11 @@ def hvlog(front: list[dict[str, str]]) -> float:
     is none."""
     if not front:
         return 0.0
-    names = ("sparsity", "accuracy", "test_accuracy")
+    score = score_of(front)
+    names = ("sparsity", score, f"test_{score}")
     sparsity, accuracy, test = np.array([[float(row[name]) for name in names] for row in front]).T
     fits = sparsity >= 1 - GRID[:, None] - 1e-9  # (densities, points)
-    chosen = np.where(fits, accuracy, -1).argmax(axis=1)
+    chosen = np.where(fits, accuracy, -np.inf).argmax(axis=1)
     return float(np.where(fits.any(axis=1), test[chosen], 0).mean())
 
 

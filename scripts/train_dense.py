@@ -2,7 +2,7 @@
 
     python scripts/train_dense.py dense.safetensors --model resnet18 --data folder:cifar10 --train-epochs 40
 
-FILE, then the flags of `python -m evoprune.main`. Prints the accuracy on the search and the test split.
+FILE, then the flags of `python -m evoprune.main`. Prints the accuracy or other score on the search and the test split.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ def main() -> int:
             print(f"train_dense: {error}", file=sys.stderr)
             return 2
         shutil.copy(front.path / DENSE, sys.argv[1])
-    dense = front.record.measured
-    print(f"{sys.argv[1]}: {100 * dense.accuracy:.2f} % on the search split, {100 * dense.test_accuracy:.2f} % on the test split")
+    dense, score = front.record.measured, front.record.optimised[front.record.optimised.score]
+    tested = f", {score.said(dense.test)} on the test split" if dense.test is not None else ""
+    print(f"{sys.argv[1]}: {score.said(dense.score)} on the search split{tested}")
     return 0
 
 

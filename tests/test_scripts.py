@@ -27,8 +27,9 @@ from evoprune.evolution.tuned import FIRST_STRATEGY, Budget, weakest_targets
 from evoprune.inputs.models import LeNet
 from evoprune.masks.genome import dense_individual, from_masks, kept_weights
 from evoprune.masks.layout import Layer, Layout
+from evoprune.results import machine
 from evoprune.results.record import read_record
-from evoprune.run import jobs, machine
+from evoprune.run import jobs
 
 
 def script(name):
@@ -401,7 +402,7 @@ def test_a_run_trains_as_the_script_says_and_records_it(name, kind, flags, tmp_p
     assert record.command == " ".join([f"python scripts/{name}.py {kind}", *arguments])
     assert record.toolbox == f"{name}.py: toolbox(kind={kind!r})"
     commit = json.loads((tmp_path / "run" / "config.json").read_text())["versions"]["commit"]
-    assert commit == machine.commit(ROOT / "evoprune" / "run" / "machine.py")
+    assert commit == machine.commit(ROOT / "evoprune" / "results" / "machine.py")
     assert len(seen) == (2 if kind == "paced" else 4)
     assert kind != "paced" or set(seen) == {(0.01, *FIRST_STRATEGY[2:])}
 
