@@ -111,7 +111,7 @@ def tune(model: nn.Module, train: Split, recipe: Recipe, masks: Mapping[str, Ten
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.learning_rate * schedule(step, steps)
                 inputs = train.inputs(batch)
-                if recipe.augment and isinstance(inputs, Tensor):
+                if recipe.augment and isinstance(inputs, Tensor) and train.labels.dim() < 3:  # pixels keep their labels
                     inputs = augmented(inputs)
                 loss = train.task.loss(applied(model, inputs), train.labels[batch])
                 optimizer.zero_grad()

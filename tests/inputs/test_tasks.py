@@ -254,3 +254,16 @@ def test_a_flag_overrides_the_guess(tmp_path):
     front = evoprune.prune(model, data, out=tmp_path / "run", task="regression", **SETTINGS)
     assert front.record.optimised[0].title == "R2"
     assert isinstance(copy.copy(TASKS["regression"]), Task)
+
+
+def test_pictures_whose_pixels_have_labels_are_not_moved_away_from_them():
+    from evoprune.inputs.splits import Split
+    from evoprune.values.training import recipe_for, tune
+
+    torch.manual_seed(0)
+    split = Split(torch.randn(12, 3, 8, 8), torch.randint(2, (12, 8, 8)), task=TASKS["segmentation"])
+    nets = [nn.Conv2d(3, 2, 3, padding=1) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    for net, augment in zip(nets, (True, False)):
+        tune(net, split, recipe_for(net, 2, 0, augment=augment))
+    assert torch.equal(nets[0].weight, nets[1].weight)
