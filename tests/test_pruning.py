@@ -291,6 +291,20 @@ def test_a_signal_saves_and_says_how_to_go_on(sent, status, tmp_path):
     assert len(evoprune.load_front(run)) > 0 and not (run / "done.json").exists()
 
 
+def test_a_signal_while_the_first_checkpoint_is_written_leaves_a_front(digits, tmp_path, monkeypatch):
+    save = evoprune.run.search.save
+
+    def signalled(*arguments):
+        path = save(*arguments)
+        signal.raise_signal(signal.SIGINT)
+        return path
+
+    monkeypatch.setattr("evoprune.run.search.save", signalled)
+    with pytest.raises(KeyboardInterrupt):
+        evoprune.prune(Small(), digits, out=str(tmp_path / "run"), **SMALL)
+    assert len(evoprune.load_front(tmp_path / "run")) > 0
+
+
 @pytest.mark.skipif(os.geteuid() != 0 or not os.path.exists("/proc/mounts"), reason="mounting a tmpfs needs root")
 def test_a_full_disk_is_one_line_and_what_was_written_stays(lenet, digits, tmp_path):
     small = tmp_path / "small"

@@ -22,7 +22,7 @@ from ..evolution.checkpoint import load, save
 from ..evolution.generations import State, begin, evolve
 from ..evolution.starts import Known, at_targets, first_population
 from ..evolution.tuned import Budget, Job, budget_of, kept_at_targets
-from ..files import remove
+from ..files import remove, uninterrupted
 from ..masks.genome import Fitness, Individual, dense_individual
 from ..masks.saliency import gene_scores, gradient_squares
 from ..masks.tensors import masks
@@ -58,8 +58,11 @@ def search(run: Run, toolbox: base.Toolbox, checkpoint: Path, mapping: Callable[
         if measured and offspring:
             yield begin([], toolbox, config, measured)  # all there is if measuring the others is stopped
         state = begin(offspring, toolbox, config, measured)
-        save(checkpoint, state, run.identity)
-    yield state
+        with uninterrupted():  # whoever stops the run here has its first front
+            save(checkpoint, state, run.identity)
+            yield state
+    else:
+        yield state
     progress.generation(state.log[-1])
     yield from generations_in_time(run, state, toolbox, checkpoint, progress)
 
