@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python -c 'import torch; assert torch.cuda.is_available(), "torch sees no CUDA device"; print(torch.cuda.get_device_name())'
-python -m pytest -q -m gpu
+python -m pytest -q -o addopts= -m gpu
 run=$(mktemp -d)
 trap 'rm -rf "$run"' EXIT
 python -m evoprune.main --device cuda --generations 20 --finetune-epochs 1 --front 4 --out "$run/digits"

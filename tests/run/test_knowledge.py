@@ -133,15 +133,15 @@ def files_of(out):
 @pytest.mark.parametrize("model", ["mixed", "lenet"])
 def test_a_resumed_run_with_repair_equals_one_that_never_stopped(model, request, digits, tmp_path):
     model, settings = request.getfixturevalue(model), {**SMALL, "repair": "least-squares"}
-    evoprune.prune(model, digits, out=tmp_path / "whole", **{**settings, "generations": 4})
-    evoprune.prune(model, digits, out=tmp_path / "parts", **settings)
-    evoprune.prune(model, digits, resume=tmp_path / "parts", generations=4)
+    evoprune.prune(model, digits, out=tmp_path / "whole", **{**settings, "generations": 2})
+    evoprune.prune(model, digits, out=tmp_path / "parts", **{**settings, "generations": 1})
+    evoprune.prune(model, digits, resume=tmp_path / "parts", generations=2)
     assert files_of(tmp_path / "whole") == files_of(tmp_path / "parts")
 
 
 @pytest.mark.parametrize(("model", "workers"), [("mixed", 1), ("lenet", 2)])
 def test_repair_in_other_processes_gives_the_same_bytes(model, workers, request, digits, tmp_path):
-    model, settings = request.getfixturevalue(model), {**SMALL, "repair": "least-squares"}
+    model, settings = request.getfixturevalue(model), {**SMALL, "generations": 1, "repair": "least-squares"}
     for engine in ("local", "processes"):
         evoprune.prune(model, digits, out=tmp_path / engine, engine=engine, workers=workers, **settings)
     assert files_of(tmp_path / "local") == files_of(tmp_path / "processes")

@@ -28,13 +28,14 @@ def test_layers_are_pruned_one_after_the_other_and_caps_hold(whole, lenet, digit
     assert len(points) == 9 and points[0].sparsity == 0
     names = list(points[0].masks())
     for number, (before, after) in enumerate(zip(points, points[1:])):
-        assert after.kept < before.kept
+        assert after.kept <= before.kept  # the knee may be the mask that was there
         masks = before.masks(), after.masks()
         for i, name in enumerate(names):
             if i != number % 4:
                 assert torch.equal(masks[0][name], masks[1][name])
             assert not (masks[1][name] & ~masks[0][name]).any()  # what is gone stays gone
             assert 1 - masks[1][name].float().mean() <= (0.3 if number < 4 else 0.9) + 1e-6  # binding: without, more goes
+    assert len({point.kept for point in points}) >= 6
     done = json.loads((whole.path / "done.json").read_text())
     assert done["epochs"] == 8 and done["points"] == 9
 
