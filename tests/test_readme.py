@@ -67,10 +67,18 @@ def test_pictures_and_files_that_a_readme_names_exist(folder):
 def test_the_blocks_run_as_a_new_user_would_run_them(tmp_path):
     """The first command, then the Python blocks, in an empty folder; shorter, by settings that change no output line."""
     subprocess.run([sys.executable, "-m", "evoprune.main", "--generations", "5"], cwd=tmp_path, check=True, capture_output=True)
-    blocks = [text for kind, text in BLOCKS if kind == "python"]
-    assert blocks
+    blocks = [text for kind, text in BLOCKS if kind == "python" and "transformers" not in text]
+    assert len(blocks) == 2
     program = "\n".join(blocks).replace("generations=50", "generations=3")
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
     if done.returncode:
         pytest.fail(done.stderr)
     assert "sparsity" in done.stdout
+
+
+def test_the_block_of_a_hugging_face_model_runs(tmp_path):
+    pytest.importorskip("transformers")
+    block, = (text for kind, text in BLOCKS if kind == "python" and "transformers" in text)
+    program = "import evoprune, torch\n" + block + "print(front)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "accuracy" in done.stdout, done.stderr
