@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -160,7 +161,8 @@ def told(folder: Folder, usual: bool) -> Iterator[None]:
 def tell_theirs(error: BaseException, usual: bool) -> None:
     """Raise `EvopruneError` in place of an exception that the user's own code raised, or what it returned, where the toolbox is
     not the `usual` one, or for want of memory."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    full = isinstance(error, RuntimeError) and re.search("can't allocate memory|not enough memory", str(error))  # on a CPU
+    if full or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         raise EvopruneError(f"out of memory: {first_line(error)}; lower --batch-size, --cache-mb, or --population") from error
     if (where := where_raised(error)) is not None:
         raise EvopruneError(f"{where}: {with_type(error)}, raised while evoprune called it") from error

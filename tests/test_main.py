@@ -204,6 +204,7 @@ def test_the_printed_wish_is_one_that_a_pruned_model_fulfils(lenet, digits, tmp_
     ("raise SystemExit(0)", "in forward: SystemExit: 0, raised while evoprune called it"),
     ("sys.exit(3)", "in forward: SystemExit: 3"), ("raise GeneratorExit", "in forward: GeneratorExit"),
     ("raise MemoryError('no room')", "out of memory: no room; lower --batch-size"),
+    ("raise RuntimeError('[CPU] can\\'t allocate memory')", "out of memory: [CPU] can't allocate memory; lower --batch-size"),
     ("raise OSError(28, 'No space left on device', '/elsewhere')", "/elsewhere: No space left on device"),
     ("raise OSError(5, 'Input/output error', '/elsewhere')", "in forward: OSError: [Errno 5]"),
 ])
