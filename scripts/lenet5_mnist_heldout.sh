@@ -16,6 +16,7 @@ for seed in 0 1 2; do
   program=(-m evoprune.main)
   run evolve-80 $seed --total-epochs 80 --targets $targets
   run gradual-fisher-80 $seed --method gradual:fisher --total-epochs 80 --targets $targets
+  (( seed < 2 )) || continue
   program=(scripts/gradual_variants.py paced)
   run gradual-fisher-80-paced $seed --method gradual:fisher --total-epochs 80 --targets $targets
 done
