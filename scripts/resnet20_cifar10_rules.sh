@@ -13,7 +13,7 @@ targets=0.9,0.95,0.97,0.98,0.985,0.99,0.993,0.995
 . scripts/rules_runs.sh
 
 link "$folder" cifar10_jpeg
-dense resnet20 30
+dense resnet20 30 --threads 1
 for seed in 0 1 2; do
   run evolve-40 $seed --total-epochs 40 --targets $targets
   run gradual-fisher-40 $seed --method gradual:fisher --total-epochs 40 --targets $targets
