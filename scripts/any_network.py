@@ -3,7 +3,7 @@ not in one line. The weights are random: nothing is said of speed or accuracy.
 
     python scripts/any_network.py [NAME...]       all, or these; rows that are there stay, so it goes on where it stopped
 
-A network has 5 minutes and 4 GB, in a process of its own; timm and transformers need pip install 'evoprune[zoo]'.
+A network has 5 minutes and 4 GiB, in a process of its own; timm and transformers need pip install 'evoprune[zoo]'.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +32,18 @@ from evoprune.inputs.nested import taken
 
 NETS = {**OWN, **ZOO}
 OUT = Path(__file__).resolve().parent.parent / "results" / "any_network" / "table.csv"
-SECONDS, GIGABYTES = 300, 4
+SECONDS, MEBIBYTES = 300, 4096
 TINY: dict[str, Any] = {"population": 4, "generations": 1, "threads": 1, "start": "random"}
 WAYS: dict[str, dict[str, Any]] = {
     "search": {}, "finetune": {"finetune_epochs": 1, "front": 2}, "total_epochs": {"total_epochs": 10, "targets": "0.1,0.2"},
-    "bn": {"repair": "bn"}, "least_squares": {"repair": "least-squares", "knowledge": "weights"},
-    "layerwise": {"layerwise": True, "population": 4, "generations": 0}}
+    "bn": {"repair": "bn"}, "layerwise": {"layerwise": True, "generations": 0},
+    "least_squares": {"repair": "least-squares", "knowledge": "weights", "generations": 0}}
 COLUMNS = ("network", "parameters", "layers", "not_searched_percent", "reload", *WAYS, "left_by_least_squares_percent", "seconds",
            "mebibytes")
 
 
-def one(name: str) -> dict[str, Any]:
-    """Return the row of a network."""
+def one(name: str, told: Callable[[dict[str, Any]], None] = lambda row: None) -> dict[str, Any]:
+    """Return the row of a network; `told` gets it after each way."""
     started = time.perf_counter()
     torch.manual_seed(0)
     model, inputs, outputs = NETS[name]()
@@ -63,7 +64,9 @@ def one(name: str) -> dict[str, Any]:
                 row[way] = str(error)
                 continue
             finally:
-                print(f"  {name}: {way}: {row.get(way)}, {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+                row["seconds"] = round(time.perf_counter() - started)
+                row["mebibytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+                told(row)
             if way == "search":
                 row["layers"] = len(front.layout)
                 row["not_searched_percent"] = not_searched(front, row["parameters"], lines.getvalue())
@@ -72,8 +75,6 @@ def one(name: str) -> dict[str, Any]:
             if way == "least_squares":
                 left = [line for line in lines.getvalue().splitlines() if line.startswith("least squares leaves")]
                 row["left_by_least_squares_percent"] = left[0].split()[3] if left else "0.00"
-    row["seconds"] = round(time.perf_counter() - started)
-    row["mebibytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     return row
 
 
@@ -105,15 +106,30 @@ def reload(name: str, folder: Path) -> str:
 
 
 def row_of(name: str) -> dict[str, Any]:
-    """Return the row that a process of its own makes, or what became of it."""
-    command = ["bash", "-c", f"ulimit -d {GIGABYTES << 20}; exec \"$@\"", "-", sys.executable, __file__, "--one", name]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
-    except subprocess.TimeoutExpired as late:
-        last = (late.stderr or b"").decode().strip().splitlines()[-1:]
-        return {"network": name, "search": f"stopped after {SECONDS} s; {' '.join(last)}"}
-    rows = list(csv.DictReader(io.StringIO(done.stdout), COLUMNS))
-    return rows[0] if rows else {"network": name, "search": " ".join(done.stderr.strip().splitlines()[-1:])}
+    """Return the row that a process of its own makes, stopped where it takes too much."""
+    end, stopped = time.monotonic() + SECONDS, ""
+    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as complained:
+        process = subprocess.Popen([sys.executable, __file__, "--one", name], stdout=said, stderr=complained)
+        while process.poll() is None and not stopped:
+            time.sleep(0.1)
+            if time.monotonic() > end:
+                stopped = f"stopped after {SECONDS} s"
+            elif mebibytes(process.pid) > MEBIBYTES:
+                stopped = f"stopped above {MEBIBYTES} MiB"
+        process.kill()
+        said.seek(0), complained.seek(0)
+        rows, lines = list(csv.DictReader(said, COLUMNS)), complained.read().strip().splitlines()
+    row = {"network": name, **(rows[-1] if rows else {})}  # each has one way more than the one before
+    if missing := [way for way in WAYS if not row.get(way)]:
+        row[missing[0]] = stopped or (lines or ["ended"])[-1]
+    return row
+
+
+def mebibytes(pid: int) -> int:
+    """Return the memory of a process, 0 where it has ended."""
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize() >> 20
+    return 0
 
 
 def main() -> int:
@@ -129,9 +145,9 @@ def main() -> int:
         print(reload(given.reload[0], Path(given.reload[1])))
         return 0
     if given.one:
+        writer = csv.DictWriter(sys.stdout, COLUMNS)
         with contextlib.redirect_stdout(sys.stderr):
-            row = one(given.one)
-        csv.DictWriter(sys.stdout, COLUMNS).writerow(row)
+            writer.writerow(one(given.one, lambda row: (writer.writerow(row), sys.__stdout__.flush())))
         return 0
     given.out.parent.mkdir(parents=True, exist_ok=True)
     there = {row["network"] for row in csv.DictReader(given.out.open())} if given.out.exists() else set()

@@ -28,7 +28,7 @@ from ..inputs.nested import Inputs, applied, taken
 from ..inputs.tasks import CLASSIFICATION, Task
 from ..masks.layout import Layout
 from .attention import Plain, plain_attention
-from .least_squares import Errors, Solved, draw_positions, fitted, moments, outputs_of, rows_of, solve_rows, solve_weighed
+from .least_squares import STEPS, Errors, Solved, draw_positions, fitted, moments, outputs_of, rows_of, solve_rows, solve_weighed
 from .sensitivity import saliency_of, weigh_errors
 
 IMAGES = 768  # that a mask is repaired on in the search
@@ -36,6 +36,7 @@ PATH_IMAGES = 2048  # and on the multi-shot path of the first masks
 LAST_IMAGES = 4096  # and the points of the front at the end
 BATCHES = 32  # usual batches that the calibration images may fill at most: they go through the model in one pass
 LEAST = 1e-5  # of that of the dense model's: where nothing but rounding noise comes in, weights must not follow it
+MOST_WORK = 2e12  # multiplications that one layer may take, some half a minute of a core: wider ones are left as they are
 WEIGHING_LIMIT = 8.0  # times the work of plain covariances that weighed ones may take; masks too dense for that hardly gain
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 log = logging.getLogger("evoprune")
@@ -77,7 +78,8 @@ class Repairer:
         return found
 
     def solvable(self, layout: Layout) -> dict[nn.Module, Solved]:
-        """Return the Linear and ungrouped Conv2d layers, and projections of attention, whose weights have that one owner."""
+        """Return the Linear and ungrouped Conv2d layers, and projections of attention, whose weights have that one owner, but
+        for those too wide."""
         owners: dict[int, int] = {}
         for module in self.model.modules():
             for parameter in module.parameters(recurse=False):
@@ -94,7 +96,8 @@ class Repairer:
             if plain and name.endswith("weight") and owners[id(module.weight)] == 1:
                 assert isinstance(module, (nn.Linear, nn.Conv2d))
                 dense = module.weight.detach().reshape(layer.shape[0], -1).float().clone()
-                found[module] = Solved(layer.name, module, dense, layer.by_output)
+                if 2 * STEPS * dense.numel() * dense.shape[1] <= MOST_WORK:
+                    found[module] = Solved(layer.name, module, dense, layer.by_output)
         return found
 
     def study_dense(self) -> None:

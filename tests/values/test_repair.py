@@ -93,6 +93,17 @@ def repaired_obviously(dense, layout, kept, images, shares):
     return net
 
 
+def test_a_layer_too_wide_is_left_as_it_is(monkeypatch):
+    net = nn.Sequential(nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 4)).requires_grad_(False)
+    layout, images = find_layers(net), torch.randn(60, 30)
+    assert Repairer("least-squares", copy.deepcopy(net), layout, images).left() == []
+    monkeypatch.setattr("evoprune.values.repair.MOST_WORK", 64 * 30 * 20 * 30 - 1)
+    repairer = Repairer("least-squares", copy.deepcopy(net), layout, images)
+    assert repairer.left() == ["0.weight"]
+    repairer({layer.name: torch.ones(layer.shape, dtype=torch.bool) for layer in layout})
+    assert torch.equal(repairer.model[0].weight, net[0].weight)
+
+
 @pytest.mark.parametrize("weighed", [False, True])
 @pytest.mark.parametrize("density", [0.9, 0.4, 0.1])
 def test_least_squares_equals_the_obvious_slow_way(mixed, density, weighed, monkeypatch):
