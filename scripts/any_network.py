@@ -35,8 +35,8 @@ OUT = Path(__file__).resolve().parent.parent / "results" / "any_network" / "tabl
 SECONDS, MEBIBYTES = 300, 4096
 TINY: dict[str, Any] = {"population": 4, "generations": 1, "threads": 1, "start": "random"}
 WAYS: dict[str, dict[str, Any]] = {
-    "search": {}, "finetune": {"finetune_epochs": 1, "front": 2}, "total_epochs": {"total_epochs": 10, "targets": "0.1,0.2"},
-    "bn": {"repair": "bn"}, "layerwise": {"layerwise": True, "generations": 0},
+    "search": {}, "finetune": {"finetune_epochs": 1, "front": 2}, "bn": {"repair": "bn"},
+    "layerwise": {"layerwise": True, "generations": 0}, "total_epochs": {"total_epochs": 10, "targets": "0.1,0.2"},
     "least_squares": {"repair": "least-squares", "knowledge": "weights", "generations": 0}}
 COLUMNS = ("network", "parameters", "layers", "not_searched_percent", "reload", *WAYS, "left_by_least_squares_percent", "seconds",
            "mebibytes")

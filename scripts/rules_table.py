@@ -1,4 +1,4 @@
-"""The runs of a folder side by side: test accuracy of the best point at or above each sparsity, chosen on the search split.
+"""The runs of a folder side by side: test score of the best point at or above each sparsity, chosen on the search split.
 
     python scripts/rules_table.py results/lenet5_mnist_rules 90 95 98
 
@@ -33,7 +33,7 @@ PAIRS = (("evolve-80", "gradual-fisher-80"), ("evolve-80", "gradual-fisher-80-pa
          ("evolve-40", "gradual-fisher-40"), ("evolve-40", "gradual-fisher-40-paced"),
          ("gradual-fisher-40-paced", "gradual-fisher-40"), ("gradual-fisher-40-rate-1", "gradual-fisher-40"),
          ("evolve", "uniform-random"), ("evolve", "filter-norm"),
-         ("evolve", "filter-norm-over-mean"), ("evolve", "gradual-fisher"))
+         ("evolve", "filter-norm-over-mean"), ("evolve", "gradual-fisher"), ("evolve", "gradual-magnitude"))
 GRID = np.geomspace(0.5, 0.005, 2001)  # densities of hvlog
 LEVEL = 0.05  # of every test
 DIGITS = 9  # of a difference, of which less is rounding
@@ -131,7 +131,7 @@ def line(name: str, cells: Sequence[float | str]) -> str:
 
 def print_runs(found: Runs, unfinished: list[str], heads: list[str]) -> None:
     """Print every seed, the medians, and what is not there."""
-    print(line("test accuracy, %, at least so sparse", [*heads, "epochs", "seconds"]))
+    print(line("test score, %, at least so sparse", [*heads, "epochs", "seconds"]))
     for method, runs in found.items():
         for seed, run in runs.items():
             print(line(f"{method} {seed}", [*run.values, run.epochs, float(run.log[-1]["seconds"])]))
