@@ -17,6 +17,18 @@ python -m evoprune.main --device cuda --total-epochs 30 --targets 0.8,0.9,0.95 -
 cmp "$run"/{tuned,workers}/front.csv
 python -m evoprune.main --device cuda --unit filter --skip fc2 --generations 3 --repair least-squares --out "$run/filters"
 python -m evoprune.main --device cuda --unit filter --skip fc2 --total-epochs 30 --targets 0.5,0.8 --out "$run/filters-tuned"
+for task in cancer diabetes attributes mosaic; do  # binary, regression, multi-label, segmentation
+  python -m evoprune.main --device cuda --model "scripts/real_tasks.py:${task}_net" --data "scripts/real_tasks.py:$task" \
+    --total-epochs 10 --targets 0.5,0.8 --out "$run/$task"
+done
+PYTHONPATH=scripts python - << 'END'
+import any_network
+
+any_network.TINY["device"] = "cuda"
+for name in ("lstm", "tied", "two inputs", "transformer encoder"):
+    row = any_network.one(name)
+    assert all(row[way] == "yes" for way in any_network.WAYS), row
+END
 before=$(cd "$run/digits" && find . -type f ! -name lock -exec sha256sum {} + | sort)
 python -m evoprune.main --device cuda --out "$run/digits" --overwrite --total-epochs 0.00001 && exit 1
 [[ $before == "$(cd "$run/digits" && find . -type f ! -name lock -exec sha256sum {} + | sort)" ]]  # a refused run replaces nothing
