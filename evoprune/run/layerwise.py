@@ -103,6 +103,8 @@ class Layerwise:
         individual[i] = chosen[0] & alive
         individual.origin, individual.generation = chosen.origin, chosen.generation
         after = train_stage(run, net, individual, number, found)
+        after.state = {name: old if torch.equal(old := before.state[name].cpu(), value) else value  # all stages are kept
+                       for name, value in after.state.items()}
         self.folder.write_trained(name, identity, pack_stage(after, run.layout))
         remove(self.folder.checkpoint / name)
         return after
