@@ -85,6 +85,6 @@ def mosaic() -> evoprune.Data:
 
 
 def mosaic_net() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(1, 16, 5, padding=2), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 24, 5, padding=2),
-                         nn.BatchNorm2d(24), nn.ReLU(), nn.Conv2d(24, 24, 5, padding=2), nn.BatchNorm2d(24), nn.ReLU(),
-                         nn.Conv2d(24, 4, 1))
+    return nn.Sequential(nn.Conv2d(1, 8, 5, padding=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 5, padding=2),
+                         nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 12, 5, padding=2), nn.BatchNorm2d(12), nn.ReLU(),
+                         nn.Conv2d(12, 4, 1))

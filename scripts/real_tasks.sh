@@ -21,5 +21,5 @@ digits 60 400
 cancer 30 800
 diabetes 20 800
 attributes 60 400
-mosaic 20 120
+mosaic 60 600
 END
