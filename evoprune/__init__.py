@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from .inputs.splits import Data
     from .inputs.tasks import Task
     from .pruning import prune
+    from .results.export import load_packed
     from .results.front import Front, Point, load_front
 
 HOMES = {"Config": "config", "EvopruneError": "errors", "accuracy": "evaluation.accuracy", "Data": "inputs.splits",
          "Task": "inputs.tasks", "prune": "pruning", "Front": "results.front", "Point": "results.front",
-         "load_front": "results.front"}
-__all__ = ["Config", "Data", "EvopruneError", "Front", "Point", "Task", "accuracy", "load_front", "prune"]
+         "load_front": "results.front", "load_packed": "results.export"}
+__all__ = ["Config", "Data", "EvopruneError", "Front", "Point", "Task", "accuracy", "load_front", "load_packed", "prune"]
 
 
 def __getattr__(name: str) -> Any:

@@ -29,6 +29,18 @@ for name in ("lstm", "tied", "two inputs", "transformer encoder"):
     row = any_network.one(name)
     assert all(row[way] == "yes" for way in any_network.WAYS), row
 END
+python - "$run/filters-tuned" << 'END'
+import sys
+
+import torch
+
+import evoprune
+
+x = torch.rand(64, 1, 8, 8, device="cuda")
+for point in evoprune.load_front(sys.argv[1]):
+    expected = point.model().cuda()(x)
+    assert torch.allclose(point.model(slim=True).cuda()(x), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+END
 before=$(cd "$run/digits" && find . -type f ! -name lock -exec sha256sum {} + | sort)
 python -m evoprune.main --device cuda --out "$run/digits" --overwrite --total-epochs 0.00001 && exit 1
 [[ $before == "$(cd "$run/digits" && find . -type f ! -name lock -exec sha256sum {} + | sort)" ]]  # a refused run replaces nothing

@@ -21,11 +21,11 @@ BELOW = ["interrupts", "errors", "files", "objectives", "rules", "config"]
 WINGS = {
     "inputs": ["models", "weights", "zoo", "named", "nested", "datasets", "tasks", "splits", "sources"],
     "engines": ["worker", "team", "processes", "scoop_pool", "dask_pool", "engine", "scoop_launch", "scoop_worker"],
-    "masks": ["units", "layout", "layers", "genome", "tensors", "saliency", "channels", "paths"],
-    "values": ["fast", "training", "attention", "least_squares", "sensitivity", "repair", "inherited"],
+    "masks": ["units", "layout", "layers", "genome", "tensors", "saliency", "channels", "paths", "packed"],
+    "values": ["fast", "training", "attention", "least_squares", "sensitivity", "repair", "inherited", "spaces", "slim"],
     "evaluation": ["accuracy", "graph", "usage", "prepared", "evaluator"],
     "evolution": ["selection", "operators", "starts", "history", "generations", "tuned", "toolbox", "checkpoint"],
-    "results": ["points", "record", "machine", "written", "plots", "folder", "front"],
+    "results": ["points", "record", "machine", "written", "plots", "folder", "reload", "export", "front"],
     "run": ["settings", "run", "progress", "dense", "prepare", "rebuild", "jobs", "search", "layerwise", "finish"]}
 ABOVE = ["pruning", "main", "__main__"]
 ORDER = [*BELOW, *(f"{wing}.{name}" for wing, names in WINGS.items() for name in names), *ABOVE]
@@ -176,7 +176,7 @@ def stop_words(sources):
 
 def records_read(sources):
     """What reads config.json by hand: by JSON outside the modules that have files of their own, or of others."""
-    own = {"inputs.weights", "inputs.zoo", "files", "results.record", "evolution.checkpoint", "run.layerwise"}
+    own = {"inputs.weights", "inputs.zoo", "files", "results.record", "evolution.checkpoint", "run.layerwise", "masks.packed"}
     return [f"{name}: {ast.unparse(node)}" for name, text in sources.items() if name not in own
             for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)
             and ast.unparse(node.func).startswith("json.load")]

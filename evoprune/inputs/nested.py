@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import EvopruneError
+from ..errors import EvopruneError, first_line, shown
 
 Inputs = Any  # a tensor, or tuples and dicts of them
 
@@ -88,3 +88,38 @@ def check_together(inputs: Inputs, count: int, name: str) -> None:
         if not leaf.dim() or len(leaf) != count:
             raise EvopruneError(f"{name}: found an input of shape {tuple(leaf.shape)} for {count} labels, "
                                 f"expected ({count}, ...)")
+
+
+def described(inputs: Inputs) -> Any:
+    """Return what examples are like, as JSON: lists for tuples, and for a tensor its type, its shape without the first dimension
+    and, of whole numbers, how large they are."""
+    if isinstance(inputs, Tensor):
+        largest = None if inputs.is_floating_point() or not inputs.numel() else int(inputs.max())
+        return {"type": str(inputs.dtype).removeprefix("torch."), "shape": list(inputs.shape[1:]), "largest": largest}
+    if isinstance(inputs, dict):
+        return {"named": {name: described(value) for name, value in inputs.items()}}
+    return [described(value) for value in inputs]
+
+
+def examples(like: Any, count: int) -> Inputs:
+    """Return random examples of what `described` says, always the same ones.
+
+    Raises:
+        EvopruneError: it says nothing that can be.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def made(one: Any) -> Inputs:
+        if isinstance(one, list):
+            return tuple(made(each) for each in one)
+        if "named" in one:
+            return {name: made(each) for name, each in one["named"].items()}
+        dtype, shape = getattr(torch, one["type"]), (count, *one["shape"])
+        if one["largest"] is None:
+            return torch.randn(shape, generator=generator).to(dtype)
+        return torch.randint(one["largest"] + 1, shape, generator=generator).to(dtype)
+
+    try:
+        return made(like)
+    except Exception as error:  # noqa: BLE001  # of a file that somebody may have changed
+        raise EvopruneError(f"inputs: found {shown(like)} ({first_line(error)}), expected what the run wrote") from None

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 SHOWN = 16  # rows of a printed front
+SLIM_EXAMPLES = 16  # that a smaller model is compared on
 log = logging.getLogger("evoprune")
 
 
@@ -59,8 +60,9 @@ class Point(Measured):
                 state[alias] = state[alias].masked_fill(~mask, 0)
         return state
 
-    def model(self) -> nn.Module:
-        """Return the pruned model as a new nn.Module in eval mode, on the CPU; yours is untouched.
+    def model(self, *, slim: bool = False) -> nn.Module:
+        """Return the pruned model as a new nn.Module in eval mode, on the CPU; yours is untouched. With `slim` it is smaller:
+        channels that nothing needs are cut out, its outputs are the same (`values.slim`).
 
         Where the run's model was a function, named, and none was handed to `load_front`, that function is called.
         """
@@ -68,7 +70,27 @@ class Point(Measured):
 
         model, state = self.front.structure(), self.state_dict()
         load_weights(model, state, f"{self.front.path}, point {self.id}")
+        if slim:
+            from ..inputs.nested import examples
+            from ..values.slim import slimmed
+
+            return slimmed(model.eval(), examples(self.front.record.inputs, SLIM_EXAMPLES))[0]
         return model.eval()
+
+    def export(self, path: str | Path, *, bits: int = 32, slim: bool = False, data: Any = None, overwrite: bool = False) -> Path:
+        """Write the point to a file and return where it lies; the suffix says what it is: `.safetensors` or `.pt`, the state
+        dict; `.packed.safetensors`, the same without zeros, in 32, 16 or 8 `bits` a value; `.pt2` or `.onnx`, a program, smaller
+        with `slim`.
+
+        The file is opened again in a fresh process. What it scores is counted on `data`, or on the test images of a run whose
+        data are named, and said with its size and speed.
+
+        Raises:
+            EvopruneError: it cannot be written so, is there already, or what was read back is something else.
+        """
+        from .export import export
+
+        return export(self, path, bits, slim, data, overwrite)
 
 
 class Front(Sequence[Point]):
@@ -146,6 +168,15 @@ class Front(Sequence[Point]):
 
         says_what_it_calls(self.record.config.model)
         return build_model(self.record.config.model, self.record.outputs, self.record.channels)
+
+    @property
+    def has_model(self) -> bool:
+        """Whether a model of this architecture is here, or named."""
+        return self._model is not None or self.record.rebuildable
+
+    def dense_state(self) -> dict[str, Tensor]:
+        """Return the parameters and buffers that the run started from."""
+        return self.written.tensors(DENSE)
 
     def aliases(self) -> Sequence[Sequence[str]]:
         """Return all names of each searched parameter that the state dict has more than once: where weights are tied."""

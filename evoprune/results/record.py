@@ -44,6 +44,7 @@ class Record:
     objectives: tuple[Objective, ...] = USUAL
     aliases: tuple[tuple[str, ...], ...] | None = None  # of each searched parameter that has several names; None: not recorded
     toolbox: str | None = None  # what made it: file, function, arguments; None: the default
+    inputs: dict[str, Any] | list[Any] | None = None  # what an example is like, as `described`; None: not recorded
     left_out: dict[str, Any] | None = None  # names and sizes of parameters that are not searched, by the reason
 
     def to_json(self) -> str:

@@ -22,7 +22,7 @@ from ..evolution.tuned import budget_of, kept_at_targets
 from ..files import as_bytes_of, fingerprint, to_safetensors
 from ..inputs.models import private_copy
 from ..inputs.named import build_model, load_model, load_objectives
-from ..inputs.nested import leaves, shapes
+from ..inputs.nested import described, leaves, shapes
 from ..inputs.sources import constants, limit, load_data
 from ..inputs.splits import Data, as_data
 from ..inputs.tasks import CLASSIFICATION, check_task, guessed, optimised, task_of
@@ -44,6 +44,7 @@ from .settings import search_batch_size, settle_for_model
 
 PLACES = ("out", "overwrite", "data_dir", "weights", "model", "data")  # not part of a run's identity: what they name is
 NAMED = 3  # parameters of a kind that a line names
+LIKE = 256  # examples that the record of what they are like looks at
 log = logging.getLogger("evoprune")
 
 
@@ -71,7 +72,7 @@ def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder, c
         splits=splits.sizes(), mean=splits.search.mean, std=splits.search.std, layout=tuple(layout),
         weights=layout.total, batch_size=batch_size_for(activation, device), threads=config.threads or torch.get_num_threads(),
         device=device_name(device), versions=versions(), objectives=optimised(config.objectives, config.task),
-        aliases=aliases(net, layout), toolbox=toolbox, left_out=apart)
+        aliases=aliases(net, layout), toolbox=toolbox, inputs=described(splits.search.inputs(slice(0, LIKE))), left_out=apart)
     say(record, old)
     if config.train_epochs and resumed is None:
         if not folder.holds_run:

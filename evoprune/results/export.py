@@ -1,0 +1,275 @@
+"""A point as a file to take away, by its suffix; each is opened again in a fresh process before it is called done.
+
+    .safetensors          the state dict, zeros included
+    .packed.safetensors   the same, only what is not zero (`masks.packed`), in 32, 16 or 8 bits
+    .pt                   the state dict, as torch.load(weights_only=True) reads it
+    .pt2, .onnx           a program that needs no Python code of the model (torch.export, ONNX), smaller where `slim`
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.numpy import save
+from torch import Tensor, nn
+
+from ..errors import EvopruneError, first_line, shown
+from ..files import from_safetensors, remove, to_safetensors
+from ..inputs.models import logits_of
+from ..inputs.nested import Inputs, applied, batches, examples
+from ..inputs.sources import load_data
+from ..inputs.splits import Split, as_split
+from ..inputs.tasks import task_of
+from ..inputs.weights import load_weights
+from ..masks.packed import BITS, pack
+from .machine import device_name
+from .reload import program, tensors
+
+Point = Any  # of results.front, which comes later
+STATES, PROGRAMS = (".packed.safetensors", ".safetensors", ".pt"), (".pt2", ".onnx")
+SEEDED = 64  # random examples that outputs are compared on
+TOLERANCE = 1e-4  # of the largest output, between a program and the model
+ROUNDS, SECONDS = 5, 0.05  # of each timing, interleaved
+log = logging.getLogger("evoprune")
+
+
+@dataclass(frozen=True)
+class Made:
+    """What is written, and what it was made from."""
+
+    kind: str
+    path: Path  # where it is to lie
+    model: nn.Module | None  # with the values that the file has
+    state: dict[str, Tensor]
+    inputs: Inputs
+    split: Split | None  # to count on
+
+
+def export(point: Point, path: str | Path, bits: int = 32, slim: bool = False, data: Any = None, overwrite: bool = False) -> Path:
+    """Write a point to a file; see `Point.export`."""
+    # 6 arguments: they are a user's wishes
+    path = Path(path)
+    kind = checked(path, bits, slim, overwrite)
+    split = counted(point, data)
+    state = point.state_dict()
+    inputs = examples(point.front.record.inputs, SEEDED) if split is None else split.inputs(slice(0, SEEDED))
+    part = path.with_name(f".{path.name}.part{kind}")
+    try:
+        if kind in STATES:
+            content, state = as_content(kind, state, bits, point, split)
+            part.write_bytes(content)
+            made = Made(kind, path, model_of(point, state), state, inputs, split)
+        else:
+            made = Made(kind, path, point.model(slim=slim), state, inputs, split)
+            assert made.model is not None
+            write_program(kind, made.model, inputs, part)
+        told = reopened(made, part, point)
+        os.replace(part, path)
+    finally:
+        remove(part)
+    say(point, made, told)
+    return path
+
+
+def checked(path: Path, bits: int, slim: bool, overwrite: bool) -> str:
+    """Return the kind of a file; raise `EvopruneError` for what cannot be."""
+    kind = next((each for each in (*STATES, *PROGRAMS) if path.name.endswith(each)), None)
+    if kind is None:
+        raise EvopruneError(f"export: found {path.name}, expected a name that ends in {', '.join((*STATES, *PROGRAMS))}")
+    if bits not in BITS or (bits != 32 and kind != STATES[0]):
+        raise EvopruneError(f"export: found bits={shown(bits)}, expected 32, or in {STATES[0]} 16 or 8")
+    if slim and kind in STATES:
+        raise EvopruneError(f"export: a state dict ({kind}) has the shapes of your model; a slim one goes into .pt2 or .onnx")
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise EvopruneError(f"{path}: is there already; expected another name, or overwrite=True for a file")
+    if not path.resolve().parent.is_dir():
+        raise EvopruneError(f"{path}: no folder {path.parent}, expected one that is there")
+    if kind == ".onnx":
+        try:
+            import onnxruntime  # noqa: F401
+            import onnxscript  # noqa: F401
+        except ImportError as error:
+            raise EvopruneError(f"export: {first_line(error)}; pip install 'evoprune[onnx]'") from None
+    return kind
+
+
+def counted(point: Point, data: Any) -> Split | None:
+    """Return the examples that the file's accuracy is counted on: `data`, or the test split of a run whose data are named."""
+    record = point.front.record
+    if data is not None:
+        split = as_split(data, "data", record.mean, record.std)
+    elif record.named_data:
+        named = load_data(record.config, None).test
+        if named is None:
+            return None
+        split = named
+    else:
+        return None
+    return replace(split, task=task_of(record.config.task))
+
+
+def as_content(kind: str, state: dict[str, Tensor], bits: int, point: Point, split: Split | None) -> tuple[bytes,
+                                                                                                     dict[str, Tensor]]:
+    """Return a file of a state dict, and the values that it has."""
+    facts = {"run": point.front.path.name, "point": point.id, "kept": f"{point.kept} of {point.weights} weights"}
+    if kind == ".pt":
+        buffer = io.BytesIO()
+        torch.save({name: value.detach().cpu().clone().contiguous() for name, value in state.items()}, buffer)
+        return buffer.getvalue(), state
+    if kind == ".safetensors":
+        return to_safetensors(state, facts), state
+    entries, metadata = pack(state, bits)
+    with tempfile.TemporaryDirectory() as folder:  # what a reader finds, rounded
+        rounded = Path(folder) / "rounded"
+        rounded.write_bytes(save(entries, metadata))
+        found = tensors(kind, rounded)
+    if bits != 32 and split is not None and (model := model_of(point, found)) is not None:
+        facts["measured"] = f"{score(model, split, point.front.record.batch_size)} on {len(split)} examples"
+    return save(entries, {**metadata, **facts}), {name: found[name] for name in state}
+
+
+def model_of(point: Point, state: dict[str, Tensor]) -> nn.Module | None:
+    """Return the model with these values, None where the run's was handed in and is not here."""
+    if not point.front.has_model:
+        return None
+    model: nn.Module = point.front.structure()
+    load_weights(model, state, "export")
+    return model.eval()
+
+
+def write_program(kind: str, model: nn.Module, inputs: Inputs, path: Path) -> None:
+    """Write a model as a program for any number of examples."""
+    arguments, named = ((), inputs) if isinstance(inputs, dict) else (inputs if isinstance(inputs, tuple) else (inputs,), {})
+    sizes = {0: torch.export.Dim("batch", min=1)}
+    shapes: Any = {name: sizes for name in named} if named else tuple(sizes for _ in arguments)
+    said = io.StringIO()
+    try:
+        with warnings.catch_warnings(action="ignore"), redirect_stdout(said), redirect_stderr(said), torch.no_grad():
+            if kind == ".pt2":
+                torch.export.save(torch.export.export(model, arguments, named, dynamic_shapes=shapes), path)
+            else:
+                torch.onnx.export(model, arguments, path, kwargs=named, dynamic_shapes=shapes, dynamo=True, external_data=False,
+                                  verbose=False)
+    except Exception as error:  # noqa: BLE001  # torch runs the user's code on stand-ins
+        raise EvopruneError(f"export: torch cannot write the model as {kind}: {first_line(error)}") from None
+
+
+def reopened(made: Made, part: Path, point: Point) -> str:
+    """Open a file in a fresh process; return what was found, in words.
+
+    Raises:
+        EvopruneError: it holds something else than it should.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        given, out = Path(folder) / "given", Path(folder) / "out"
+        split = made.split
+        inputs = made.inputs if split is None or made.kind in STATES else split.inputs(slice(0, len(split)))
+        given.write_bytes(to_safetensors(flat(inputs)))
+        done = subprocess.run([sys.executable, "-m", "evoprune.results.reload", made.kind, str(part), str(given), str(out)],
+                              capture_output=True, text=True)
+        if done.returncode:
+            why = (done.stderr.strip() or "it ended").splitlines()[-1]
+            raise EvopruneError(f"export: {made.path.name} cannot be opened again: {why}")
+        found = from_safetensors(out.read_bytes())
+    if made.kind in STATES:
+        if found.keys() != made.state.keys() or not all(torch.equal(found[n].float(), v.float()) for n, v in made.state.items()):
+            raise EvopruneError(f"export: {made.path.name} has other values than the point")
+        return measured(point, split, score(made.model, split, point.front.record.batch_size)
+                        if split is not None and made.model is not None else None)
+    assert made.model is not None
+    with torch.no_grad():
+        expected = torch.cat([logits_of(applied(made.model, batch)) for batch in batches(inputs, 256)])
+    difference = float((found["outputs"] - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+    if not difference <= TOLERANCE:
+        raise EvopruneError(f"export: {made.path.name} gives other outputs than the model, by {difference:.1e} of the largest")
+    if split is None:
+        return measured(point, None, None) + f" (outputs for {SEEDED} random inputs differ by {difference:.1e} of the largest)"
+    return measured(point, split, split.task.score(split.task.sums(found["outputs"], split.labels).sum(0).tolist()))
+
+
+def flat(inputs: Inputs) -> dict[str, Tensor]:
+    """Return inputs as tensors by name, or by number."""
+    if isinstance(inputs, dict):
+        return inputs
+    return {str(i): value for i, value in enumerate(inputs if isinstance(inputs, tuple) else (inputs,))}
+
+
+def score(model: nn.Module, split: Split, batch_size: int) -> float:
+    """Return what a model scores on a split."""
+    with torch.inference_mode():
+        sums = [split.task.sums(applied(model, split.inputs(slice(i, i + batch_size))), split.labels[i:i + batch_size])
+                for i in range(0, len(split), batch_size)]
+    return split.task.score(torch.cat(sums).sum(0).tolist())
+
+
+def measured(point: Point, split: Split | None, found: float | None) -> str:
+    """Return what was counted again, in words, beside what front.csv says."""
+    objective = point.objectives[point.objectives.score]
+    if split is None or found is None:
+        return f"{objective.title} was not counted again: hand in data="
+    stated = "" if point.test is None else f", {objective.shown(point.test)} in the run's front"
+    return (f"{objective.title} of the file, opened in a fresh process, {objective.shown(found)} on {len(split):,} "
+            f"examples{stated}")
+
+
+def say(point: Point, made: Made, told: str) -> None:
+    """Say what was written, and how fast it is."""
+    log.info("%s: %s bytes, point %s, %s of %s weights; %s", made.path, f"{made.path.stat().st_size:,}", point.id,
+             f"{point.kept:,}", f"{point.weights:,}", told)
+    if made.model is None or made.kind in STATES:  # whose model is as fast as dense: zeros are not skipped
+        return
+    dense = model_of(point, point.front.dense_state())
+    assert dense is not None
+    quiet = logging.getLogger("torch.utils.cpp_extension")
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)  # it speaks of CUDA where there is none
+    from torch.utils.benchmark import Timer
+
+    quiet.setLevel(level)
+    names = list(flat(made.inputs))
+    one = {name: value[:1] for name, value in flat(made.inputs).items()}
+    run = program(made.kind, made.path, names)
+    times: list[list[float]] = [[], []]
+    with torch.inference_mode():
+        for _ in range(ROUNDS):
+            for kept, function in zip(times, (lambda given: called(dense, given), run)):
+                timer = Timer("function(one)", globals={"function": function, "one": one}, num_threads=1)
+                kept.append(timer.blocked_autorange(min_run_time=SECONDS).median)
+    before, after = (sorted(each)[ROUNDS // 2] for each in times)
+    log.info("one example takes %.3f ms, dense %.3f ms (1 thread, %s)", 1e3 * after, 1e3 * before,
+             device_name(torch.device("cpu")))
+
+
+def called(model: Any, given: dict[str, Tensor]) -> Any:
+    """Return what a model returns for tensors by name, or by number."""
+    return model(*given.values()) if next(iter(given)).isdigit() else model(**given)
+
+
+def load_packed(path: str | Path, model: nn.Module) -> nn.Module:
+    """Return a copy of `model`, in eval mode, with the values of a packed file.
+
+    Raises:
+        EvopruneError: it is no packed file, or one of another model.
+    """
+    from ..inputs.models import private_copy
+
+    if not isinstance(model, nn.Module):
+        raise EvopruneError(f"load_packed: found {shown(model)} for a model, expected an nn.Module")
+    try:
+        state = tensors(STATES[0], Path(path))
+    except OSError as error:
+        raise EvopruneError(f"{path}: {error.strerror}, expected a packed file") from None
+    model = private_copy(model)
+    load_weights(model, state, str(path))
+    return model.eval()

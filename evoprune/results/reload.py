@@ -1,0 +1,87 @@
+"""Opens an exported file as somebody else would, in a process of its own, which has neither the model nor the run.
+
+    python -m evoprune.results.reload KIND FILE INPUTS OUTPUTS
+
+writes what the file holds to OUTPUTS, as safetensors: its tensors, or, of a program, what it returns for the tensors in INPUTS,
+whose names are those of its arguments or their numbers.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import EvopruneError
+from ..files import from_safetensors, metadata_of, to_safetensors
+from ..masks.packed import unpack
+
+BATCH = 256  # examples that a program gets at a time
+
+
+def tensors(kind: str, path: Path) -> dict[str, Tensor]:
+    """Return the state dict in a file.
+
+    Raises:
+        EvopruneError: it is no such file.
+    """
+    if kind == ".pt":
+        state: dict[str, Tensor] = torch.load(path, weights_only=True)
+        return state
+    content = path.read_bytes()
+    try:
+        found, metadata = from_safetensors(content), metadata_of(content)
+    except Exception as error:  # noqa: BLE001  # safetensors has several
+        raise EvopruneError(f"{path}: {type(error).__name__}: {error}; expected a safetensors file") from None
+    return unpack(found, metadata, str(path)) if kind.startswith(".packed") else found
+
+
+def outputs(kind: str, path: Path, inputs: dict[str, Tensor]) -> Tensor:
+    """Return what a program returns for all examples, the first tensor of it."""
+    run = program(kind, path, list(inputs))
+    parts = []
+    for i in range(0, len(next(iter(inputs.values()))), BATCH):
+        parts.append(run({name: value[i:i + BATCH] for name, value in inputs.items()}))
+    return torch.cat(parts)
+
+
+def program(kind: str, path: Path, names: list[str]) -> Any:
+    """Return a function of a dict of tensors: the program in a file."""
+    if kind == ".onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+        wanted = [each.name for each in session.get_inputs()]
+        return lambda given: torch.from_numpy(session.run(None, {w: given[n].numpy() for w, n in zip(wanted, names)})[0])
+    module = torch.export.load(path).module()
+
+    def run(given: dict[str, Tensor]) -> Tensor:
+        with torch.no_grad():
+            found = module(**given) if not names[0].isdigit() else module(*given.values())
+        return found if isinstance(found, Tensor) else first(found)
+
+    return run
+
+
+def first(found: Any) -> Tensor:
+    """Return the first tensor of what a program returned."""
+    parts = found.values() if isinstance(found, dict) else found
+    return next(each for each in parts if isinstance(each, Tensor))
+
+
+def main() -> None:
+    """Write what a file holds."""
+    kind, path, given, out = sys.argv[1:]
+    torch.set_num_threads(1)
+    if kind in (".pt2", ".onnx"):
+        result = {"outputs": outputs(kind, Path(path), from_safetensors(Path(given).read_bytes()))}
+    else:
+        result = tensors(kind, Path(path))
+    Path(out).write_bytes(to_safetensors(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""A smaller dense model with the same outputs: channels, neurons and what belongs to them cut out where nothing needs them.
+
+Heads of attention stay, and so does all whose use the graph of torch.fx does not show.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from ..errors import first_line
+from ..inputs.models import copied, logits_of
+from ..inputs.nested import Inputs, applied, arguments_of, mapped
+from ..masks.channels import READERS, Tracer, opened
+from .spaces import SHAPES, Ids, Reader, Spaces, groups_of, inputs_of
+
+TOLERANCE = 1e-5  # of the largest output
+UNREAD = 0.1  # share of the inputs of a layer behind a flatten from which on one `index_select` takes those that it reads
+log = logging.getLogger("evoprune")
+
+
+class Select(nn.Module):
+    """Takes some columns of a (batch, columns) input."""
+
+    def __init__(self, columns: Tensor):
+        super().__init__()
+        self.register_buffer("columns", columns)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.index_select(x, 1, self.columns)  # type: ignore[arg-type]
+
+
+def slimmed(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, dict[str, int]]:
+    """Return a model with the outputs of `model`, in eval mode, as a graph of its own, and how many channels went from each
+    layer; a copy of the model itself, and nothing, where none can go.
+
+    Outputs for `inputs`, a few examples, and for random ones differ by at most 1e-5 of their scale; what would change them more
+    stays, and the log says so.
+    """
+    same = copied(model).eval()
+    with torch.no_grad():
+        try:
+            net = copied(same)
+            with opened(net):
+                spaces = Spaces(fx.GraphModule(net, Tracer().trace(net)))
+            spaces.run(*arguments_of(net, inputs))
+        except Exception as error:  # noqa: BLE001  # tracing runs the user's code on stand-ins, which may raise anything
+            log.info("slim: nothing is cut out, torch.fx cannot trace the model (%s)", first_line(error))
+            return same, {}
+        gone = removable(spaces)
+        small, counts = cut(spaces, gone)
+        if counts and not equal(same, small, inputs):
+            small, counts = layer_by_layer(spaces, gone, same, inputs)
+    if not counts:
+        log.info("slim: no channel can be cut out")
+        return same, {}
+    made = sum(len(ids) for name, ids in spaces.made.items() if is_layer(spaces.named[name]))
+    log.info("slim: %d of %d channels cut out of %s", sum(counts.values()), made, ", ".join(counts))
+    return small, counts
+
+
+def layer_by_layer(spaces: Spaces, gone: set[int], model: nn.Module, inputs: Inputs) -> tuple[nn.Module, dict[str, int]]:
+    """Cut one layer after the other; one that changes the outputs stays as it is."""
+    accepted: set[int] = set()
+    left = []
+    for name, ids in spaces.made.items():
+        trial = accepted | (gone & set(spaces.roots(ids).tolist()))
+        if trial != accepted and equal(model, cut(spaces, trial)[0], inputs):
+            accepted = trial
+        elif trial != accepted:
+            left.append(name)
+    log.info("slim: other outputs without channels of %s, which stay", ", ".join(left))
+    return cut(spaces, accepted)
+
+
+def equal(model: nn.Module, small: nn.Module, inputs: Inputs) -> bool:
+    """Say whether two models have the same outputs, for the examples and for random ones like them."""
+    generator = torch.Generator().manual_seed(0)
+
+    def like(value: Tensor) -> Tensor:
+        return torch.randn(value.shape, generator=generator).to(value) if value.is_floating_point() else value
+
+    for given in (inputs, mapped(like, inputs)):
+        expected = logits_of(applied(model, given))
+        try:
+            with redirect_stderr(io.StringIO()):  # which torch.fx prints the lines of an error to
+                found = logits_of(applied(small, given))
+        except Exception:  # noqa: BLE001  # the user's code, which may know how many channels there were
+            return False
+        scale = float(expected.abs().max()) + 1e-30
+        if expected.shape != found.shape or not float((expected - found).abs().max()) <= TOLERANCE * scale:
+            return False
+    return True
+
+
+def removable(spaces: Spaces) -> set[int]:
+    """Return the channels, by their number, that can go."""
+    stay = set(spaces.roots(np.array(sorted(spaces.closed), np.int64)).tolist())
+    for reader in spaces.readers:
+        stay.update(spaces.roots(reader.ids[~reader.does_without()]).tolist())
+    gone = {root for ids in spaces.made.values() for root in spaces.roots(ids).tolist()} - stay
+    while back := gone & set(unfit(spaces, gone)):
+        gone -= back
+    return gone
+
+
+def unfit(spaces: Spaces, gone: set[int]) -> list[int]:
+    """Return channels that have to stay for what the others are: groups that go in part, a layer's last one."""
+    found: list[int] = []
+    for reader in spaces.readers:
+        pairs = [np.concatenate(pair).tolist() for pair in zip(*(
+            np.split(spaces.roots(ids), groups_of(reader.module)) for ids in (reader.ids, spaces.made[reader.name])))]
+        if len(pairs) > 1:
+            found += [root for pair in pairs if not gone.issuperset(pair) for root in pair]
+            found += pairs[0] if all(gone.issuperset(pair) for pair in pairs) else []
+        elif gone.issuperset(spaces.roots(reader.ids).tolist()):
+            found.append(int(spaces.roots(reader.ids[:1])[0]))
+    for ids in spaces.made.values():
+        if gone.issuperset(spaces.roots(ids).tolist()):
+            found.append(int(spaces.roots(ids[:1])[0]))
+    return found
+
+
+def cut(spaces: Spaces, gone: set[int]) -> tuple[nn.Module, dict[str, int]]:
+    """Return the graph's module without the channels that are gone, and how many went from each layer, those that only one
+    position of a flatten made among them."""
+    graph: Any = copied(spaces.module)
+
+    def kept(ids: Ids) -> Tensor:
+        return torch.from_numpy(np.array([root not in gone for root in spaces.roots(ids).tolist()], bool))
+
+    readers = {reader.name: reader for reader in spaces.readers}
+    counts: dict[str, int] = {}
+    for name, ids in spaces.made.items():
+        rows = kept(ids)
+        graph.set_submodule(name, smaller(spaces.named[name], rows, readers.get(name), kept))
+        if is_layer(spaces.named[name]) and not rows.all():
+            counts[name] = int((~rows).sum())
+    for node in graph.graph.nodes:
+        resize(node, spaces, kept)
+        if str(node.target) in readers and (unread := select(graph, node, readers[str(node.target)])):
+            counts[f"what {node.target} reads"] = unread
+    graph.graph.lint()
+    graph.recompile()
+    return graph, counts
+
+
+def smaller(module: Any, rows: Tensor, reader: Reader | None, kept: Callable[[Ids], Tensor]) -> nn.Module:
+    """Return a layer with some of its rows and, of a `reader`, the columns that are kept, the others' constants in its bias."""
+    small = copy.copy(module)
+    small._parameters, small._buffers = dict(module._parameters), dict(module._buffers)
+    for values in (small._parameters, small._buffers):
+        for name, value in values.items():
+            if value is not None and value.dim():
+                values[name] = held(value[rows], values)
+    columns = kept(reader.ids) if reader is not None else rows  # of a depthwise one
+    if reader is not None and groups_of(module) == 1 and not columns.all():
+        weight = module.weight.detach()[rows]
+        constant = reader.constant.nan_to_num().masked_fill(columns, 0).to(weight.dtype)
+        added = weight.reshape(*weight.shape[:2], -1).sum(2) @ constant
+        small._parameters["weight"] = held(weight[:, columns], small._parameters)
+        if added.any():
+            small._parameters["bias"] = held(added if module.bias is None else module.bias.detach()[rows] + added,
+                                             small._parameters)
+    count, inputs = int(rows.sum()), int(columns.sum())
+    if reader is None and groups_of(module) == 1:
+        inputs = inputs_of(module)
+    if isinstance(module, nn.Linear):
+        small.in_features, small.out_features = inputs, count
+    elif is_layer(module):
+        small.groups = max(1, module.groups * inputs // module.in_channels)
+        small.in_channels, small.out_channels = inputs, count
+    else:
+        small.num_features = count
+    return small  # type: ignore[no-any-return]
+
+
+def held(value: Tensor, values: dict[str, Any]) -> Tensor:
+    """Return a value as a module holds it: a parameter among parameters."""
+    value = value.detach().clone()
+    return nn.Parameter(value, requires_grad=False) if any(isinstance(v, nn.Parameter) for v in values.values()) else value
+
+
+def resize(node: fx.Node, spaces: Spaces, kept: Callable[[Ids], Tensor]) -> None:
+    """Let a node that states how many channels there are state how many are left."""
+    before = spaces.by_name[node.name]
+    if before in spaces.pads:
+        place, front, ids = spaces.pads[before]
+        sizes = [*node.args[1], *[0] * (place + 2)][:max(len(node.args[1]), place + 2)]  # type: ignore[arg-type,misc]
+        there = kept(ids)
+        sizes[place:place + 2] = int(there[:front].sum()), int(there[len(ids) - sizes[place + 1]:].sum())
+        node.args = (node.args[0], sizes, *node.args[2:])
+    elif node.target in SHAPES and before in spaces.values and len(spaces.shapes[before]) == 2:
+        node.op, node.target, node.args, node.kwargs = "call_function", torch.flatten, (node.args[0], 1), {}
+
+
+def select(graph: Any, node: fx.Node, reader: Reader) -> int:
+    """Put an `index_select` in front of a layer that does not read many positions of a flatten; return how many."""
+    module = graph.get_submodule(node.target)
+    if not isinstance(module, nn.Linear) or not reader.flat:
+        return 0
+    read = (module.weight != 0).any(0)
+    unread = int((~read).sum())
+    if unread < UNREAD * len(read) or unread == len(read):
+        return 0
+    name = f"{str(node.target).replace('.', '_')}_read"
+    graph.add_submodule(name, Select(read.nonzero()[:, 0]))
+    with graph.graph.inserting_before(node):
+        node.args = (graph.graph.call_module(name, (node.args[0],)), *node.args[1:])
+    module.weight = nn.Parameter(module.weight.detach()[:, read].clone(), requires_grad=False)
+    module.in_features -= unread
+    return unread
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Say whether a module has channels of its own, and is no batch norm."""
+    return isinstance(module, READERS)

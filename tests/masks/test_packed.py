@@ -1,0 +1,110 @@
+import json
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save
+from safetensors.torch import load
+
+from evoprune.errors import EvopruneError
+from evoprune.files import metadata_of
+from evoprune.masks.packed import BITS, pack, unpack
+
+BOMB = bytearray(zlib.compress(bytes(10 ** 8)))
+
+
+def state(density, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def pruned(*shape):
+        values = torch.randn(shape, generator=generator)
+        return values * (torch.rand(shape, generator=generator) < density)
+
+    shared = pruned(12, 7)
+    return {"conv.weight": pruned(8, 3, 3, 3), "fc.weight": pruned(40, 300), "fc.bias": torch.randn(40, generator=generator),
+            "up.weight": shared, "tied.weight": shared.clone(), "norm.running_var": torch.rand(8, generator=generator) * 1e-6,
+            "norm.num_batches_tracked": torch.tensor(7), "half.weight": pruned(5, 5).bfloat16(), "empty": torch.zeros(0, 3),
+            "zeros": torch.zeros(4, 4), "mask": torch.tensor([True, False, True]), "large": torch.tensor([1e30, 2.0])}
+
+
+def written(content, bits=32):
+    entries, metadata = pack(content, bits)
+    file = save(entries, metadata)
+    return load(file), metadata_of(file), len(file)
+
+
+@pytest.mark.parametrize("density", [1.0, 0.3, 0.05, 0.002])
+def test_a_packed_state_comes_back_to_the_bit(density):
+    content = state(density)
+    entries, metadata, _ = written(content)
+    assert all(value.dtype == torch.uint8 for value in entries.values())
+    found = unpack(entries, metadata, "file")
+    assert found.keys() == content.keys()
+    for name, value in content.items():
+        assert torch.equal(found[name], value.float() if value.dtype == torch.bfloat16 else value) \
+            and found[name].shape == value.shape, name
+    assert "tied.weight.compressed" not in entries and json.loads(metadata["names"]) == {"tied.weight": "up.weight"}
+
+
+def test_the_smaller_of_bitmask_and_index_is_taken():
+    kinds = {density: {name.rpartition(".")[2] for name in written(state(density))[0] if name.startswith("fc.weight")}
+             for density in (1.0, 0.3, 0.002)}
+    assert kinds == {1.0: {"compressed", "shape"}, 0.3: {"compressed", "shape", "bitmask"},
+                     0.002: {"compressed", "shape", "index"}}
+
+
+@pytest.mark.parametrize(("bits", "most"), [(16, 2 ** -11), (8, 0.5 / 127 + 2 ** -11)])
+def test_fewer_bits_round_by_what_they_must_and_keep_zeros(bits, most):
+    content = state(0.3)
+    entries, metadata, size = written(content, bits)
+    found = unpack(entries, metadata, "file")
+    for name in ("conv.weight", "fc.weight", "up.weight", "tied.weight"):
+        row = content[name].flatten(1)
+        assert ((found[name].flatten(1) - row).abs() <= most * row.abs().amax(1, keepdim=True) * 1.01).all()
+        assert not found[name][content[name] == 0].any()
+    assert torch.equal(found["large"], content["large"]) and torch.equal(found["norm.running_var"], content["norm.running_var"])
+    assert int(found["norm.num_batches_tracked"]) == 7 and size < written(content)[2]
+
+
+def test_twenty_lines_of_numpy_read_it():
+    content = state(0.3)
+    for bits in BITS:
+        entries, metadata, _ = written(content, bits)
+        expected = unpack(entries, metadata, "file")
+        arrays = {name: value.numpy() for name, value in entries.items()}
+
+        def values(entry, kind):
+            content = np.frombuffer(zlib.decompress(arrays[entry].tobytes()), np.uint8)  # noqa: B023
+            return content.reshape(np.dtype(kind).itemsize, -1).T.copy().view(kind).ravel()
+
+        for name in [entry.removesuffix(".compressed") for entry in arrays if entry.endswith(".compressed")]:
+            usual = "<f4" if bits == 32 else "<f2"
+            kind = json.loads(metadata["types"]).get(name, "|i1" if f"{name}.scale" in arrays else usual)
+            found = values(f"{name}.compressed", kind).astype("<f4" if "f" in kind or "i1" in kind else kind)
+            if f"{name}.shape" in arrays:
+                shape = values(f"{name}.shape", "<i4")
+                whole = np.zeros(shape.prod(), found.dtype)
+                if f"{name}.bitmask" in arrays:
+                    whole[np.unpackbits(values(f"{name}.bitmask", "u1"), count=whole.size) == 1] = found
+                else:
+                    whole[np.cumsum(values(f"{name}.index", "<u4"), dtype=int) if f"{name}.index" in arrays else ...] = found
+                found = whole.reshape(shape)
+            if f"{name}.scale" in arrays:
+                found = (found.T * values(f"{name}.scale", "<f2").astype("<f4")).T
+            assert np.array_equal(found, expected[name].numpy()), (bits, name)
+
+
+@pytest.mark.parametrize("damage", [
+    lambda e, m: m.update(format="other"), lambda e, m: m.pop("types"), lambda e, m: m.update(types="[]"),
+    lambda e, m: m.update(types='{"fc.weight": "O"}'), lambda e, m: m.update(names='{"x": "y"}'),
+    lambda e, m: e.update({"fc.weight.compressed": e["fc.weight.compressed"][:-9]}),
+    lambda e, m: e.update({"fc.weight.bitmask": torch.zeros(3, dtype=torch.uint8)}),
+    lambda e, m: e.update({"fc.weight.shape": e["conv.weight.shape"]}), lambda e, m: e.pop("conv.weight.bitmask"),
+    lambda e, m: e.update({"fc.bias.compressed": torch.zeros(9)}),
+    lambda e, m: e.update({"fc.weight.compressed": torch.frombuffer(BOMB, dtype=torch.uint8)})])
+def test_a_damaged_file_is_one_line(damage):
+    entries, metadata, _ = written(state(0.3))
+    damage(entries, metadata)
+    with pytest.raises(EvopruneError, match=r"^file: (found|damaged)"):
+        unpack(entries, metadata, "file")

@@ -1,0 +1,168 @@
+import json
+import logging
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import evoprune
+from evoprune.errors import EvopruneError
+from evoprune.inputs.nested import described, examples
+from evoprune.results import export, reload
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory, weights_file):
+    """A run of whole filters on named data, with trained points; slim models of it are smaller."""
+    out = tmp_path_factory.mktemp("named") / "run"
+    return evoprune.prune("lenet", "digits", weights=weights_file, out=str(out), total_epochs=8, targets="0.4,0.7", threads=1,
+                          unit="filter", skip="fc2")
+
+
+@pytest.fixture
+def said(caplog):
+    caplog.set_level(logging.INFO)
+    return caplog
+
+
+@pytest.mark.parametrize(("name", "options"), [
+    ("a.safetensors", {}), ("a.pt", {}), ("a.packed.safetensors", {}), ("a.packed.safetensors", {"bits": 16}),
+    ("a.packed.safetensors", {"bits": 8}), ("a.pt2", {"slim": True}), ("a.onnx", {"slim": True}), ("a.onnx", {})])
+def test_every_kind_of_file_counts_what_front_csv_states(name, options, named, said, tmp_path):
+    if name.endswith(".onnx"):
+        pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
+    point = named[-1]
+    path = point.export(tmp_path / name, **options)
+    assert [p.name for p in tmp_path.iterdir()] == [name] and path == tmp_path / name
+    line = next(m for m in said.messages if m.startswith(str(path)))
+    stated = f"{100 * point.test:.2f}"
+    if options.get("bits", 32) == 32:
+        assert f"opened in a fresh process, {stated} on 359 examples, {stated} in the run's front" in line
+    assert f"{path.stat().st_size:,} bytes" in line
+    if options.get("slim"):
+        assert any(m.startswith("slim: ") and "cut out of" in m for m in said.messages)
+
+
+def test_a_packed_file_is_read_into_a_model(named, digits, tmp_path):
+    point = named[-1]
+    model = evoprune.load_packed(point.export(tmp_path / "a.packed.safetensors"), point.model())
+    assert evoprune.accuracy(model, digits.test) == point.test_accuracy
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in point.state_dict().items())
+    half = point.export(tmp_path / "b.packed.safetensors", bits=8)
+    assert half.stat().st_size < (tmp_path / "a.packed.safetensors").stat().st_size / 2
+    said = json.loads(half.read_bytes()[8:8 + int.from_bytes(half.read_bytes()[:8], "little")])["__metadata__"]["measured"]
+    rounded = evoprune.accuracy(evoprune.load_packed(half, point.model()), digits.test)
+    assert said == f"{rounded} on 359 examples"
+
+
+def test_a_slim_model_has_the_points_accuracy(named, digits):
+    for point in named:
+        small, whole = point.model(slim=True), point.model()
+        assert evoprune.accuracy(small, digits.test) == point.test_accuracy
+        assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in whole.parameters()) or point.sparsity < 0.3
+
+
+def test_a_model_and_data_handed_in(run_folder, lenet, digits, said, tmp_path):
+    point = evoprune.load_front(run_folder, model=lenet)[1]
+    point.export(tmp_path / "a.pt2")
+    assert "was not counted again: hand in data= (outputs for 64 random inputs differ by" in said.messages[-2]
+    point.export(tmp_path / "b.safetensors", data=(digits.test.images, digits.test.labels))
+    assert f"{100 * point.test:.2f} on 359 examples" in said.messages[-1]
+    alone = evoprune.load_front(run_folder)[1]
+    alone.export(tmp_path / "c.pt")  # no model of it is here
+    assert "was not counted again" in said.messages[-1]
+    assert torch.load(tmp_path / "c.pt", weights_only=True).keys() == load_file(tmp_path / "b.safetensors").keys()
+
+
+def test_a_file_that_is_there_stays_unless_asked(run_folder, lenet, tmp_path):
+    point = evoprune.load_front(run_folder, model=lenet)[0]
+    (tmp_path / "a.pt").write_bytes(b"mine")
+    with pytest.raises(EvopruneError, match=r"a\.pt: is there already; expected another name, or overwrite=True"):
+        point.export(tmp_path / "a.pt")
+    assert (tmp_path / "a.pt").read_bytes() == b"mine"
+    point.export(tmp_path / "a.pt", overwrite=True)
+    assert torch.load(tmp_path / "a.pt", weights_only=True)
+
+
+@pytest.mark.parametrize(("name", "options", "said"), [
+    ("a.bin", {}, "export: found a.bin, expected a name that ends in .packed.safetensors, .safetensors, .pt, .pt2, .onnx"),
+    ("a.pt", {"bits": 8}, "export: found bits=8, expected 32, or in .packed.safetensors 16 or 8"),
+    ("a.packed.safetensors", {"bits": 4}, "export: found bits=4, expected 32"),
+    ("a.safetensors", {"slim": True}, "export: a state dict (.safetensors) has the shapes of your model; a slim one goes into"),
+    ("no/a.pt", {}, "no folder"), (".pt/", {}, "is there already"), ("a.pt", {"data": 5}, "data: found")])
+def test_what_cannot_be_is_one_line(name, options, said, run_folder, lenet, tmp_path):
+    (tmp_path / ".pt").mkdir()
+    point = evoprune.load_front(run_folder, model=lenet)[0]
+    with pytest.raises(EvopruneError) as error:
+        point.export(tmp_path / name, **options)
+    assert said in str(error.value) and "\n" not in str(error.value)
+    assert [p.name for p in tmp_path.iterdir()] == [".pt"]
+
+
+@pytest.mark.parametrize("kind", [".packed.safetensors", ".pt2"])
+def test_a_file_with_other_values_is_refused_and_nothing_is_left(kind, run_folder, lenet, tmp_path, monkeypatch):
+    point = evoprune.load_front(run_folder, model=lenet)[0]
+    real_pack, real_program = export.pack, export.write_program
+
+    def other_values(state, bits):
+        return real_pack({name: value + 1 if value.dim() > 1 else value for name, value in state.items()}, bits)
+
+    def other_program(kind, model, inputs, path):
+        with torch.no_grad():
+            next(model.parameters()).add_(1)
+        real_program(kind, model, inputs, path)
+        with torch.no_grad():
+            next(model.parameters()).sub_(1)
+
+    monkeypatch.setattr(export, "write_program", other_program)
+    if kind == ".pt2":
+        with pytest.raises(EvopruneError, match="gives other outputs than the model"):
+            point.export(tmp_path / f"a{kind}")
+    else:
+        entries, metadata = other_values(point.state_dict(), 32)
+        monkeypatch.setattr(export, "save", lambda e, m, calls=[]: (calls.append(1), (
+            real_save(e, m) if len(calls) == 1 else real_save(entries, metadata)))[1])
+        with pytest.raises(EvopruneError, match="has other values than the point"):
+            point.export(tmp_path / f"a{kind}")
+    assert not list(tmp_path.iterdir())
+
+
+real_save = export.save
+
+
+def test_a_process_that_cannot_open_the_file_is_told(tmp_path):
+    (tmp_path / "a").write_bytes(b"no file of ours")
+    with pytest.raises(EvopruneError, match="expected a safetensors file"):
+        reload.tensors(".packed.safetensors", tmp_path / "a")
+    done = subprocess.run([sys.executable, "-m", "evoprune.results.reload", ".safetensors", tmp_path / "a", "none", "out"],
+                          capture_output=True, text=True)
+    assert done.returncode and done.stderr.splitlines()[-1].startswith("evoprune.errors.EvopruneError: ")
+
+
+@pytest.mark.parametrize(("path", "model", "said"), [
+    ("none", nn.Linear(2, 2), "none: No such file or directory, expected a packed file"), ("none", 5, "load_packed: found 5")])
+def test_load_packed_says_what_it_wants(path, model, said):
+    with pytest.raises(EvopruneError, match=said):
+        evoprune.load_packed(path, model)
+
+
+@pytest.mark.parametrize("inputs", [
+    torch.rand(5, 3, 4), (torch.rand(5, 2).double(), torch.randint(9, (5, 7))),
+    {"x": torch.rand(5, 1), "deep": (torch.zeros(5, 2, dtype=torch.bool), torch.rand(5))}])
+def test_examples_are_like_what_was_described(inputs):
+    like = json.loads(json.dumps(described(inputs)))
+    assert described(examples(like, 300)) == like and torch.equal(
+        np_first(examples(like, 4)), np_first(examples(like, 4)))
+    with pytest.raises(EvopruneError, match="expected what the run wrote"):
+        examples({"type": "system", "shape": "a", "largest": None}, 3)
+
+
+def np_first(inputs):
+    while not isinstance(inputs, torch.Tensor):
+        inputs = next(iter(inputs.values() if isinstance(inputs, dict) else inputs))
+    assert np.isfinite(inputs.double().numpy()).all()
+    return inputs
