@@ -33,6 +33,7 @@ from ..inputs.splits import Split, as_split
 from ..inputs.tasks import task_of
 from ..inputs.weights import load_weights
 from ..masks.packed import BITS, pack
+from ..values.sparse import timed
 from .machine import device_name
 from .reload import program, tensors
 
@@ -40,7 +41,6 @@ Point = Any  # of results.front, which comes later
 STATES, PROGRAMS = (".packed.safetensors", ".safetensors", ".pt"), (".pt2", ".onnx")
 SEEDED = 64  # random examples that outputs are compared on
 TOLERANCE = 1e-4  # of the largest output, between a program and the model
-ROUNDS, SECONDS = 5, 0.05  # of each timing, interleaved
 log = logging.getLogger("evoprune")
 
 
@@ -231,22 +231,11 @@ def say(point: Point, made: Made, told: str) -> None:
         return
     dense = model_of(point, point.front.dense_state())
     assert dense is not None
-    quiet = logging.getLogger("torch.utils.cpp_extension")
-    level = quiet.level
-    quiet.setLevel(logging.ERROR)  # it speaks of CUDA where there is none
-    from torch.utils.benchmark import Timer
-
-    quiet.setLevel(level)
     names = list(flat(made.inputs))
     one = {name: value[:1] for name, value in flat(made.inputs).items()}
     run = program(made.kind, made.path, names)
-    times: list[list[float]] = [[], []]
     with torch.inference_mode():
-        for _ in range(ROUNDS):
-            for kept, function in zip(times, (lambda given: called(dense, given), run)):
-                timer = Timer("function(one)", globals={"function": function, "one": one}, num_threads=1)
-                kept.append(timer.blocked_autorange(min_run_time=SECONDS).median)
-    before, after = (sorted(each)[ROUNDS // 2] for each in times)
+        before, after = timed(lambda: called(dense, one), lambda: run(one), threads=1)
     log.info("one example takes %.3f ms, dense %.3f ms (1 thread, %s)", 1e3 * after, 1e3 * before,
              device_name(torch.device("cpu")))
 

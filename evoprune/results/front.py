@@ -60,9 +60,10 @@ class Point(Measured):
                 state[alias] = state[alias].masked_fill(~mask, 0)
         return state
 
-    def model(self, *, slim: bool = False) -> nn.Module:
+    def model(self, *, slim: bool = False, sparse: bool = False, latency_batch: int = 1) -> nn.Module:
         """Return the pruned model as a new nn.Module in eval mode, on the CPU; yours is untouched. With `slim` it is smaller:
-        channels that nothing needs are cut out, its outputs are the same (`values.slim`).
+        channels that nothing needs are cut out, its outputs are the same (`values.slim`). With `sparse`, layers that are faster
+        so on this machine, for `latency_batch` examples at a time, skip their zeros (`values.sparse`).
 
         Where the run's model was a function, named, and none was handed to `load_front`, that function is called.
         """
@@ -70,12 +71,16 @@ class Point(Measured):
 
         model, state = self.front.structure(), self.state_dict()
         load_weights(model, state, f"{self.front.path}, point {self.id}")
-        if slim:
+        model.eval()
+        if slim or sparse:
             from ..inputs.nested import examples
             from ..values.slim import slimmed
+            from ..values.sparse import sparsely_run
 
-            return slimmed(model.eval(), examples(self.front.record.inputs, SLIM_EXAMPLES))[0]
-        return model.eval()
+            like = self.front.record.inputs
+            model = slimmed(model, examples(like, SLIM_EXAMPLES))[0] if slim else model
+            model = sparsely_run(model, examples(like, latency_batch))[0] if sparse else model
+        return model
 
     def export(self, path: str | Path, *, bits: int = 32, slim: bool = False, data: Any = None, overwrite: bool = False) -> Path:
         """Write the point to a file and return where it lies; the suffix says what it is: `.safetensors` or `.pt`, the state

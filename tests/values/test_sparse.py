@@ -1,0 +1,76 @@
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from evoprune.values import sparse
+from evoprune.values.sparse import SparseConv2d, SparseLinear, sparsely_run
+
+mkl = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="torch has no MKL here")
+
+
+def pruned(layer, density=0.1):
+    generator = torch.Generator().manual_seed(0)
+    layer.weight.data *= torch.rand(layer.weight.shape, generator=generator) < density
+    return layer
+
+
+@mkl
+@pytest.mark.parametrize("layer", [
+    nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, (3, 5), stride=(2, 1), padding=(1, 2), dilation=(1, 2), bias=False), nn.Conv2d(3, 8, 1),
+    nn.Conv2d(3, 8, 1, stride=2), nn.Linear(12, 7), nn.Linear(12, 7, bias=False)], ids=str)
+def test_a_sparse_layer_computes_what_the_dense_one_does(layer):
+    pruned(layer, 0.3)
+    torch.manual_seed(0)
+    inputs = [torch.randn(4, 3, 12, 12), torch.randn(1, 3, 13, 12)] if isinstance(layer, nn.Conv2d) else [
+        torch.randn(4, 12), torch.randn(2, 5, 12)]
+    with torch.no_grad(), warnings.catch_warnings(action="error"):
+        made = SparseConv2d(layer) if isinstance(layer, nn.Conv2d) else SparseLinear(layer)
+        for x in inputs:
+            assert torch.allclose(made(x), layer(x), atol=1e-5)
+
+
+class Net(nn.Module):
+    """Two layers that can run sparse, and some that cannot: too dense, grouped, called twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.dense, self.grouped = pruned(nn.Conv2d(3, 8, 3)), nn.Conv2d(8, 8, 1), pruned(nn.Conv2d(8, 8, 3, groups=4))
+        self.twice, self.head = pruned(nn.Linear(8, 8)), pruned(nn.Linear(8, 4))
+
+    def forward(self, x):
+        x = self.grouped(self.dense(self.conv(x).relu())).mean((2, 3))
+        return self.head(self.twice(self.twice(x)))
+
+
+@mkl
+@pytest.mark.parametrize(("seconds", "expected"), [
+    ([3.0, 1.0], {"conv": 3.0, "head": 3.0}), ([1.0, 1.0], {}), ([1.0, 3.0], {})])
+def test_the_faster_of_dense_and_sparse_is_taken_and_told(seconds, expected, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(sparse, "timed", lambda *functions: ([f() for f in functions], seconds)[1])
+    net, x = Net().eval(), torch.randn(5, 3, 8, 8)
+    fast, found = sparsely_run(net, x)
+    assert found == expected
+    assert {name for name, module in fast.named_modules() if isinstance(module, sparse.Sparse)} == set(expected)
+    with torch.no_grad():
+        assert torch.allclose(fast(x), net(x), atol=1e-6)
+    assert caplog.messages == ["sparse: times as fast as dense, conv 3.0, head 3.0" if expected
+                               else "sparse: all layers stay dense, which is as fast here"]
+
+
+def test_without_mkl_all_stays_dense(monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
+    net, x = Net().eval(), torch.randn(5, 3, 8, 8)
+    fast, found = sparsely_run(net, x)
+    assert found == {} and torch.equal(fast(x), net(x)) and caplog.messages == [
+        "sparse: all layers stay dense, torch has no MKL here"]
+
+
+@mkl
+def test_a_wide_sparse_layer_is_faster():
+    """Twenty times fewer products: it would have to be a very odd machine."""
+    fast, found = sparsely_run(nn.Sequential(pruned(nn.Linear(2048, 2048), 0.01)), torch.randn(16, 2048))
+    assert found["0"] > 1 and isinstance(fast[0], SparseLinear)
