@@ -48,12 +48,14 @@ def outputs(kind: str, path: Path, inputs: dict[str, Tensor]) -> Tensor:
     return torch.cat(parts)
 
 
-def program(kind: str, path: Path, names: list[str]) -> Any:
-    """Return a function of a dict of tensors: the program in a file."""
+def program(kind: str, path: Path, names: list[str], threads: int = 1) -> Any:
+    """Return a function of a dict of tensors: the program in a file, on so many threads."""
     if kind == ".onnx":
         import onnxruntime
 
-        session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
         wanted = [each.name for each in session.get_inputs()]
         return lambda given: torch.from_numpy(session.run(None, {w: given[n].numpy() for w, n in zip(wanted, names)})[0])
     module = torch.export.load(path).module()
