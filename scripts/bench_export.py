@@ -2,9 +2,9 @@
 
     python scripts/bench_export.py [NAME...]      all, or these of lenet5, resnet18, vit, mlp
 
-Random weights, masked uniformly (the same share of each layer) or by LAMP over all layers, and, of whole filters, half of the rows
-of every layer. Times in milliseconds a batch, and how many times as fast as the faster dense layout (contiguous or channels_last,
-fp32); dense in bf16 beside it. Rows are kept: results/bench_export/table.csv, where it goes on.
+Random weights, masked uniformly (the same share of each layer) or by LAMP over all layers, and, of whole filters, half of the
+rows of every layer. Times in milliseconds a batch, and how many times as fast as the faster dense layout (contiguous or
+channels_last, fp32); dense in bf16 beside it. Rows are kept: results/bench_export/table.csv, where it goes on.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from evoprune.values.sparse import sparsely_run, timed
 
 OUT = Path(__file__).resolve().parent.parent / "results" / "bench_export" / "table.csv"
 BATCHES = (1, 32, 256)
-COLUMNS = ("network", "mask", "sparsity", "batch", "dense_bytes", "packed_bytes", "packed_int8_bytes", "slim_channels", "dense_ms",
-           "dense_bf16_ms", "slim_ms", "sparse_ms", "onnx_dense_ms", "onnx_slim_ms", "slim_times", "sparse_times", "sparse_layers",
-           "largest_difference", "machine", "commit")
+COLUMNS = ("network", "mask", "sparsity", "batch", "dense_bytes", "packed_bytes", "packed_int8_bytes", "slim_channels",
+           "dense_ms", "dense_bf16_ms", "slim_ms", "sparse_ms", "onnx_dense_ms", "onnx_slim_ms", "slim_times", "sparse_times",
+           "sparse_layers", "largest_difference", "machine", "commit")
 
 
 def vit() -> nn.Module:
@@ -102,7 +102,8 @@ def row(name: str, kind: str, share: float, batch: int) -> dict[str, Any]:
     return {"network": name, "mask": kind, "sparsity": share, "batch": batch, "dense_bytes": size(net, None),
             "packed_bytes": size(net, 32), "packed_int8_bytes": size(net, 8), "slim_channels": sum(counts.values()), **measured,
             "slim_times": f"{dense / narrow:.2f}", "sparse_times": f"{dense / times[5]:.2f}", "sparse_layers": len(layers),
-            "largest_difference": f"{difference:.1e}", "machine": device_name(torch.device("cpu")), "commit": versions()["commit"]}
+            "largest_difference": f"{difference:.1e}", "machine": device_name(torch.device("cpu")),
+            "commit": versions()["commit"]}
 
 
 def onnx(model: nn.Module, x: Tensor, path: Path) -> Callable[[], Any]:
@@ -140,7 +141,7 @@ def main() -> int:
                     found = row(name, kind, share, batch)
                     with given.out.open("a", newline="") as file:
                         csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(found)
-                    print({c: found[c] for c in ("network", "mask", "sparsity", "batch", "slim_times", "sparse_times")}, flush=True)
+                    print({c: found[c] for c in (*COLUMNS[:4], "slim_times", "sparse_times")}, flush=True)
     return 0
 
 
