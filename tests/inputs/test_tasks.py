@@ -267,3 +267,7 @@ def test_pictures_whose_pixels_have_labels_are_not_moved_away_from_them():
     for net, augment in zip(nets, (True, False)):
         tune(net, split, recipe_for(net, 2, 0, augment=augment))
     assert torch.equal(nets[0].weight, nets[1].weight)
+
+
+def test_a_class_that_is_there_and_never_right_counts_in_the_mean():
+    assert TASKS["segmentation"].score([3, 0, 0, 4, 2, 0]) == 0.375  # the third is neither there nor said
