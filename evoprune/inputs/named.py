@@ -57,10 +57,17 @@ def build_model(spec: str, outputs: int, channels: int, pretrained: bool = False
     return model
 
 
+def names_function(spec: str) -> bool:
+    """Return whether a model, data or a task are what a function returns."""
+    where = spec.partition(":")[0]
+    return ":" in spec and f"{where}:" not in ("folder:", "npz:") and where not in ZOOS
+
+
 def says_what_it_calls(spec: str) -> None:
-    """Warn that building a model calls a function, if that is what `spec` names: a folder of somebody else's chose it."""
+    """Warn that building a model or a task calls a function, if that is what `spec` names: a folder of somebody else's chose
+    it."""
     where, _, name = spec.rpartition(":")
-    if where and where not in ZOOS:
+    if names_function(spec):
         file = f"file {Path(where).resolve()}" if where.endswith(".py") else f"module {where}"
         log.warning("building the model calls the function %s of the %s; load_front(dir, model=mine) calls nothing", name, file)
 

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from ..errors import EvopruneError, first_line, shown
 from ..files import from_safetensors, remove, to_safetensors
 from ..inputs.models import logits_of
-from ..inputs.nested import Inputs, applied, batches, examples
+from ..inputs.named import names_function, says_what_it_calls
+from ..inputs.nested import Inputs, applied, batches
 from ..inputs.sources import load_data
 from ..inputs.splits import Split, as_split
 from ..inputs.tasks import task_of
@@ -61,9 +62,9 @@ def export(point: Point, path: str | Path, bits: int = 32, slim: bool = False, d
     # 6 arguments: they are a user's wishes
     path = Path(path)
     kind = checked(path, bits, slim, overwrite)
-    split = counted(point, data)
     state = point.state_dict()
-    inputs = examples(point.front.record.inputs, SEEDED) if split is None else split.inputs(slice(0, SEEDED))
+    split = counted(point, data, next((v.dtype for v in state.values() if v.is_floating_point()), torch.float32))
+    inputs = () if kind in STATES else point.front.examples(SEEDED) if split is None else split.inputs(slice(0, SEEDED))
     part = path.with_name(f".{path.name}.part{kind}")
     try:
         if kind in STATES:
@@ -104,19 +105,17 @@ def checked(path: Path, bits: int, slim: bool, overwrite: bool) -> str:
     return kind
 
 
-def counted(point: Point, data: Any) -> Split | None:
-    """Return the examples that the file's accuracy is counted on: `data`, or the test split of a run whose data are named."""
+def counted(point: Point, data: Any, dtype: torch.dtype) -> Split | None:
+    """Return the examples that the file's accuracy is counted on: `data`, or the test split of a run whose data are named, and by
+    no function: what a folder names as code is not run for that."""
     record = point.front.record
+    config, split = record.config, None
     if data is not None:
         split = as_split(data, "data", record.mean, record.std)
-    elif record.named_data:
-        named = load_data(record.config, None).test
-        if named is None:
-            return None
-        split = named
-    else:
-        return None
-    return replace(split, task=task_of(record.config.task))
+        says_what_it_calls(config.task or "")
+    elif record.named_data and not (names_function(config.data) or names_function(config.task or "")):
+        split = load_data(config, None).test
+    return None if split is None else replace(split.to(torch.device("cpu"), dtype), task=task_of(config.task))
 
 
 def as_content(kind: str, state: dict[str, Tensor], bits: int, point: Point, split: Split | None) -> tuple[bytes,
@@ -140,7 +139,7 @@ def as_content(kind: str, state: dict[str, Tensor], bits: int, point: Point, spl
 
 
 def model_of(point: Point, state: dict[str, Tensor]) -> nn.Module | None:
-    """Return the model with these values, None where the run's was handed in and is not here."""
+    """Return the model with these values, None where it is not here, or only a function that the folder names makes it."""
     if not point.front.has_model:
         return None
     model: nn.Module = point.front.structure()
@@ -200,9 +199,10 @@ def reopened(made: Made, part: Path, point: Point) -> str:
 
 def flat(inputs: Inputs) -> dict[str, Tensor]:
     """Return inputs as tensors by name, or by number."""
-    if isinstance(inputs, dict):
-        return inputs
-    return {str(i): value for i, value in enumerate(inputs if isinstance(inputs, tuple) else (inputs,))}
+    found = inputs if isinstance(inputs, dict) else dict(enumerate(inputs if isinstance(inputs, tuple) else (inputs,)))
+    if not all(isinstance(value, Tensor) for value in found.values()):
+        raise EvopruneError("export: found inputs within inputs, which no .pt2 or .onnx takes; expected a tensor, or several")
+    return {str(name): value for name, value in found.items()}
 
 
 def score(model: nn.Module, split: Split, batch_size: int) -> float:
@@ -229,8 +229,8 @@ def say(point: Point, made: Made, told: str) -> None:
              f"{point.kept:,}", f"{point.weights:,}", told)
     if made.model is None or made.kind in STATES:  # whose model is as fast as dense: zeros are not skipped
         return
-    dense = model_of(point, point.front.dense_state())
-    assert dense is not None
+    dense = point.front.structure().eval()
+    load_weights(dense, point.front.dense_state(), "export")
     names = list(flat(made.inputs))
     one = {name: value[:1] for name, value in flat(made.inputs).items()}
     run = program(made.kind, made.path, names)

@@ -73,13 +73,11 @@ class Point(Measured):
         load_weights(model, state, f"{self.front.path}, point {self.id}")
         model.eval()
         if slim or sparse:
-            from ..inputs.nested import examples
             from ..values.slim import slimmed
             from ..values.sparse import sparsely_run
 
-            like = self.front.record.inputs
-            model = slimmed(model, examples(like, SLIM_EXAMPLES))[0] if slim else model
-            model = sparsely_run(model, examples(like, latency_batch))[0] if sparse else model
+            model = slimmed(model, self.front.examples(SLIM_EXAMPLES))[0] if slim else model
+            model = sparsely_run(model, self.front.examples(latency_batch))[0] if sparse else model
         return model
 
     def export(self, path: str | Path, *, bits: int = 32, slim: bool = False, data: Any = None, overwrite: bool = False) -> Path:
@@ -176,8 +174,23 @@ class Front(Sequence[Point]):
 
     @property
     def has_model(self) -> bool:
-        """Whether a model of this architecture is here, or named."""
-        return self._model is not None or self.record.rebuildable
+        """Whether a model of this architecture is here, or made without calling what the folder names."""
+        from ..inputs.named import names_function
+
+        return self._model is not None or (self.record.rebuildable and not names_function(self.record.config.model))
+
+    def examples(self, count: int) -> Any:
+        """Return random inputs of the model, always the same.
+
+        Raises:
+            EvopruneError: the run does not say what they are like.
+        """
+        from ..inputs.nested import examples
+
+        if self.record.inputs is None:
+            raise EvopruneError(f"{self.path}: an older evoprune has not recorded what inputs are like; hand in data=, or run it "
+                                f"again")
+        return examples(self.record.inputs, count)
 
     def dense_state(self) -> dict[str, Tensor]:
         """Return the parameters and buffers that the run started from."""

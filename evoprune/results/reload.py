@@ -57,7 +57,12 @@ def program(kind: str, path: Path, names: list[str], threads: int = 1) -> Any:
         options.intra_op_num_threads = threads
         session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
         wanted = [each.name for each in session.get_inputs()]
-        return lambda given: torch.from_numpy(session.run(None, {w: given[n].numpy() for w, n in zip(wanted, names)})[0])
+
+        def answered(given: dict[str, Tensor]) -> Tensor:
+            arrays = {w: given[w if w in given else n].numpy() for w, n in zip(wanted, names)}
+            return torch.from_numpy(session.run(None, arrays)[0])
+
+        return answered
     module = torch.export.load(path).module()
 
     def run(given: dict[str, Tensor]) -> Tensor:
@@ -79,7 +84,10 @@ def main() -> None:
     kind, path, given, out = sys.argv[1:]
     torch.set_num_threads(1)
     if kind in (".pt2", ".onnx"):
-        result = {"outputs": outputs(kind, Path(path), from_safetensors(Path(given).read_bytes()))}
+        inputs = from_safetensors(Path(given).read_bytes())  # in no order
+        if all(name.isdigit() for name in inputs):
+            inputs = {name: inputs[name] for name in sorted(inputs, key=int)}
+        result = {"outputs": outputs(kind, Path(path), inputs)}
     else:
         result = tensors(kind, Path(path))
     Path(out).write_bytes(to_safetensors(result))

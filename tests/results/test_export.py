@@ -2,6 +2,7 @@ import json
 import logging
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -82,6 +83,60 @@ def test_a_model_and_data_handed_in(run_folder, lenet, digits, said, tmp_path):
     alone.export(tmp_path / "c.pt")  # no model of it is here
     assert "was not counted again" in said.messages[-1]
     assert torch.load(tmp_path / "c.pt", weights_only=True).keys() == load_file(tmp_path / "b.safetensors").keys()
+
+
+def test_a_state_dict_of_a_received_folder_runs_none_of_its_code(tmp_path, monkeypatch, digits, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text("from pathlib import Path\nfrom evoprune.inputs.models import LeNet\n"
+                                     "def make():\n    Path('called').touch()\n    return LeNet()\n"
+                                     "def data():\n    Path('called').touch()\n    from sklearn.datasets import load_digits\n"
+                                     "    x, y = load_digits(return_X_y=True)\n"
+                                     "    return x.reshape(-1, 1, 8, 8).astype('float32') / 16, y\n")
+    evoprune.prune("net.py:make", "net.py:data", out="run", population=4, generations=0, threads=1, start="random")
+    (tmp_path / "called").unlink()
+    point = evoprune.load_front("run")[0]
+    for name in ("a.safetensors", "a.pt", "a.packed.safetensors", "b.packed.safetensors"):
+        point.export(name, bits=8 if name.startswith("b") else 32)
+        assert "was not counted again: hand in data=" in said.messages[-1]
+    assert not (tmp_path / "called").exists()
+    point.export("a.pt2")
+    assert (tmp_path / "called").exists() and any("calls the function make of the file" in m for m in said.messages)
+
+
+def test_a_run_that_has_not_recorded_its_inputs(run_folder, lenet, digits, tmp_path):
+    front = evoprune.load_front(run_folder, model=lenet)
+    front.record = replace(front.record, inputs=None)
+    front[0].export(tmp_path / "a.pt")
+    for wish in (lambda: front[0].export(tmp_path / "a.pt2"), lambda: front[0].model(slim=True)):
+        with pytest.raises(EvopruneError, match="an older evoprune has not recorded what inputs are like; hand in data="):
+            wish()
+    front[0].export(tmp_path / "a.pt2", data=(digits.test.images, digits.test.labels))
+
+
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(3, 4)
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, image, table):
+        return {"logits": self.head(torch.cat([self.a(image).relu(), self.b(table)], 1))}
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("kind", ["pt2", "onnx"])
+def test_programs_of_several_inputs(kind, named, tmp_path, said):
+    if kind == "onnx":
+        pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    net, (image, table) = TwoInputs(), (torch.randn(60, 6), torch.randn(60, 3))
+    inputs = {"image": image, "table": table} if named else (image, table)
+    front = evoprune.prune(net, (inputs, net(image, table)["logits"].argmax(1)), out=tmp_path / "run", population=4,
+                           generations=1, threads=1, start="random")
+    front[0].export(tmp_path / f"a.{kind}", slim=True)
+    assert "outputs for 64 random inputs differ by" in said.messages[-2]
+    front[0].export(tmp_path / f"b.{kind}", data=(inputs, net(image, table)["logits"].argmax(1)))
+    assert "on 60 examples" in said.messages[-2]
 
 
 def test_a_file_that_is_there_stays_unless_asked(run_folder, lenet, tmp_path):
