@@ -160,3 +160,12 @@ def test_nested_helpers_keep_the_structure():
     assert applied(lambda a, b: (a.shape, b[0].shape), taken(inputs, slice(0, 2))) == ((2, 2), (2,))
     twice = joined([inputs, inputs])
     assert [len(leaf) for leaf in leaves(twice)] == [6, 6, 6] and twice["b"][1].keys() == {"c"}
+
+
+def test_a_dict_is_handed_over_by_name_and_shorter_examples_are_filled():
+    def model(image, table):
+        return image - table
+
+    assert torch.equal(applied(model, {"table": torch.ones(2), "image": torch.full((2,), 5.0)}), torch.full((2,), 4.0))
+    whole = joined([torch.zeros(2, 3, dtype=torch.long), torch.zeros(1, 1, dtype=torch.long)], -100)
+    assert whole.tolist() == [[0, 0, 0], [0, 0, 0], [0, -100, -100]]

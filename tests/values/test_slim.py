@@ -241,3 +241,36 @@ def test_a_layer_that_would_change_the_outputs_stays_and_the_log_says_so(monkeyp
     assert counts == {"2": 2} and "slim: other outputs without channels of 0, which stay" in caplog.messages
     with torch.no_grad():
         assert torch.allclose(small(x), net(x), atol=1e-6)
+
+
+class Sum(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.c(self.a(x) + self.b(x).relu())
+
+
+def test_a_sum_with_what_only_seems_dead_stays(caplog):
+    caplog.set_level("INFO")
+    net, x = Sum().eval(), torch.rand(50, 6)
+    net.a.weight.data[:2] = 0
+    net.b.weight.data[0] = 0
+    net.b.weight.data[1], net.b.bias.data[1] = -1, -0.1  # off for all examples
+    small, counts = slimmed(net, x)
+    assert counts == {"a": 1, "b": 1} and not any("other outputs" in message for message in caplog.messages)
+    with torch.no_grad():
+        assert torch.allclose(small(-x), net(-x), atol=1e-6)
+
+
+def test_a_constant_is_not_folded_behind_padding(caplog):
+    caplog.set_level("INFO")
+    net, x = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 2, 3, padding=1), nn.Flatten()).eval(), torch.randn(5, 1, 8, 8)
+    net[0].weight.data[:2] = 0
+    net[0].bias.data[1] = 0  # this one is zero at the border too
+    assert slimmed(net, x)[1] == {"0": 1} and not any("other outputs" in message for message in caplog.messages)
+    net[1].padding_mode = "replicate"
+    net[1]._reversed_padding_repeated_twice = [1] * 4
+    small, counts = slimmed(net, x)
+    assert counts == {"0": 2} and torch.allclose(small(x), net(x), atol=1e-6)
