@@ -12,10 +12,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..inputs.models import copied
 from ..inputs.nested import Inputs, applied
+from ..masks.channels import NORMS
 from ..values.fast import average_2x2, is_average_2x2, tanh_
 
 WIDE = 16  # input channels from which on channels_last is faster (measured: LeNet slower, ResNet and MobileNet faster)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 log = logging.getLogger("evoprune")
 

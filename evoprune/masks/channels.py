@@ -24,10 +24,11 @@ from ..inputs.models import copied
 from ..inputs.nested import Inputs, arguments_of
 from .layout import Layout
 
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 READERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 ELEMENTWISE = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid,
                nn.Hardtanh, nn.Softplus, nn.Tanh, nn.Sigmoid, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-CHANNELWISE = (*ELEMENTWISE, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
+CHANNELWISE = (*ELEMENTWISE, *NORMS, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
                nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
                nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d, nn.Flatten)
 FUNCTIONS = {torch.relu, torch.tanh, torch.sigmoid, F.relu, F.tanh, F.sigmoid, F.gelu, F.silu, F.leaky_relu, F.dropout,

@@ -48,13 +48,13 @@ def outputs(kind: str, path: Path, inputs: dict[str, Tensor]) -> Tensor:
     return torch.cat(parts)
 
 
-def program(kind: str, path: Path, names: list[str], threads: int = 1) -> Any:
-    """Return a function of a dict of tensors: the program in a file, on so many threads."""
+def program(kind: str, path: Path, names: list[str]) -> Any:
+    """Return a function of a dict of tensors: the program in a file; ONNX on one thread."""
     if kind == ".onnx":
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = 1
         session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
         wanted = [each.name for each in session.get_inputs()]
 

@@ -26,6 +26,7 @@ from torch.utils.hooks import RemovableHandle
 from ..inputs.models import logits_of
 from ..inputs.nested import Inputs, applied, taken
 from ..inputs.tasks import CLASSIFICATION, Task
+from ..masks.channels import NORMS
 from ..masks.layout import Layout
 from .attention import Plain, plain_attention
 from .least_squares import STEPS, Errors, Solved, draw_positions, fitted, moments, outputs_of, rows_of, solve_rows, solve_weighed
@@ -36,9 +37,8 @@ PATH_IMAGES = 2048  # and on the multi-shot path of the first masks
 LAST_IMAGES = 4096  # and the points of the front at the end
 BATCHES = 32  # usual batches that the calibration images may fill at most: they go through the model in one pass
 LEAST = 1e-5  # of that of the dense model's: where nothing but rounding noise comes in, weights must not follow it
-MOST_WORK = 2e12  # multiplications that one layer may take, some half a minute of a core: wider ones are left as they are
+MOST_WORK = 2e12  # operations that one layer's conjugate gradients may take: wider ones are left as they are
 WEIGHING_LIMIT = 8.0  # times the work of plain covariances that weighed ones may take; masks too dense for that hardly gain
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 log = logging.getLogger("evoprune")
 
 

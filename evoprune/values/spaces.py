@@ -19,9 +19,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from ..masks.channels import CHANNELWISE, ELEMENTWISE, FUNCTIONS, READERS, SHAPING, SUMS
+from ..masks.channels import CHANNELWISE, ELEMENTWISE, FUNCTIONS, NORMS, READERS, SHAPING, SUMS
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 PRODUCTS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
 OTHERS = {operator.sub, operator.truediv, torch.sub, torch.div, "sub", "div"}
 SHAPES = {"view", "reshape", torch.reshape}  # whose arguments may be the old size
