@@ -101,6 +101,8 @@ class Config:
     batch_size: str | None = option(None, "images a forward pass, or auto to time a few "
                                     "(a power of two, largest activation about 16 MB on a CPU)", metavar="N")
     precision: str = option("fp32", "of the search; whatever is written to front.csv is fp32", choices=("fp32", "bf16"))
+    latency_batch: int = option(1, "examples at a time for which point.model(sparse=True) takes the faster of dense and sparse "
+                                "layers, and an exported point is timed", low=1, high=65536)
     cache_mb: int = option(1024, "memory for values that no mask changes: normalised images, or what enters the first "
                            "searched layer", low=0)
     engine: str = option("local", "where masks are evaluated and points repaired and trained: in this process, in others, "

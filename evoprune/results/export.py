@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from ..errors import EvopruneError, first_line, shown
 from ..files import from_safetensors, remove, to_safetensors
-from ..inputs.models import logits_of
+from ..inputs.datasets import nested_tensors
+from ..inputs.models import logits_of, private_copy
 from ..inputs.named import names_function, says_what_it_calls
 from ..inputs.nested import Inputs, applied, batches
 from ..inputs.sources import load_data
@@ -34,7 +35,7 @@ from ..inputs.splits import Split, as_split
 from ..inputs.tasks import task_of
 from ..inputs.weights import load_weights
 from ..masks.packed import BITS, pack
-from ..values.sparse import timed
+from ..values.sparse import sparsely_run, timed
 from .machine import device_name
 from .reload import program, tensors
 
@@ -245,14 +246,18 @@ def called(model: Any, given: dict[str, Tensor]) -> Any:
     return model(*given.values()) if next(iter(given)).isdigit() else model(**given)
 
 
-def load_packed(path: str | Path, model: nn.Module) -> nn.Module:
-    """Return a copy of `model`, in eval mode, with the values of a packed file.
+def load_packed(path: str | Path, model: nn.Module, sparse: bool = False, inputs: Any = None) -> nn.Module:
+    """Return a copy of `model`, in eval mode, on the CPU, with the values of a packed file. With `sparse`, layers that are faster
+    so on this machine skip their zeros, and its `sparse_layers` says which (`values.sparse`): that is measured on `inputs`, a
+    batch (n, ...) as the model will get it, a tensor or a tuple or dict of tensors.
 
     Raises:
-        EvopruneError: it is no packed file, or one of another model.
+        EvopruneError: it is no packed file, or one of another model; inputs are missing, or do not go through the model.
     """
-    from ..inputs.models import private_copy
-
+    if sparse != (inputs is not None):
+        found = "sparse=True without inputs=" if sparse else "inputs= without sparse=True"
+        raise EvopruneError(f"load_packed: found {found}; give both: layers run sparse where that is faster for inputs, a batch "
+                            f"as the model will get it")
     if not isinstance(model, nn.Module):
         raise EvopruneError(f"load_packed: found {shown(model)} for a model, expected an nn.Module")
     try:
@@ -261,4 +266,9 @@ def load_packed(path: str | Path, model: nn.Module) -> nn.Module:
         raise EvopruneError(f"{path}: {error.strerror}, expected a packed file") from None
     model = private_copy(model)
     load_weights(model, state, str(path))
-    return model.eval()
+    if not sparse:
+        return model.eval()
+    try:
+        return sparsely_run(model, nested_tensors(inputs))
+    except Exception as error:  # noqa: BLE001  # the user's code
+        raise EvopruneError(f"load_packed: inputs do not go through the model: {first_line(error)}") from None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..config import check_setting
 from ..errors import EvopruneError, shown
 from .points import Measured, check_points, columns, from_row, thin
 from .record import Record, read_record
@@ -60,10 +61,11 @@ class Point(Measured):
                 state[alias] = state[alias].masked_fill(~mask, 0)
         return state
 
-    def model(self, *, slim: bool = False, sparse: bool = False, latency_batch: int = 1) -> nn.Module:
+    def model(self, *, slim: bool = False, sparse: bool = False, latency_batch: int | None = None) -> nn.Module:
         """Return the pruned model as a new nn.Module in eval mode, on the CPU; yours is untouched. With `slim` it is smaller:
         channels that nothing needs are cut out, its outputs are the same (`values.slim`). With `sparse`, layers that are faster
-        so on this machine, for `latency_batch` examples at a time, skip their zeros (`values.sparse`).
+        so on this machine, for `latency_batch` examples at a time (unless given, the run's), skip their zeros; the model's
+        `sparse_layers` says how many times as fast as dense each of them was (`values.sparse`).
 
         Where the run's model was a function, named, and none was handed to `load_front`, that function is called.
         """
@@ -72,12 +74,15 @@ class Point(Measured):
         model, state = self.front.structure(), self.state_dict()
         load_weights(model, state, f"{self.front.path}, point {self.id}")
         model.eval()
+        if latency_batch is None:
+            latency_batch = self.front.record.config.latency_batch
+        check_setting("latency_batch", latency_batch)
         if slim or sparse:
             from ..values.slim import slimmed
             from ..values.sparse import sparsely_run
 
             model = slimmed(model, self.front.examples(SLIM_EXAMPLES))[0] if slim else model
-            model = sparsely_run(model, self.front.examples(latency_batch))[0] if sparse else model
+            model = sparsely_run(model, self.front.examples(latency_batch)) if sparse else model
         return model
 
     def export(self, path: str | Path, *, bits: int = 32, slim: bool = False, data: Any = None, overwrite: bool = False) -> Path:

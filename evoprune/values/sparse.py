@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..inputs.models import copied
-from ..inputs.nested import Inputs, applied
+from ..inputs.nested import Inputs, applied, leaves
+from .slim import equal
 
+TYPES = (torch.float32, torch.float64)  # that MKL multiplies
 LEAST = 0.5  # sparsity from which on a layer is tried
 ROUNDS, SECONDS = 7, 0.02  # of each timing, in turns
 GAIN = 1.05  # times as fast at least
@@ -65,17 +67,20 @@ class SparseConv2d(Sparse):
         return image.flatten(1) if self.plain else F.unfold(image[None], **self.shape)[0]
 
 
-def sparsely_run(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, dict[str, float]]:
-    """Return a copy of `model` some of whose layers skip their zeros, and how many times as fast as dense each of them is, for a
-    batch of `inputs`, in this process, with the threads that torch has now.
+def sparsely_run(model: nn.Module, inputs: Inputs) -> nn.Module:
+    """Return a copy of `model` some of whose layers skip their zeros. Its attribute `sparse_layers`, by name, says how many times
+    as fast as dense each of them was, for a batch of `inputs`, in this process, with the threads that torch has now.
 
-    Outputs differ by rounding only. Layers of other kinds, and those that dense runs faster, stay.
+    Outputs differ by rounding only. Layers of other kinds stay, and those that dense runs faster, or that the model does not run
+    as layers: torch's transformer encoders hand weights to a kernel of their own.
     """
     net = copied(model).eval()
+    found: dict[str, float] = {}
+    net.sparse_layers = found  # type: ignore[assignment]  # torch knows no such attribute
     if not torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
         log.info("sparse: all layers stay dense, torch has no MKL here")
-        return net, {}
-    found: dict[str, float] = {}
+        return net
+    left: list[str] = []
     with torch.no_grad():
         for name, given in inputs_of_layers(net, inputs).items():
             layer: Any = net.get_submodule(name)
@@ -83,10 +88,18 @@ def sparsely_run(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, dict[str,
             dense, faster = timed(lambda layer=layer, x=given: layer(x), lambda sparse=sparse, x=given: sparse(x))  # type: ignore[misc]
             if dense > GAIN * faster:
                 net.set_submodule(name, sparse)
-                found[name] = dense / faster
-    said = ", ".join(f"{name} {times:.1f}" for name, times in found.items())
-    log.info("sparse: %s", f"times as fast as dense, {said}" if found else "all layers stay dense, which is as fast here")
-    return net, found
+                if equal(model, net, inputs):
+                    found[name] = dense / faster
+                else:
+                    net.set_submodule(name, layer)
+                    left.append(name)
+    if left:
+        log.info("sparse: the model does not run %s as layers, which stay dense", ", ".join(left))
+    said, threads = ", ".join(f"{name} {times:.1f}" for name, times in found.items()), torch.get_num_threads()
+    at = f"at batch {len(leaves(inputs)[0])} on {threads} thread{'s' * (threads != 1)}"
+    log.info("sparse: %s", f"times as fast as dense, {at}: {said}" if found else
+             f"all layers stay dense, which is as fast here {at}")
+    return net
 
 
 def inputs_of_layers(net: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
@@ -97,7 +110,7 @@ def inputs_of_layers(net: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
     def noting(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def note(_: nn.Module, args: tuple[Any, ...]) -> None:
             calls[name] = calls.get(name, 0) + 1
-            entered[name] = args[0]
+            entered.update({name: args[0]} if args else {})
         return note
 
     hooks = [module.register_forward_pre_hook(noting(name)) for name, module in net.named_modules() if fits(module)]
@@ -113,7 +126,9 @@ def fits(module: nn.Module) -> bool:
     """Say whether a layer is of a kind that can skip zeros, with enough of them."""
     plain = type(module) is nn.Linear or (type(module) is nn.Conv2d and module.groups == 1 and module.padding_mode == "zeros"
                                           and not isinstance(module.padding, str))
-    return plain and 1 - int(module.get_parameter("weight").count_nonzero()) / module.get_parameter("weight").numel() >= LEAST
+    if not plain or (weight := module.get_parameter("weight")).dtype not in TYPES:
+        return False
+    return 1 - int(weight.count_nonzero()) / weight.numel() >= LEAST
 
 
 def timed(*functions: Callable[[], Any], threads: int | None = None) -> list[float]:

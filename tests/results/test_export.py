@@ -14,6 +14,7 @@ import evoprune
 from evoprune.errors import EvopruneError
 from evoprune.inputs.nested import described, examples
 from evoprune.results import export, reload
+from evoprune.values import sparse
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,33 @@ def test_a_model_that_skips_zeros_has_the_points_accuracy(named, digits, said):
     model = named[-1].model(sparse=True, slim=True, latency_batch=2)
     assert abs(evoprune.accuracy(model, digits.test) - named[-1].test_accuracy) <= 1 / 359  # rounding may decide for an image
     assert any(message.startswith("sparse: ") for message in said.messages)
+
+
+def test_layers_are_measured_at_the_runs_batch_unless_another_is_given(run_folder, lenet, said, monkeypatch):
+    monkeypatch.setattr(sparse, "timed", lambda *functions: [3.0, 1.0])
+    monkeypatch.setattr(sparse, "LEAST", 0.0)
+    front = evoprune.load_front(run_folder, model=lenet)
+    assert "latency_batch" in front.record.settings
+    front.record = replace(front.record, settings={**front.record.settings, "latency_batch": 3})
+    for given, batch in ((None, 3), (7, 7)):
+        model = front[-1].model(sparse=True, latency_batch=given)
+        assert f"at batch {batch} on" in said.messages[-1]
+        assert model.sparse_layers == dict.fromkeys(("conv1", "conv2", "fc1", "fc2"), 3.0)
+    with pytest.raises(EvopruneError, match="latency_batch: found 0, expected 1 to 65536"):
+        front[-1].model(sparse=True, latency_batch=0)
+
+
+def test_a_packed_file_is_read_into_a_model_that_skips_zeros(run_folder, lenet, digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(sparse, "timed", lambda *functions: [3.0, 1.0])
+    point, x = evoprune.load_front(run_folder, model=lenet)[-1], digits.test.inputs(slice(0, 4))
+    path = point.export(tmp_path / "a.packed.safetensors")
+    model = evoprune.load_packed(path, lenet, sparse=True, inputs=x.numpy())
+    assert model.sparse_layers and torch.allclose(model(x), point.model()(x), atol=1e-5)
+    for options, message in (({"sparse": True}, "load_packed: found sparse=True without inputs=; give both"),
+                             ({"inputs": x}, "load_packed: found inputs= without sparse=True; give both"),
+                             ({"sparse": True, "inputs": x[0, 0]}, "load_packed: inputs do not go through the model: ")):
+        with pytest.raises(EvopruneError, match=message):
+            evoprune.load_packed(path, lenet, **options)
 
 
 def test_a_model_and_data_handed_in(run_folder, lenet, digits, said, tmp_path):

@@ -51,26 +51,55 @@ def test_the_faster_of_dense_and_sparse_is_taken_and_told(seconds, expected, mon
     caplog.set_level("INFO")
     monkeypatch.setattr(sparse, "timed", lambda *functions: ([f() for f in functions], seconds)[1])
     net, x = Net().eval(), torch.randn(5, 3, 8, 8)
-    fast, found = sparsely_run(net, x)
-    assert found == expected
+    fast = sparsely_run(net, x)
+    assert fast.sparse_layers == expected
     assert {name for name, module in fast.named_modules() if isinstance(module, sparse.Sparse)} == set(expected)
     with torch.no_grad():
         assert torch.allclose(fast(x), net(x), atol=1e-6)
-    assert caplog.messages == ["sparse: times as fast as dense, conv 3.0, head 3.0" if expected
-                               else "sparse: all layers stay dense, which is as fast here"]
+    assert caplog.messages == ["sparse: times as fast as dense, at batch 5 on 1 thread: conv 3.0, head 3.0" if expected
+                               else "sparse: all layers stay dense, which is as fast here at batch 5 on 1 thread"]
 
 
 def test_without_mkl_all_stays_dense(monkeypatch, caplog):
     caplog.set_level("INFO")
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
     net, x = Net().eval(), torch.randn(5, 3, 8, 8)
-    fast, found = sparsely_run(net, x)
-    assert found == {} and torch.equal(fast(x), net(x)) and caplog.messages == [
+    fast = sparsely_run(net, x)
+    assert fast.sparse_layers == {} and torch.equal(fast(x), net(x)) and caplog.messages == [
         "sparse: all layers stay dense, torch has no MKL here"]
 
 
 @mkl
 def test_a_wide_sparse_layer_is_faster():
     """Twenty times fewer products: it would have to be a very odd machine."""
-    fast, found = sparsely_run(nn.Sequential(pruned(nn.Linear(2048, 2048), 0.01)), torch.randn(16, 2048))
-    assert found["0"] > 1 and isinstance(fast[0], SparseLinear)
+    fast = sparsely_run(nn.Sequential(pruned(nn.Linear(2048, 2048), 0.01)), torch.randn(16, 2048))
+    assert fast.sparse_layers["0"] > 1 and isinstance(fast[0], SparseLinear)
+
+
+class Odd(nn.Module):
+    """Asks its first layer for its size, hands the second its input by name, and has a third in half precision."""
+
+    def __init__(self):
+        super().__init__()
+        self.bare, self.named, self.narrow = pruned(nn.Linear(8, 8)), pruned(nn.Linear(8, 8)), pruned(nn.Linear(8, 8)).bfloat16()
+
+    def forward(self, x):
+        x = self.named(input=self.bare(x).view(-1, self.bare.out_features))
+        return self.narrow(x.bfloat16()).float()
+
+
+@mkl
+@pytest.mark.parametrize(("net", "left"), [
+    (nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1), "layers.0.linear1, layers.0.linear2"),
+    (Odd(), "bare")], ids=["encoder", "odd"])
+def test_what_a_model_does_not_run_as_a_layer_stays_dense(net, left, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(sparse, "timed", lambda *functions: ([f() for f in functions], [3.0, 1.0])[1])
+    for module in net.modules():
+        if isinstance(module, nn.Linear):
+            pruned(module)
+    net, x = net.eval(), torch.randn(2, 5, 8)
+    fast = sparsely_run(net, x)
+    assert fast.sparse_layers == {} and caplog.messages[0] == f"sparse: the model does not run {left} as layers, which stay dense"
+    with torch.no_grad():
+        assert torch.equal(fast(x), net(x))
