@@ -102,7 +102,7 @@ class Config:
                                     "(a power of two, largest activation about 16 MB on a CPU)", metavar="N")
     precision: str = option("fp32", "of the search; whatever is written to front.csv is fp32", choices=("fp32", "bf16"))
     latency_batch: int = option(1, "examples at a time for which point.model(sparse=True) takes the faster of dense and sparse "
-                                "layers, and an exported point is timed", low=1, high=65536)
+                                "layers, and an exported point is timed", low=1, high=4096)
     cache_mb: int = option(1024, "memory for values that no mask changes: normalised images, or what enters the first "
                            "searched layer", low=0)
     engine: str = option("local", "where masks are evaluated and points repaired and trained: in this process, in others, "

@@ -72,6 +72,10 @@ class Objective:
         """Return a value as a table shows it."""
         return f"{self.scale * value:.2f}" if self.percent else f"{value:g}"
 
+    def within(self, value: float, low: float, high: float) -> str:
+        """Return a value and its interval as a table shows them."""
+        return f"{self.shown(value)} ({self.shown(low)}-{self.shown(high)})"
+
     def said(self, value: float) -> str:
         """Return a value as a sentence says it."""
         return self.shown(value) + " %" * self.percent

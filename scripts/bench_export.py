@@ -85,7 +85,7 @@ def row(name: str, kind: str, share: float, batch: int) -> dict[str, Any]:
     net = masked(name, kind, share)
     x = torch.randn(batch, *NETS[name][1], generator=torch.Generator().manual_seed(0))
     last = copy.deepcopy(net).to(memory_format=torch.channels_last)
-    small, counts = slimmed(net, x[:4] if batch > 3 else torch.randn(4, *NETS[name][1]))
+    small, gone = slimmed(net, x[:4] if batch > 3 else torch.randn(4, *NETS[name][1]))
     sparse = sparsely_run(small, x)
     with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
         half, given = copy.deepcopy(net).bfloat16(), x.bfloat16()
@@ -100,10 +100,10 @@ def row(name: str, kind: str, share: float, batch: int) -> dict[str, Any]:
     measured = dict(zip(("dense_ms", "dense_bf16_ms", "slim_ms", "sparse_ms", "onnx_dense_ms", "onnx_slim_ms"),
                         (f"{1e3 * t:.4f}" for t in (dense, times[2], narrow, *times[5:]))))
     return {"network": name, "mask": kind, "sparsity": share, "batch": batch, "dense_bytes": size(net, None),
-            "packed_bytes": size(net, 32), "packed_int8_bytes": size(net, 8), "slim_channels": sum(counts.values()), **measured,
-            "slim_times": f"{dense / narrow:.2f}", "sparse_times": f"{dense / times[5]:.2f}", "sparse_layers": len(sparse.sparse_layers),
-            "largest_difference": f"{difference:.1e}", "machine": device_name(torch.device("cpu")),
-            "commit": versions()["commit"]}
+            "packed_bytes": size(net, 32), "packed_int8_bytes": size(net, 8), "slim_channels": sum(gone.channels.values()),
+            **measured, "slim_times": f"{dense / narrow:.2f}", "sparse_times": f"{dense / times[5]:.2f}",
+            "sparse_layers": len(sparse.sparse_layers), "largest_difference": f"{difference:.1e}",
+            "machine": device_name(torch.device("cpu")), "commit": versions()["commit"]}
 
 
 def onnx(model: nn.Module, x: Tensor, path: Path) -> Callable[[], Any]:

@@ -1,4 +1,4 @@
-"""What a model scores, and how many images to take at a time."""
+"""What a model of the user's scores, and how many images to take at a time."""
 
 from __future__ import annotations
 
@@ -12,23 +12,11 @@ from torch import Tensor, nn
 from ..errors import EvopruneError, first_line, shown
 from ..inputs.models import logits_of, private_copy
 from ..inputs.nested import applied, leaves, shapes
-from ..inputs.splits import Split, as_split
+from ..inputs.splits import Split, as_split, score
 from ..inputs.tasks import check_task, guessed, task_of
 
 ACTIVATION_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}  # largest activation of a batch; page faults slow a CPU far beyond
 LARGEST_BATCH = {"cpu": 256, "cuda": 8192}
-
-
-def example_sums(model: nn.Module, split: Split, batch_size: int) -> Tensor:
-    """Return what the split's task makes of each example, (n, k) on the CPU. Call under eval()."""
-    here = [slice(i, i + batch_size) for i in range(0, len(split), batch_size)]
-    with torch.inference_mode():
-        return torch.cat([split.task.sums(applied(model, split.inputs(batch)), split.labels[batch]).cpu() for batch in here])
-
-
-def score(model: nn.Module, split: Split, batch_size: int) -> float:
-    """Return the score of a model on a split: with the usual task its accuracy. Call under eval()."""
-    return split.task.score(example_sums(model, split, batch_size).sum(0).tolist())
 
 
 def accuracy(model: nn.Module, data: Any, batch_size: int | None = None, task: str | None = None) -> float:

@@ -63,13 +63,12 @@ def names_function(spec: str) -> bool:
     return ":" in spec and f"{where}:" not in ("folder:", "npz:") and where not in ZOOS
 
 
-def says_what_it_calls(spec: str) -> None:
-    """Warn that building a model or a task calls a function, if that is what `spec` names: a folder of somebody else's chose
-    it."""
+def says_what_it_calls(spec: str, doing: str, otherwise: str) -> None:
+    """Warn that `doing` something calls a function, if that is what `spec` names: a folder of somebody else's chose it."""
     where, _, name = spec.rpartition(":")
     if names_function(spec):
         file = f"file {Path(where).resolve()}" if where.endswith(".py") else f"module {where}"
-        log.warning("building the model calls the function %s of the %s; load_front(dir, model=mine) calls nothing", name, file)
+        log.warning("%s calls the function %s of the %s; %s calls nothing", doing, name, file, otherwise)
 
 
 def load_objectives(text: str) -> None:

@@ -1,4 +1,4 @@
-"""Images and labels of a run, cut into three: train, search (for every decision), test (only reported).
+"""Images and labels of a run, cut into three: train, search (for every decision), test (only reported), and what models score.
 
 Images stay as they came, uint8 where possible, and become normalised float32 a batch at a time, on the device.
 Anything a model takes will do: images (n, c, h, w), signals (n, c, t), features (n, d), tokens (n, t), tuples and dicts of them.
@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..errors import EvopruneError, shown, where_raised, with_type
 from .datasets import as_tensor, is_nested, nested_tensors, read_dataset, read_loader
-from .nested import Inputs, check_together, leaves, mapped, taken
+from .nested import Inputs, applied, check_together, leaves, mapped, taken
 from .tasks import CLASSIFICATION, Task
 
 
@@ -57,6 +57,18 @@ class Split:
         """Return the same on a device, for a model of this dtype."""
         images = mapped(lambda value: value.to(device), self.images)
         return replace(self, images=images, labels=self.labels.to(device), dtype=dtype)
+
+
+def example_sums(model: nn.Module, split: Split, batch_size: int) -> Tensor:
+    """Return what the split's task makes of each example, (n, k) on the CPU. Call under eval()."""
+    here = [slice(i, i + batch_size) for i in range(0, len(split), batch_size)]
+    with torch.inference_mode():
+        return torch.cat([split.task.sums(applied(model, split.inputs(batch)), split.labels[batch]).cpu() for batch in here])
+
+
+def score(model: nn.Module, split: Split, batch_size: int) -> float:
+    """Return the score of a model on a split: with the usual task its accuracy. Call under eval()."""
+    return split.task.score(example_sums(model, split, batch_size).sum(0).tolist())
 
 
 def calibration(split: Split, images: int, seed: int) -> Split:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,13 +25,13 @@ from safetensors.numpy import save
 from torch import Tensor, nn
 
 from ..errors import EvopruneError, first_line, shown
-from ..files import from_safetensors, remove, to_safetensors
+from ..files import from_safetensors, to_safetensors, write_atomic
 from ..inputs.datasets import nested_tensors
 from ..inputs.models import logits_of, private_copy
 from ..inputs.named import names_function, says_what_it_calls
-from ..inputs.nested import Inputs, applied, batches
+from ..inputs.nested import Inputs, applied, batches, leaves, taken
 from ..inputs.sources import load_data
-from ..inputs.splits import Split, as_split
+from ..inputs.splits import Split, as_split, example_sums, score
 from ..inputs.tasks import task_of
 from ..inputs.weights import load_weights
 from ..masks.packed import BITS, pack
@@ -54,8 +54,9 @@ class Made:
     path: Path  # where it is to lie
     model: nn.Module | None  # with the values that the file has
     state: dict[str, Tensor]
-    inputs: Inputs
+    inputs: Inputs | None  # some that the model takes, None where that is not known
     split: Split | None  # to count on
+    batch: int  # examples at a time that it is timed with
 
 
 def export(point: Point, path: str | Path, bits: int = 32, slim: bool = False, data: Any = None, overwrite: bool = False) -> Path:
@@ -65,21 +66,25 @@ def export(point: Point, path: str | Path, bits: int = 32, slim: bool = False, d
     kind = checked(path, bits, slim, overwrite)
     state = point.state_dict()
     split = counted(point, data, next((v.dtype for v in state.values() if v.is_floating_point()), torch.float32))
-    inputs = () if kind in STATES else point.front.examples(SEEDED) if split is None else split.inputs(slice(0, SEEDED))
-    part = path.with_name(f".{path.name}.part{kind}")
-    try:
+    batch = point.front.record.config.latency_batch
+    inputs = None
+    if split is not None or kind in PROGRAMS or point.front.record.inputs is not None:
+        inputs = point.front.examples(max(SEEDED, batch)) if split is None else split.inputs(slice(0, max(SEEDED, batch)))
+    with tempfile.TemporaryDirectory() as folder:
+        part = Path(folder) / f"point{kind}"
         if kind in STATES:
             content, state = as_content(kind, state, bits, point, split)
             part.write_bytes(content)
-            made = Made(kind, path, model_of(point, state), state, inputs, split)
+            made = Made(kind, path, model_of(point, state), state, inputs, split, batch)
         else:
-            made = Made(kind, path, point.model(slim=slim), state, inputs, split)
-            assert made.model is not None
-            write_program(kind, made.model, inputs, part)
+            made = Made(kind, path, point.model(slim=slim), state, inputs, split, batch)
+            write_program(kind, made.model, inputs, part)  # type: ignore[arg-type]  # a model there is
         told = reopened(made, part, point)
-        os.replace(part, path)
-    finally:
-        remove(part)
+        content = part.read_bytes()
+    try:
+        write_atomic(path, content)
+    except OSError as error:
+        raise EvopruneError(f"{path}: {error.strerror}; nothing is written") from None
     say(point, made, told)
     return path
 
@@ -113,7 +118,7 @@ def counted(point: Point, data: Any, dtype: torch.dtype) -> Split | None:
     config, split = record.config, None
     if data is not None:
         split = as_split(data, "data", record.mean, record.std)
-        says_what_it_calls(config.task or "")
+        says_what_it_calls(config.task or "", "counting on data=", "exporting without it")
     elif record.named_data and not (names_function(config.data) or names_function(config.task or "")):
         split = load_data(config, None).test
     return None if split is None else replace(split.to(torch.device("cpu"), dtype), task=task_of(config.task))
@@ -174,7 +179,7 @@ def reopened(made: Made, part: Path, point: Point) -> str:
     with tempfile.TemporaryDirectory() as folder:
         given, out = Path(folder) / "given", Path(folder) / "out"
         split = made.split
-        inputs = made.inputs if split is None or made.kind in STATES else split.inputs(slice(0, len(split)))
+        inputs = () if made.kind in STATES else made.inputs if split is None else split.inputs(slice(0, len(split)))
         given.write_bytes(to_safetensors(flat(inputs)))
         done = subprocess.run([sys.executable, "-m", "evoprune.results.reload", made.kind, str(part), str(given), str(out)],
                               capture_output=True, text=True)
@@ -185,8 +190,8 @@ def reopened(made: Made, part: Path, point: Point) -> str:
     if made.kind in STATES:
         if found.keys() != made.state.keys() or not all(torch.equal(found[n].float(), v.float()) for n, v in made.state.items()):
             raise EvopruneError(f"export: {made.path.name} has other values than the point")
-        return measured(point, split, score(made.model, split, point.front.record.batch_size)
-                        if split is not None and made.model is not None else None)
+        return measured(point, split, None if split is None or made.model is None else
+                        example_sums(made.model, split, point.front.record.batch_size))
     assert made.model is not None
     with torch.no_grad():
         expected = torch.cat([logits_of(applied(made.model, batch)) for batch in batches(inputs, 256)])
@@ -194,8 +199,9 @@ def reopened(made: Made, part: Path, point: Point) -> str:
     if not difference <= TOLERANCE:
         raise EvopruneError(f"export: {made.path.name} gives other outputs than the model, by {difference:.1e} of the largest")
     if split is None:
-        return measured(point, None, None) + f" (outputs for {SEEDED} random inputs differ by {difference:.1e} of the largest)"
-    return measured(point, split, split.task.score(split.task.sums(found["outputs"], split.labels).sum(0).tolist()))
+        return measured(point, None, None) + (f" (outputs for {len(expected)} random inputs differ by {difference:.1e} of the "
+                                              f"largest)")
+    return measured(point, split, split.task.sums(found["outputs"], split.labels))
 
 
 def flat(inputs: Inputs) -> dict[str, Tensor]:
@@ -206,44 +212,42 @@ def flat(inputs: Inputs) -> dict[str, Tensor]:
     return {str(name): value for name, value in found.items()}
 
 
-def score(model: nn.Module, split: Split, batch_size: int) -> float:
-    """Return what a model scores on a split."""
-    with torch.inference_mode():
-        sums = [split.task.sums(applied(model, split.inputs(slice(i, i + batch_size))), split.labels[i:i + batch_size])
-                for i in range(0, len(split), batch_size)]
-    return split.task.score(torch.cat(sums).sum(0).tolist())
-
-
-def measured(point: Point, split: Split | None, found: float | None) -> str:
-    """Return what was counted again, in words, beside what front.csv says."""
+def measured(point: Point, split: Split | None, sums: Tensor | None) -> str:
+    """Return what was counted again, in words, beside what front.csv says; `sums` are those of each example."""
     objective = point.objectives[point.objectives.score]
-    if split is None or found is None:
+    if split is None or sums is None:
         return f"{objective.title} was not counted again: hand in data="
     stated = "" if point.test is None else f", {objective.shown(point.test)} in the run's front"
-    return (f"{objective.title} of the file, opened in a fresh process, {objective.shown(found)} on {len(split):,} "
-            f"examples{stated}")
+    return (f"{objective.title} of the file, opened in a fresh process, {objective.within(*split.task.tested(sums))} on "
+            f"{len(split):,} examples{stated}")
 
 
 def say(point: Point, made: Made, told: str) -> None:
     """Say what was written, and how fast it is."""
-    log.info("%s: %s bytes, point %s, %s of %s weights; %s", made.path, f"{made.path.stat().st_size:,}", point.id,
-             f"{point.kept:,}", f"{point.weights:,}", told)
-    if made.model is None or made.kind in STATES:  # whose model is as fast as dense: zeros are not skipped
+    objectives, tested = point.objectives, f", test {point.tested} (95 %)" if point.tested else ""
+    values = ", ".join(f"{o.title} {o.shown(value)}" for o, value in zip(objectives, point.values))
+    log.info("%s: %s bytes, point %s, %s of %s weights, %s%s; %s", made.path, f"{made.path.stat().st_size:,}", point.id,
+             f"{point.kept:,}", f"{point.weights:,}", values, tested, told)
+    if made.model is None or made.inputs is None:
+        missing = "its model is not here" if made.model is None else "the run has not recorded what inputs are like"
+        log.info("not timed: %s", missing)
         return
     dense = point.front.structure().eval()
     load_weights(dense, point.front.dense_state(), "export")
-    names = list(flat(made.inputs))
-    one = {name: value[:1] for name, value in flat(made.inputs).items()}
-    run = program(made.kind, made.path, names)
+    batch = taken(made.inputs, slice(0, made.batch))
     with torch.inference_mode():
-        before, after = timed(lambda: called(dense, one), lambda: run(one), threads=1)
-    log.info("one example takes %.3f ms, dense %.3f ms (1 thread, %s)", 1e3 * after, 1e3 * before,
-             device_name(torch.device("cpu")))
+        before, after = timed(lambda: applied(dense, batch), runner(made, batch), threads=1)
+    log.info("%d at a time take %.3f ms, dense %.3f ms (medians of turns, 1 thread, %s)", len(leaves(batch)[0]), 1e3 * after,
+             1e3 * before, device_name(torch.device("cpu")))
 
 
-def called(model: Any, given: dict[str, Tensor]) -> Any:
-    """Return what a model returns for tensors by name, or by number."""
-    return model(*given.values()) if next(iter(given)).isdigit() else model(**given)
+def runner(made: Made, batch: Inputs) -> Callable[[], Any]:
+    """Return a function that runs what a file has on a batch."""
+    if made.kind in STATES:
+        return lambda: applied(made.model, batch)  # type: ignore[arg-type]  # a model there is
+    given = flat(batch)
+    run = program(made.kind, made.path, list(given))
+    return lambda: run(given)
 
 
 def load_packed(path: str | Path, model: nn.Module, sparse: bool = False, inputs: Any = None) -> nn.Module:

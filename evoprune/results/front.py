@@ -63,9 +63,9 @@ class Point(Measured):
 
     def model(self, *, slim: bool = False, sparse: bool = False, latency_batch: int | None = None) -> nn.Module:
         """Return the pruned model as a new nn.Module in eval mode, on the CPU; yours is untouched. With `slim` it is smaller:
-        channels that nothing needs are cut out, its outputs are the same (`values.slim`). With `sparse`, layers that are faster
-        so on this machine, for `latency_batch` examples at a time (unless given, the run's), skip their zeros; the model's
-        `sparse_layers` says how many times as fast as dense each of them was (`values.sparse`).
+        channels and heads that nothing needs are cut out, its outputs are the same (`values.slim`). With `sparse`, layers that
+        are faster so on this machine, for `latency_batch` examples at a time (unless given, the run's), skip their zeros; the
+        model's `sparse_layers` says how many times as fast as dense each of them was (`values.sparse`).
 
         Where the run's model was a function, named, and none was handed to `load_front`, that function is called.
         """
@@ -174,7 +174,7 @@ class Front(Sequence[Point]):
             raise EvopruneError(f"{self.path}: made from a model handed in; call load_front(dir, model=mine) with it")
         from ..inputs.named import build_model, says_what_it_calls
 
-        says_what_it_calls(self.record.config.model)
+        says_what_it_calls(self.record.config.model, "building the model", "load_front(dir, model=mine)")
         return build_model(self.record.config.model, self.record.outputs, self.record.channels)
 
     @property
@@ -237,12 +237,8 @@ class Front(Sequence[Point]):
 
 def table_row(point: Measured) -> str:
     """Return a row of the printed table."""
-    objectives = point.objectives
-    score, tested = objectives[objectives.score], ""
-    if point.test is not None and point.test_low is not None and point.test_high is not None:
-        tested = f"{score.shown(point.test)} ({score.shown(point.test_low)}-{score.shown(point.test_high)})"
-    values = "  ".join(f"{o.shown(value):>{max(8, len(o.name))}}" for o, value in zip(objectives, point.values))
-    return f"{point.id:>5}  {values}  {point.kept:11,}  {tested:>22}  {point.origin}".rstrip()
+    values = "  ".join(f"{o.shown(value):>{max(8, len(o.name))}}" for o, value in zip(point.objectives, point.values))
+    return f"{point.id:>5}  {values}  {point.kept:11,}  {point.tested:>22}  {point.origin}".rstrip()
 
 
 def load_front(path: str | Path, model: nn.Module | None = None) -> Front:

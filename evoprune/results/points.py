@@ -63,6 +63,13 @@ class Measured:
         """The share that is left, by the objective of the axis."""
         return 1 - self.values[self.objectives.axis]
 
+    @property
+    def tested(self) -> str:
+        """The score on the test split and its interval, in words; empty where there is none."""
+        if self.test is None or self.test_low is None or self.test_high is None:
+            return ""
+        return self.objectives[self.objectives.score].within(self.test, self.test_low, self.test_high)
+
 
 PARTS = {name: next(iter(typing.get_args(hint)), hint) for name, hint in typing.get_type_hints(Measured).items()
          if name not in ("id", "values", "objectives")}  # of a measured point behind its id and values, and what each is

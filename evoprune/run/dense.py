@@ -9,9 +9,8 @@ from torch import nn
 
 from ..config import Config
 from ..errors import EvopruneError, first_line
-from ..evaluation.accuracy import example_sums
 from ..inputs.models import copied
-from ..inputs.splits import Data, Split
+from ..inputs.splits import Data, Split, example_sums
 from ..inputs.tasks import CLASSIFICATION
 from ..masks.genome import dense_individual
 from ..masks.layout import Layout

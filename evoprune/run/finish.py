@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from ..engines.engine import Engine, Local
 from ..errors import EvopruneError
-from ..evaluation.accuracy import example_sums, score
 from ..evaluation.evaluator import Evaluator
 from ..evolution.generations import State
 from ..evolution.selection import non_dominated
 from ..files import from_safetensors
 from ..inputs.models import copied, set_state
+from ..inputs.splits import example_sums, score
 from ..inputs.tasks import constant_score
 from ..results.folder import Folder, write_run
 from ..results.points import Pruned, before_and_after, numbered, pruned, thin

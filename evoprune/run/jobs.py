@@ -14,11 +14,11 @@ from torch import Tensor
 
 from ..engines.engine import Engine, Local
 from ..engines.worker import ignore
-from ..evaluation.accuracy import example_sums, score
 from ..evaluation.evaluator import Evaluator
 from ..evolution.tuned import Job
 from ..files import fingerprint, to_safetensors
 from ..inputs.models import copied
+from ..inputs.splits import example_sums, score
 from ..inputs.weights import load_weights
 from ..masks.genome import Individual, Measurement, Result, set_bits
 from ..masks.layout import Layout

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from ..config import Config
 from ..engines.engine import Engine, Local
-from ..evaluation.accuracy import score
 from ..evolution.generations import State
 from ..evolution.selection import non_dominated
 from ..evolution.toolbox import Make, made
 from ..files import fingerprint, remove, to_safetensors, write_atomic
 from ..inputs.models import copied, set_state
+from ..inputs.splits import score
 from ..masks.genome import Fitness, Individual, dense_individual, kept_genes, pruned_weights
 from ..masks.layout import Layout
 from ..masks.tensors import named_masks

@@ -1,5 +1,5 @@
 """nn.MultiheadAttention in plain steps, so that what enters and leaves its projections can be seen and they be solved as linear
-layers. Its own forward hands all weights to one kernel.
+layers, or some of its heads left out. Its own forward hands all weights to one kernel.
 """
 
 from __future__ import annotations
@@ -65,6 +65,63 @@ class Plain:
         outputs = (weights @ v).transpose(1, 2).flatten(2)
         outputs = module.out_proj(outputs if module.batch_first else outputs.transpose(0, 1))
         return outputs, (weights.mean(1) if average_attn_weights else weights) if need_weights else None
+
+
+class FewerHeads(nn.Module):
+    """What is left of an nn.MultiheadAttention without some of its heads, in eval mode; it returns no attention weights."""
+
+    def __init__(self, module: nn.MultiheadAttention, kept: Tensor):
+        super().__init__()
+        rows, self.batch_first = kept.repeat_interleave(module.head_dim), module.batch_first
+        self.heads, self.before = int(kept.sum()), len(kept)
+        self.places: Tensor
+        self.register_buffer("places", kept.nonzero()[:, 0])
+        for name, (weight, bias) in zip("qkv", projections(module)):
+            self.add_module(name, linear(weight[rows], None if bias is None else bias[rows]))
+        self.out = linear(module.out_proj.weight[:, rows], module.out_proj.bias)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None,
+                need_weights: bool = True, attn_mask: Tensor | None = None, average_attn_weights: bool = True,
+                is_causal: bool = False) -> tuple[Tensor, None]:
+        # 8 arguments: those of nn.MultiheadAttention.forward
+        given = [x if self.batch_first else x.transpose(0, 1) for x in (query, key, value)]
+        q, k, v = (getattr(self, name)(x).reshape(*x.shape[:2], self.heads, -1).transpose(1, 2) for name, x in zip("qkv", given))
+        mask = None
+        if attn_mask is not None:  # (tokens, tokens) or (batch * heads, tokens, tokens)
+            if attn_mask.dim() == 3:
+                attn_mask = attn_mask.view(-1, self.before, *attn_mask.shape[1:])[:, self.places]
+            mask = added(attn_mask, q)
+        if key_padding_mask is not None:
+            hidden = added(key_padding_mask, q)[:, None, None]
+            mask = hidden if mask is None else mask + hidden
+        found = self.out(nn.functional.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2))
+        return found if self.batch_first else found.transpose(0, 1), None
+
+
+def projections(module: nn.MultiheadAttention) -> list[tuple[Tensor, Tensor | None]]:
+    """Return weight and bias of the projections of queries, keys and values."""
+    weights = module.in_proj_weight.chunk(3) if module._qkv_same_embed_dim else (
+        module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
+    biases = [None] * 3 if module.in_proj_bias is None else module.in_proj_bias.chunk(3)
+    return list(zip(weights, biases))
+
+
+def living_heads(module: nn.MultiheadAttention) -> Tensor:
+    """Return which heads add anything to the output, (heads,) bool: some weight of the output projection, and some value. At
+    least one stays."""
+    weight, bias = projections(module)[2]
+    values = weight.detach().any(1) if bias is None else weight.detach().any(1) | (bias.detach() != 0)
+    lives = (values & module.out_proj.weight.detach().any(0)).view(module.num_heads, -1).any(1)
+    return lives if lives.any() else torch.arange(module.num_heads) == 0
+
+
+def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """Return a linear layer with copies of these values."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
+    return layer
 
 
 def sharing(weight: nn.Parameter, bias: Tensor | None) -> nn.Linear:

@@ -1,6 +1,7 @@
 """A smaller dense model with the same outputs: channels, neurons and what belongs to them cut out where nothing needs them.
 
-Heads of attention stay, and so does all whose use the graph of torch.fx does not show.
+Heads go from nn.MultiheadAttention only; of attention made of linear layers they stay, and so does all whose use the graph of
+torch.fx does not show.
 """
 
 from __future__ import annotations
@@ -8,18 +9,22 @@ from __future__ import annotations
 import copy
 import io
 import logging
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from ..errors import first_line
 from ..inputs.models import copied, logits_of
 from ..inputs.nested import Inputs, applied, arguments_of, mapped
 from ..masks.channels import READERS, Tracer, opened
+from .attention import FewerHeads, living_heads
 from .spaces import SHAPES, Ids, Reader, Spaces, groups_of, inputs_of
 
 TOLERANCE = 1e-5  # of the largest output
@@ -38,9 +43,21 @@ class Select(nn.Module):
         return torch.index_select(x, 1, self.columns)  # type: ignore[arg-type]
 
 
-def slimmed(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, dict[str, int]]:
-    """Return a model with the outputs of `model`, in eval mode, as a graph of its own, and how many channels went from each
-    layer; a copy of the model itself, and nothing, where none can go.
+@dataclass
+class Gone:
+    """What was cut out, by the layer that had it."""
+
+    channels: dict[str, int] = field(default_factory=dict)
+    positions: dict[str, int] = field(default_factory=dict)  # of a flatten, by the layer that does not read them
+    heads: dict[str, int] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.channels or self.positions or self.heads)
+
+
+def slimmed(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Gone]:
+    """Return a model with the outputs of `model`, in eval mode, as a graph of its own, and what went from it; a copy of the model
+    itself, where nothing can go.
 
     Outputs for `inputs`, a few examples, and for random ones differ by at most 1e-5 of their scale; what would change them more
     stays, and the log says so.
@@ -54,31 +71,46 @@ def slimmed(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, dict[str, int]
             spaces.run(*arguments_of(net, inputs))
         except Exception as error:  # noqa: BLE001  # tracing runs the user's code on stand-ins, which may raise anything
             log.info("slim: nothing is cut out, torch.fx cannot trace the model (%s)", first_line(error))
-            return same, {}
-        gone = removable(spaces)
-        small, counts = cut(spaces, gone)
-        if counts and not equal(same, small, inputs):
-            small, counts = layer_by_layer(spaces, gone, same, inputs)
-    if not counts:
-        log.info("slim: no channel can be cut out")
-        return same, {}
+            return same, Gone()
+        channels, heads = removable(spaces), fewer_heads(spaces)
+        small, gone = cut(spaces, channels, heads)
+        if gone and not equal(same, small, inputs):
+            small, gone = layer_by_layer(spaces, channels, heads, same, inputs)
+    say(spaces, gone)
+    return (small, gone) if gone else (same, gone)
+
+
+def say(spaces: Spaces, gone: Gone) -> None:
+    """Say what was cut out."""
     made = sum(len(ids) for name, ids in spaces.made.items() if is_layer(spaces.named[name]))
-    log.info("slim: %d of %d channels cut out of %s", sum(counts.values()), made, ", ".join(counts))
-    return small, counts
+    if not gone:
+        log.info("slim: no channel can be cut out")
+    if gone.channels:
+        log.info("slim: %d of %d channels cut out of %s", sum(gone.channels.values()), made, ", ".join(gone.channels))
+    for name, count in gone.positions.items():
+        log.info("slim: %d positions of a flatten cut out, which %s does not read", count, name)
+    for name, count in gone.heads.items():
+        log.info("slim: %d of %d heads cut out of %s", count, spaces.named[name].num_heads, name)
 
 
-def layer_by_layer(spaces: Spaces, gone: set[int], model: nn.Module, inputs: Inputs) -> tuple[nn.Module, dict[str, int]]:
+def layer_by_layer(spaces: Spaces, gone: set[int], heads: Mapping[str, Tensor], model: nn.Module,
+                   inputs: Inputs) -> tuple[nn.Module, Gone]:
     """Cut one layer after the other; one that changes the outputs stays as it is."""
     accepted: set[int] = set()
+    fewer: dict[str, Tensor] = {}
+    wishes: list[tuple[str, set[int], Mapping[str, Tensor]]] = [
+        *((f"channels of {name}", gone & set(spaces.roots(ids).tolist()), {}) for name, ids in spaces.made.items()),
+        *((f"heads of {name}", set(), {name: living}) for name, living in heads.items())]
     left = []
-    for name, ids in spaces.made.items():
-        trial = accepted | (gone & set(spaces.roots(ids).tolist()))
-        if trial != accepted and equal(model, cut(spaces, trial)[0], inputs):
-            accepted = trial
-        elif trial != accepted:
+    for name, channels, living in wishes:
+        if channels <= accepted and not living:
+            continue
+        if equal(model, cut(spaces, accepted | channels, {**fewer, **living})[0], inputs):
+            accepted, fewer = accepted | channels, {**fewer, **living}
+        else:
             left.append(name)
-    log.info("slim: other outputs without channels of %s, which stay", ", ".join(left))
-    return cut(spaces, accepted)
+    log.info("slim: other outputs without %s, which stay", ", ".join(left))
+    return cut(spaces, accepted, fewer)
 
 
 def equal(model: nn.Module, small: nn.Module, inputs: Inputs) -> bool:
@@ -99,6 +131,22 @@ def equal(model: nn.Module, small: nn.Module, inputs: Inputs) -> bool:
         if expected.shape != found.shape or not float((expected - found).abs().max()) <= TOLERANCE * scale:
             return False
     return True
+
+
+def fewer_heads(spaces: Spaces) -> dict[str, Tensor]:
+    """Return which heads each attention keeps, of those that can do without some; where dead ones have to stay, say so."""
+    found: dict[str, Tensor] = {}
+    for node in spaces.module.graph.nodes:  # type: ignore[union-attr]  # of fx
+        module = spaces.named.get(str(node.target)) if node.op == "call_module" else None
+        if type(module) is nn.MultiheadAttention and not (living := living_heads(module)).all():
+            outputs_alone = all(user.target is operator.getitem and (user.args[1] == 0 or not user.users) for user in node.users)
+            if outputs_alone and module.bias_k is None and not module.add_zero_attn:
+                found[str(node.target)] = living
+            else:
+                log.info("slim: dead heads of %s stay, its attention weights are used or it adds keys", node.target)
+        if node.target is F.scaled_dot_product_attention:
+            log.info("slim: heads of %s stay, how many there are is in the model's own code", node.name)
+    return found
 
 
 def removable(spaces: Spaces) -> set[int]:
@@ -129,25 +177,27 @@ def unfit(spaces: Spaces, gone: set[int]) -> list[int]:
     return found
 
 
-def cut(spaces: Spaces, gone: set[int]) -> tuple[nn.Module, dict[str, int]]:
-    """Return the graph's module without the channels that are gone, and how many went from each layer, those that only one
-    position of a flatten made among them."""
+def cut(spaces: Spaces, gone: set[int], heads: Mapping[str, Tensor]) -> tuple[nn.Module, Gone]:
+    """Return the graph's module without the channels that are gone and with these heads only, and how many went."""
     graph: Any = copied(spaces.module)
 
     def kept(ids: Ids) -> Tensor:
         return torch.from_numpy(np.array([root not in gone for root in spaces.roots(ids).tolist()], bool))
 
     readers = {reader.name: reader for reader in spaces.readers}
-    counts: dict[str, int] = {}
+    counts = Gone()
     for name, ids in spaces.made.items():
         rows = kept(ids)
         graph.set_submodule(name, smaller(spaces.named[name], rows, readers.get(name), kept))
         if is_layer(spaces.named[name]) and not rows.all():
-            counts[name] = int((~rows).sum())
+            counts.channels[name] = int((~rows).sum())
     for node in graph.graph.nodes:
         resize(node, spaces, kept)
         if str(node.target) in readers and (unread := select(graph, node, readers[str(node.target)])):
-            counts[f"what {node.target} reads"] = unread
+            counts.positions[str(node.target)] = unread
+    for name, living in heads.items():
+        graph.set_submodule(name, FewerHeads(spaces.named[name], living))
+        counts.heads[name] = int((~living).sum())
     graph.graph.lint()
     graph.recompile()
     return graph, counts

@@ -84,7 +84,7 @@ def sparsely_run(model: nn.Module, inputs: Inputs) -> nn.Module:
     with torch.no_grad():
         for name, given in inputs_of_layers(net, inputs).items():
             layer: Any = net.get_submodule(name)
-            sparse = SparseLinear(layer) if isinstance(layer, nn.Linear) else SparseConv2d(layer)
+            sparse = skipping(layer)
             dense, faster = timed(lambda layer=layer, x=given: layer(x), lambda sparse=sparse, x=given: sparse(x))  # type: ignore[misc]
             if dense > GAIN * faster:
                 net.set_submodule(name, sparse)
@@ -100,6 +100,11 @@ def sparsely_run(model: nn.Module, inputs: Inputs) -> nn.Module:
     log.info("sparse: %s", f"times as fast as dense, {at}: {said}" if found else
              f"all layers stay dense, which is as fast here {at}")
     return net
+
+
+def skipping(layer: nn.Linear | nn.Conv2d) -> Sparse:
+    """Return a layer that computes the same and skips its zeros."""
+    return SparseLinear(layer) if isinstance(layer, nn.Linear) else SparseConv2d(layer)
 
 
 def inputs_of_layers(net: nn.Module, inputs: Inputs) -> dict[str, Tensor]:

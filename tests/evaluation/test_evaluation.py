@@ -9,11 +9,11 @@ from torch import nn
 
 from evoprune import accuracy
 from evoprune.errors import EvopruneError
-from evoprune.evaluation.accuracy import batch_size_for, example_sums, probe
+from evoprune.evaluation.accuracy import batch_size_for, probe
 from evoprune.evaluation.evaluator import Evaluator
 from evoprune.evolution.starts import first_population
 from evoprune.inputs.models import logits_of
-from evoprune.inputs.splits import as_split
+from evoprune.inputs.splits import as_split, example_sums
 from evoprune.inputs.tasks import check_task, guessed
 from evoprune.masks.genome import from_masks, get_bits, sparsity
 from evoprune.masks.layers import find_layers

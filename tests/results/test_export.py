@@ -1,5 +1,6 @@
 import json
 import logging
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import evoprune
+from evoprune import files
 from evoprune.errors import EvopruneError
 from evoprune.inputs.nested import described, examples
 from evoprune.results import export, reload
@@ -41,10 +43,12 @@ def test_every_kind_of_file_counts_what_front_csv_states(name, options, named, s
     path = point.export(tmp_path / name, **options)
     assert [p.name for p in tmp_path.iterdir()] == [name] and path == tmp_path / name
     line = next(m for m in said.messages if m.startswith(str(path)))
-    stated = f"{100 * point.test:.2f}"
+    test, low, high = (f"{100 * value:.2f}" for value in (point.test, point.test_low, point.test_high))
     if options.get("bits", 32) == 32:
-        assert f"opened in a fresh process, {stated} on 359 examples, {stated} in the run's front" in line
-    assert f"{path.stat().st_size:,} bytes" in line
+        assert f"opened in a fresh process, {test} ({low}-{high}) on 359 examples, {test} in the run's front" in line
+    assert f"{path.stat().st_size:,} bytes, point {point.id}, {point.kept:,} of 11,208 weights, accuracy " \
+        f"{100 * point.accuracy:.2f}, sparsity {100 * point.sparsity:.2f}, test {test} ({low}-{high}) (95 %); accuracy of" in line
+    assert re.fullmatch(r"1 at a time take [\d.]+ ms, dense [\d.]+ ms \(medians of turns, 1 thread, .+\)", said.messages[-1])
     if options.get("slim"):
         assert any(m.startswith("slim: ") and "cut out of" in m for m in said.messages)
 
@@ -84,7 +88,7 @@ def test_layers_are_measured_at_the_runs_batch_unless_another_is_given(run_folde
         model = front[-1].model(sparse=True, latency_batch=given)
         assert f"at batch {batch} on" in said.messages[-1]
         assert model.sparse_layers == dict.fromkeys(("conv1", "conv2", "fc1", "fc2"), 3.0)
-    with pytest.raises(EvopruneError, match="latency_batch: found 0, expected 1 to 65536"):
+    with pytest.raises(EvopruneError, match="latency_batch: found 0, expected 1 to 4096"):
         front[-1].model(sparse=True, latency_batch=0)
 
 
@@ -106,10 +110,10 @@ def test_a_model_and_data_handed_in(run_folder, lenet, digits, said, tmp_path):
     point.export(tmp_path / "a.pt2")
     assert "was not counted again: hand in data= (outputs for 64 random inputs differ by" in said.messages[-2]
     point.export(tmp_path / "b.safetensors", data=(digits.test.images, digits.test.labels))
-    assert f"{100 * point.test:.2f} on 359 examples" in said.messages[-1]
+    assert f"{100 * point.test:.2f} (" in said.messages[-2] and ") on 359 examples" in said.messages[-2]
     alone = evoprune.load_front(run_folder)[1]
     alone.export(tmp_path / "c.pt")  # no model of it is here
-    assert "was not counted again" in said.messages[-1]
+    assert "was not counted again" in said.messages[-2] and said.messages[-1] == "not timed: its model is not here"
     assert torch.load(tmp_path / "c.pt", weights_only=True).keys() == load_file(tmp_path / "b.safetensors").keys()
 
 
@@ -125,16 +129,26 @@ def test_a_state_dict_of_a_received_folder_runs_none_of_its_code(tmp_path, monke
     point = evoprune.load_front("run")[0]
     for name in ("a.safetensors", "a.pt", "a.packed.safetensors", "b.packed.safetensors"):
         point.export(name, bits=8 if name.startswith("b") else 32)
-        assert "was not counted again: hand in data=" in said.messages[-1]
+        assert "was not counted again: hand in data=" in said.messages[-2]
     assert not (tmp_path / "called").exists()
     point.export("a.pt2")
     assert (tmp_path / "called").exists() and any("calls the function make of the file" in m for m in said.messages)
 
 
-def test_a_run_that_has_not_recorded_its_inputs(run_folder, lenet, digits, tmp_path):
+def test_what_a_tasks_function_is_called_for_is_said(tmp_path, monkeypatch, lenet, digits, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "task.py").write_text("from evoprune.inputs.tasks import CLASSIFICATION as A\ndef make():\n    return A\n")
+    evoprune.prune(lenet, digits, out="run", population=4, generations=0, threads=1, start="random", task="task.py:make")
+    evoprune.load_front("run")[0].export("a.pt", data=(digits.test.images[:9], digits.test.labels[:9]))
+    assert f"counting on data= calls the function make of the file {tmp_path / 'task.py'}; exporting without it calls nothing" \
+        in said.messages
+
+
+def test_a_run_that_has_not_recorded_its_inputs(run_folder, lenet, digits, tmp_path, said):
     front = evoprune.load_front(run_folder, model=lenet)
     front.record = replace(front.record, inputs=None)
     front[0].export(tmp_path / "a.pt")
+    assert said.messages[-1] == "not timed: the run has not recorded what inputs are like"
     for wish in (lambda: front[0].export(tmp_path / "a.pt2"), lambda: front[0].model(slim=True)):
         with pytest.raises(EvopruneError, match="an older evoprune has not recorded what inputs are like; hand in data="):
             wish()
@@ -167,7 +181,7 @@ def test_programs_of_several_inputs(kind, named, tmp_path, said):
     assert "on 60 examples" in said.messages[-2]
 
 
-def test_a_file_that_is_there_stays_unless_asked(run_folder, lenet, tmp_path):
+def test_a_file_that_is_there_stays_unless_asked(run_folder, lenet, tmp_path, monkeypatch):
     point = evoprune.load_front(run_folder, model=lenet)[0]
     (tmp_path / "a.pt").write_bytes(b"mine")
     with pytest.raises(EvopruneError, match=r"a\.pt: is there already; expected another name, or overwrite=True"):
@@ -175,6 +189,11 @@ def test_a_file_that_is_there_stays_unless_asked(run_folder, lenet, tmp_path):
     assert (tmp_path / "a.pt").read_bytes() == b"mine"
     point.export(tmp_path / "a.pt", overwrite=True)
     assert torch.load(tmp_path / "a.pt", weights_only=True)
+    monkeypatch.setattr(files.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    before = (tmp_path / "a.pt").read_bytes()
+    with pytest.raises(EvopruneError, match=r"a\.pt: No space left on device; nothing is written"):
+        point.export(tmp_path / "a.pt", overwrite=True)
+    assert (tmp_path / "a.pt").read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a.pt"]
 
 
 @pytest.mark.parametrize(("name", "options", "said"), [

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from evoprune.inputs.models import LeNet5, resnet18
 from evoprune.values import slim
-from evoprune.values.slim import slimmed
+from evoprune.values.slim import Gone, slimmed
 
 
 def size(model):
@@ -118,14 +118,14 @@ def test_channels_of_every_kind_of_net_are_cut_out(kind, shift):
         if shift == 0 and net.get_submodule(name).bias is not None:
             net.get_submodule(name).bias.data[rows[name]] = 0
     before, x = copy.deepcopy(net), torch.randn(6, 3, 8, 8)
-    small, counts = slimmed(net, x)
+    small, gone = slimmed(net, x)
     with torch.no_grad():
         assert torch.allclose(small(x), before(x), rtol=0, atol=1e-5 * float(before(x).abs().max()))
         assert torch.equal(net(x), before(x))
     assert size(small) < size(net)
     if kind in (PaddedShortcut, Gated) and shift:  # what is not zero cannot be folded behind padding, and varies with a gate
-        expected = counts
-    assert counts == expected
+        expected = gone.channels
+    assert gone.channels == expected
 
 
 def test_a_lenet5_by_hand():
@@ -133,9 +133,9 @@ def test_a_lenet5_by_hand():
     net, x = LeNet5().eval(), torch.randn(5, 1, 28, 28)
     for name, gone in (("feature.0", [1]), ("feature.3", [0, 3]), ("classifier.1", range(20)), ("classifier.3", [4])):
         net.get_submodule(name).weight.data[list(gone)] = 0
-    small, counts = slimmed(net, x)
-    assert counts == {"feature.0": 1, "feature.3": 2, "classifier.1": 20, "classifier.3": 1}
-    shapes = [tuple(small.get_submodule(name).weight.shape) for name in counts]
+    small, gone = slimmed(net, x)
+    assert gone.channels == {"feature.0": 1, "feature.3": 2, "classifier.1": 20, "classifier.3": 1}
+    shapes = [tuple(small.get_submodule(name).weight.shape) for name in gone.channels]
     assert shapes == [(5, 1, 5, 5), (14, 5, 5, 5), (100, 350), (83, 100)]
     assert small.get_submodule("classifier.5").weight.shape == (10, 83)
     with torch.no_grad():
@@ -146,8 +146,8 @@ def test_unread_positions_of_a_flatten_are_cut_out_by_one_select():
     torch.manual_seed(0)
     net, x = LeNet5().eval(), torch.randn(5, 1, 28, 28)
     net.classifier[1].weight.data[:, ::3] = 0
-    small, counts = slimmed(net, x)
-    assert counts == {"what classifier.1 reads": 134} and small.get_submodule("classifier.1").in_features == 266
+    small, gone = slimmed(net, x)
+    assert gone == Gone(positions={"classifier.1": 134}) and small.get_submodule("classifier.1").in_features == 266
     with torch.no_grad():
         assert torch.allclose(small(x), net(x), atol=1e-6)
 
@@ -175,8 +175,8 @@ def test_neurons_of_a_transformer_encoder():
     for i in (0, 1):
         net[1].layers[i].linear1.weight.data[:10] = 0
     x = torch.randint(30, (4, 10))
-    small, counts = slimmed(net, x)
-    assert counts == {"1.layers.0.linear1": 10, "1.layers.1.linear1": 10}
+    small, gone = slimmed(net, x)
+    assert gone.channels == {"1.layers.0.linear1": 10, "1.layers.1.linear1": 10}
     with torch.no_grad():
         assert torch.allclose(small(x), net(x), atol=1e-5)
 
@@ -207,8 +207,8 @@ def test_what_cannot_be_told_stays(kind, said, caplog):
     caplog.set_level("INFO")
     net, x = kind().eval(), torch.rand(5, 6)
     net.a.weight.data[:3] = 0
-    small, counts = slimmed(net, x)
-    assert counts == {} and type(small) is kind and torch.equal(small(x), net(x)) and any(said in m for m in caplog.messages)
+    small, gone = slimmed(net, x)
+    assert gone == Gone() and type(small) is kind and torch.equal(small(x), net(x)) and any(said in m for m in caplog.messages)
 
 
 def test_a_neuron_that_only_seems_dead_stays():
@@ -217,8 +217,8 @@ def test_a_neuron_that_only_seems_dead_stays():
     net[0].weight.data[2], net[0].bias.data[2] = -1, -0.1
     net[0].weight.data[3] = 0
     assert not net[:2](x)[:, 2].any()
-    small, counts = slimmed(net, x)
-    assert counts == {"0": 1}
+    small, gone = slimmed(net, x)
+    assert gone.channels == {"0": 1}
     with torch.no_grad():
         assert torch.allclose(small(-x), net(-x), atol=1e-6)
 
@@ -237,8 +237,8 @@ def test_a_layer_that_would_change_the_outputs_stays_and_the_log_says_so(monkeyp
         return made
 
     monkeypatch.setattr(slim, "smaller", broken)
-    small, counts = slimmed(net, x)
-    assert counts == {"2": 2} and "slim: other outputs without channels of 0, which stay" in caplog.messages
+    small, gone = slimmed(net, x)
+    assert gone.channels == {"2": 2} and "slim: other outputs without channels of 0, which stay" in caplog.messages
     with torch.no_grad():
         assert torch.allclose(small(x), net(x), atol=1e-6)
 
@@ -258,8 +258,8 @@ def test_a_sum_with_what_only_seems_dead_stays(caplog):
     net.a.weight.data[:2] = 0
     net.b.weight.data[0] = 0
     net.b.weight.data[1], net.b.bias.data[1] = -1, -0.1  # off for all examples
-    small, counts = slimmed(net, x)
-    assert counts == {"a": 1, "b": 1} and not any("other outputs" in message for message in caplog.messages)
+    small, gone = slimmed(net, x)
+    assert gone.channels == {"a": 1, "b": 1} and not any("other outputs" in message for message in caplog.messages)
     with torch.no_grad():
         assert torch.allclose(small(-x), net(-x), atol=1e-6)
 
@@ -269,8 +269,103 @@ def test_a_constant_is_not_folded_behind_padding(caplog):
     net, x = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 2, 3, padding=1), nn.Flatten()).eval(), torch.randn(5, 1, 8, 8)
     net[0].weight.data[:2] = 0
     net[0].bias.data[1] = 0  # this one is zero at the border too
-    assert slimmed(net, x)[1] == {"0": 1} and not any("other outputs" in message for message in caplog.messages)
+    assert slimmed(net, x)[1].channels == {"0": 1} and not any("other outputs" in message for message in caplog.messages)
     net[1].padding_mode = "replicate"
     net[1]._reversed_padding_repeated_twice = [1] * 4
-    small, counts = slimmed(net, x)
-    assert counts == {"0": 2} and torch.allclose(small(x), net(x), atol=1e-6)
+    small, gone = slimmed(net, x)
+    assert gone.channels == {"0": 2} and torch.allclose(small(x), net(x), atol=1e-6)
+
+
+class Attending(nn.Module):
+    """Two attentions, the second across inputs of other widths, with masks."""
+
+    def __init__(self, batch_first, bias=True):
+        super().__init__()
+        self.a = nn.MultiheadAttention(16, 4, batch_first=batch_first, bias=bias)
+        self.b = nn.MultiheadAttention(16, 2, kdim=6, vdim=5, batch_first=batch_first, bias=bias)
+        self.batch_first = batch_first
+
+    def forward(self, x, keys, values):
+        x, keys, values = (each if self.batch_first else each.transpose(0, 1) for each in (x, keys, values))
+        later = torch.ones(7, 7, dtype=torch.bool).triu(1)
+        padded = (torch.arange(7) > 4).expand(3, 7)
+        per_head = torch.linspace(0, 1, 3 * 2 * 7 * 5).view(6, 7, 5)
+        x = x + self.a(x, x, x, attn_mask=later, key_padding_mask=padded)[0]
+        x = x + self.b(x, keys, values, attn_mask=per_head)[0]
+        return x if self.batch_first else x.transpose(0, 1)
+
+
+def with_dead_heads(net):
+    """Of four heads one is not read and one has no values, but one of its rows a bias; of two heads one has neither."""
+    torch.manual_seed(0)
+    for attention in (net.a, net.b):
+        if attention.in_proj_bias is not None:
+            nn.init.normal_(attention.in_proj_bias)
+    net.a.out_proj.weight.data[:, 4:8] = 0
+    net.a.in_proj_weight.data[32 + 8:32 + 12] = 0
+    if net.a.in_proj_bias is not None:
+        net.a.in_proj_bias.data[32 + 9:32 + 12] = 0
+    net.b.v_proj_weight.data[:8] = 0
+    if net.b.in_proj_bias is not None:
+        net.b.in_proj_bias.data[32:40] = 0
+    return net.eval()
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_dead_heads_are_cut_out(batch_first, bias, caplog):
+    caplog.set_level("INFO")
+    net, x = with_dead_heads(Attending(batch_first, bias)), (torch.randn(3, 7, 16), torch.randn(3, 5, 6), torch.randn(3, 5, 5))
+    small, gone = slimmed(net, x)
+    assert gone == Gone(heads={"a": 1 if bias else 2, "b": 1})
+    assert caplog.messages == [f"slim: {gone.heads['a']} of 4 heads cut out of a", "slim: 1 of 2 heads cut out of b"]
+    assert small.a.q.weight.shape == (12 if bias else 8, 16) and small.b.v.weight.shape == (8, 5)
+    with torch.no_grad():
+        assert torch.allclose(small(*x), net(*x), atol=1e-6) and not small.a.out.weight.requires_grad
+    torch.export.export(small, x)
+
+
+def test_heads_of_a_transformer_encoder_of_which_one_stays():
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), 2)
+    net, x = nn.Sequential(encoder, nn.Flatten()).eval(), torch.randn(3, 7, 16)
+    encoder.layers[0].self_attn.out_proj.weight.data.zero_()
+    encoder.layers[1].self_attn.out_proj.weight.data[:, 4:8] = 0
+    small, gone = slimmed(net, x)
+    assert gone == Gone(heads={"0.layers.0.self_attn": 3, "0.layers.1.self_attn": 1})
+    with torch.no_grad():
+        assert torch.allclose(small(x), net(x), atol=1e-5)
+
+
+class Telling(nn.Module):
+    """Returns how it attends too; or lets torch compute attention between linear layers."""
+
+    def __init__(self, tells):
+        super().__init__()
+        self.tells, self.a, self.q = tells, nn.MultiheadAttention(16, 4, batch_first=True), nn.Linear(16, 16)
+
+    def forward(self, x):
+        found, weights = self.a(x, x, x)
+        x = self.q(x)[:, None]
+        return found + (weights.sum() if self.tells else F.scaled_dot_product_attention(x, x, x)[:, 0])
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_heads_that_have_to_stay_are_named(tells, caplog):
+    caplog.set_level("INFO")
+    net, x = Telling(tells).eval(), torch.randn(3, 7, 16)
+    net.a.out_proj.weight.data[:, :4] = 0
+    small, gone = slimmed(net, x)
+    assert gone.heads == ({} if tells else {"a": 1})
+    assert caplog.messages[0] == "slim: " + (
+        "dead heads of a stay, its attention weights are used or it adds keys" if tells else
+        "heads of scaled_dot_product_attention stay, how many there are is in the model's own code")
+    assert torch.allclose(small(x), net(x), atol=1e-6)
+
+
+def test_heads_that_would_change_the_outputs_stay_and_the_log_says_so(monkeypatch, caplog):
+    caplog.set_level("INFO")
+    net, x = with_dead_heads(Attending(True)), (torch.randn(3, 7, 16), torch.randn(3, 5, 6), torch.randn(3, 5, 5))
+    monkeypatch.setattr(slim, "living_heads", lambda module: torch.tensor([True, False] * (module.num_heads // 2)))
+    small, gone = slimmed(net, x)  # of the second the first is dead
+    assert gone == Gone() and "slim: other outputs without heads of a, heads of b, which stay" in caplog.messages
