@@ -68,7 +68,7 @@ def test_the_blocks_run_as_a_new_user_would_run_them(tmp_path):
     """The first command, then the Python blocks, in an empty folder; shorter, by settings that change no output line."""
     subprocess.run([sys.executable, "-m", "evoprune.main", "--generations", "5"], cwd=tmp_path, check=True, capture_output=True)
     blocks = [text for kind, text in BLOCKS if kind == "python" and "transformers" not in text]
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     program = "\n".join(blocks).replace("generations=50", "generations=3")
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
     if done.returncode:

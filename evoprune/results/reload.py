@@ -79,19 +79,18 @@ def first(found: Any) -> Tensor:
     return next(each for each in parts if isinstance(each, Tensor))
 
 
-def main() -> None:
-    """Write what a file holds."""
-    kind, path, given, out = sys.argv[1:]
-    torch.set_num_threads(1)
+def reopen(kind: str, path: Path, given: Path, out: Path) -> None:
+    """Write what a file holds, or returns for what is given."""
     if kind in (".pt2", ".onnx"):
-        inputs = from_safetensors(Path(given).read_bytes())  # in no order
+        inputs = from_safetensors(given.read_bytes())  # in no order
         if all(name.isdigit() for name in inputs):
             inputs = {name: inputs[name] for name in sorted(inputs, key=int)}
-        result = {"outputs": outputs(kind, Path(path), inputs)}
+        result = {"outputs": outputs(kind, path, inputs)}
     else:
-        result = tensors(kind, Path(path))
-    Path(out).write_bytes(to_safetensors(result))
+        result = tensors(kind, path)
+    out.write_bytes(to_safetensors(result))
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    reopen(sys.argv[1], *map(Path, sys.argv[2:]))

@@ -1,9 +1,11 @@
 import json
+import re
 import zlib
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from safetensors.numpy import save
 from safetensors.torch import load
 
@@ -67,32 +69,20 @@ def test_fewer_bits_round_by_what_they_must_and_keep_zeros(bits, most):
     assert int(found["norm.num_batches_tracked"]) == 7 and size < written(content)[2]
 
 
-def test_twenty_lines_of_numpy_read_it():
-    content = state(0.3)
-    for bits in BITS:
-        entries, metadata, _ = written(content, bits)
-        expected = unpack(entries, metadata, "file")
-        arrays = {name: value.numpy() for name, value in entries.items()}
-
-        def values(entry, kind):
-            content = np.frombuffer(zlib.decompress(arrays[entry].tobytes()), np.uint8)  # noqa: B023
-            return content.reshape(np.dtype(kind).itemsize, -1).T.copy().view(kind).ravel()
-
-        for name in [entry.removesuffix(".compressed") for entry in arrays if entry.endswith(".compressed")]:
-            usual = "<f4" if bits == 32 else "<f2"
-            kind = json.loads(metadata["types"]).get(name, "|i1" if f"{name}.scale" in arrays else usual)
-            found = values(f"{name}.compressed", kind).astype("<f4" if "f" in kind or "i1" in kind else kind)
-            if f"{name}.shape" in arrays:
-                shape = values(f"{name}.shape", "<i4")
-                whole = np.zeros(shape.prod(), found.dtype)
-                if f"{name}.bitmask" in arrays:
-                    whole[np.unpackbits(values(f"{name}.bitmask", "u1"), count=whole.size) == 1] = found
-                else:
-                    whole[np.cumsum(values(f"{name}.index", "<u4"), dtype=int) if f"{name}.index" in arrays else ...] = found
-                found = whole.reshape(shape)
-            if f"{name}.scale" in arrays:
-                found = (found.T * values(f"{name}.scale", "<f2").astype("<f4")).T
-            assert np.array_equal(found, expected[name].numpy()), (bits, name)
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("density", [1.0, 0.3, 0.002])
+def test_readmes_lines_of_numpy_read_it(density, bits, tmp_path):
+    block, = re.findall(r"```python\n(import json.*?)arrays = .*?```", (ROOT / "README.md").read_text(), re.DOTALL)
+    here = {}
+    exec(block, here)
+    entries, metadata = pack(state(density), bits)
+    (tmp_path / "packed").write_bytes(save(entries, metadata))
+    found = here["read_packed"](tmp_path / "packed")
+    expected = unpack(load(save(entries, metadata)), metadata, "file")
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        array = found[name].astype("f4") if found[name].dtype == "f2" else found[name]
+        assert array.dtype == value.numpy().dtype and np.array_equal(array, value.numpy()), name
 
 
 @pytest.mark.parametrize("damage", [

@@ -1,9 +1,12 @@
+import importlib.util
 import json
 import logging
 import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -51,6 +54,56 @@ def test_every_kind_of_file_counts_what_front_csv_states(name, options, named, s
     assert re.fullmatch(r"1 at a time take [\d.]+ ms, dense [\d.]+ ms \(medians of turns, 1 thread, .+\)", said.messages[-1])
     if options.get("slim"):
         assert any(m.startswith("slim: ") and "cut out of" in m for m in said.messages)
+
+
+COUNT = """
+import csv, sys
+from pathlib import Path
+from types import SimpleNamespace
+import torch
+import evoprune
+from evoprune.config import Config
+from evoprune.inputs.models import LeNet
+from evoprune.inputs.sources import load_data
+from evoprune.results.reload import outputs, tensors
+torch.set_num_threads(1)
+test, net = load_data(Config(), most=None).test, LeNet()
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    kind = path.name[path.name.index("."):]
+    if kind in (".pt2", ".onnx"):
+        right = int((outputs(kind, path, {"0": test.inputs(slice(0, len(test)))}).argmax(1) == test.labels).sum())
+    else:
+        net.load_state_dict(tensors(kind, path))
+        right = round(evoprune.accuracy(net, test) * len(test))
+    print(path.name, right)
+"""
+
+
+def test_every_export_of_every_point_counts_in_a_fresh_process_what_front_csv_states(weights_file, tmp_path, monkeypatch):
+    """Trained and repaired points. While it is written a file is opened in this process, all of them in a new one at last."""
+    monkeypatch.setattr(export, "subprocess", SimpleNamespace(run=in_this_process))
+    monkeypatch.setattr(export, "timed", lambda *functions, threads: [1.0, 1.0])
+    onnx = [".onnx"] if importlib.util.find_spec("onnxscript") and importlib.util.find_spec("onnxruntime") else []
+    common, expected, kinds = {"weights": weights_file, "threads": 1}, {}, set()
+    runs = {"trained": {"total_epochs": 3, "targets": "0.5,0.8", "population": 4, "generations": 1},
+            "repaired": {"repair": "least-squares", "start": "lamp", "knowledge": "weights", "population": 4, "generations": 0}}
+    (tmp_path / "files").mkdir()
+    for run, settings in runs.items():
+        for point in evoprune.prune("lenet", "digits", out=tmp_path / run, **common, **settings):
+            kinds.add((point.repair, (point.front.path / "models" / f"{point.id}.safetensors").exists()))
+            for suffix in (".safetensors", ".pt", ".packed.safetensors", ".pt2", *onnx):
+                name = f"{run}-{point.id}{suffix}"
+                point.export(tmp_path / "files" / name, slim=suffix in (".pt2", ".onnx"))
+                expected[name] = round(point.test * 359)
+    assert kinds == {("none", False), ("none", True), ("least-squares", True)} and len(expected) >= 20
+    done = subprocess.run([sys.executable, "-c", COUNT, tmp_path / "files"], capture_output=True, text=True)
+    assert {name: int(right) for name, right in map(str.split, done.stdout.splitlines())} == expected, done.stderr
+
+
+def in_this_process(command, capture_output, text):
+    *_, kind, path, given, out = command
+    reload.reopen(kind, Path(path), Path(given), Path(out))
+    return subprocess.CompletedProcess(command, 0, "", "")
 
 
 def test_a_packed_file_is_read_into_a_model(named, digits, tmp_path):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from evoprune.inputs.models import LeNet5, resnet18
 from evoprune.values import slim
@@ -152,18 +153,30 @@ def test_unread_positions_of_a_flatten_are_cut_out_by_one_select():
         assert torch.allclose(small(x), net(x), atol=1e-6)
 
 
-def test_half_of_the_filters_of_a_resnet18_halve_every_layer():
+def macs(net, x):
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(x[:1])
+    return counter.get_total_flops() // 2
+
+
+LENET5 = 28 * 28 * 3 * 25 + 10 * 10 * 8 * 3 * 25 + 200 * 60 + 60 * 42 + 42 * 10  # by hand, of half of the filters
+STAGE = 32 * 64 * 9 + 3 * 64 * 64 * 9 + 32 * 64  # the second, a position: one convolution from the first, three, the shortcut
+RESNET18 = 1024 * (32 * 3 * 9 + 4 * 32 * 32 * 9) + (256 + 4 * 64 + 16 * 16) * STAGE + 256 * 10
+
+
+@pytest.mark.parametrize(("make", "shape", "dense", "half"), [
+    (LeNet5, (1, 28, 28), 416_520, LENET5), (resnet18, (3, 32, 32), 555_422_720, RESNET18)])
+def test_half_of_the_filters_leave_the_macs_that_there_are_by_hand(make, shape, dense, half):
     torch.manual_seed(0)
-    net, x = resnet18().eval(), torch.randn(2, 3, 32, 32)
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d):
-            module.weight.data[::2] = 0
-    small, _ = slimmed(net, x)
-    for name, module in net.named_modules():
-        if isinstance(module, nn.Conv2d):
-            there = small.get_submodule(name)
-            assert there.out_channels * 2 == module.out_channels, name
-            assert there.in_channels * (1 if name == "conv1" else 2) == module.in_channels, name
+    net, x = make().eval(), torch.randn(2, *shape)
+    *layers, last = [module for module in net.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    for layer in layers:
+        layer.weight.data[::2] = 0
+        if layer.bias is not None:
+            layer.bias.data[::2] = 0
+    small, gone = slimmed(net, x)
+    assert sum(gone.channels.values()) == sum(len(layer.weight) for layer in layers) // 2
+    assert (macs(net, x), macs(small, x)) == (dense, half)
     with torch.no_grad():
         assert torch.allclose(small(x), net(x), atol=1e-5)
 
