@@ -3,10 +3,10 @@ two rows a network in results/slim_networks/table.csv. The weights are random: n
 
     python scripts/slim_networks.py [NAME...]     all of at most 100 million parameters, or these; rows that are there stay
 
-`dead` says what a dead filter makes: zero (no bias behind it, batch norms as they are made), or the constants of biases and of
-batch norms with statistics and shifts of their own, which cannot be folded behind zero padding. Once a network it is packed and
-read back, to the bit, and with 95 % zeros runs all layers sparse that can. Differences are shares of the largest output, as is by
-how much outputs vary over the eight images that they are taken from.
+`dead` says what a dead filter makes: zero (no bias behind it), or the constants of biases and of batch norms with shifts of
+their own, which cannot be folded behind zero padding. Batch norms have the statistics of 16 random images. Once a network it is
+packed and read back, to the bit, and with 95 % zeros runs all layers sparse that can. Differences are shares of the largest
+output, as is by how much outputs vary over the eight images that they are taken from.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import csv
 import logging
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,10 @@ COLUMNS = ("network", "dead", "parameters", "parameters_slim", "filters", "filte
 def network(name: str, dead: str) -> tuple[nn.Module, int, int]:
     """Return a network with every other filter dead, how many it has, and how many are dead."""
     torch.manual_seed(0)
-    net = torchvision_net(name)[0].eval()
+    net, images, _ = torchvision_net(name)
+    net.eval()
     layers = [net.get_submodule(layer.name.rpartition(".")[0]) for layer in find_layers(net)[:-1]]
     for module in net.modules():
-        if dead == "constant" and isinstance(module, NORMS):
-            module.running_mean.normal_(), module.running_var.uniform_(0.5, 2)
         if dead == "constant" and isinstance(bias := getattr(module, "bias", None), nn.Parameter):
             nn.init.normal_(bias, std=0.1)
     for layer in layers:
@@ -55,6 +55,13 @@ def network(name: str, dead: str) -> tuple[nn.Module, int, int]:
             weight.data[::2] = 0
             if dead == "zero" and layer.bias is not None:
                 layer.bias.data[::2] = 0
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, NORMS):
+                module.reset_running_stats()
+                module.train().momentum = None  # the mean over all
+        net(images(16))
+    net.eval()
     rows = [len(layer.weight) for layer in layers if isinstance(getattr(layer, "weight", None), nn.Parameter)]
     return net, sum(rows), sum(-(-n // 2) for n in rows)
 
@@ -129,6 +136,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=OUT)
     given = parser.parse_args()
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # torchvision speaks of its releases to come
     given.out.parent.mkdir(parents=True, exist_ok=True)
     there = {(r["network"], r["dead"]) for r in csv.DictReader(given.out.open())} if given.out.exists() else set()
     if not there:
