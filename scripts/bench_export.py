@@ -3,8 +3,9 @@
     python scripts/bench_export.py [NAME...]      all, or these of lenet5, resnet18, vit, mlp
 
 Random weights, masked uniformly (the same share of each layer) or by LAMP over all layers, and, of whole filters, half of the
-rows of every layer. Times in milliseconds a batch, and how many times as fast as the faster dense layout (contiguous or
-channels_last, fp32); dense in bf16 beside it. Rows are kept: results/bench_export/table.csv, where it goes on.
+rows of every layer but the last. Times in milliseconds a batch, dense (fp32, and bf16 beside it) and slim in the faster of two
+layouts, contiguous or channels_last, and how many times as fast as dense in fp32. `sparse` is slim first. Rows are kept:
+results/bench_export/table.csv, where it goes on. All of it takes some hours of one core.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from __future__ import annotations
 import argparse
 import copy
 import csv
-import io
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from safetensors.numpy import save
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
+from evoprune.files import to_safetensors
 from evoprune.inputs.models import LeNet5, resnet18
 from evoprune.masks.layers import find_layers
 from evoprune.masks.packed import pack
@@ -80,46 +82,54 @@ def masked(name: str, kind: str, share: float) -> nn.Module:
     return net
 
 
-def row(name: str, kind: str, share: float, batch: int) -> dict[str, Any]:
-    """Return what a masked network weighs and how fast it is."""
-    net = masked(name, kind, share)
-    x = torch.randn(batch, *NETS[name][1], generator=torch.Generator().manual_seed(0))
-    last = copy.deepcopy(net).to(memory_format=torch.channels_last)
-    small, gone = slimmed(net, x[:4] if batch > 3 else torch.randn(4, *NETS[name][1]))
+def rows(name: str, kind: str, share: float, batches: list[int]) -> Iterator[dict[str, Any]]:
+    """Yield what a masked network weighs and how fast it is, a row a batch size."""
+    net, generator = masked(name, kind, share), torch.Generator().manual_seed(0)
+    few = torch.randn(4, *NETS[name][1], generator=generator)
+    small, gone = slimmed(net, few)
+    common = {"network": name, "mask": kind, "sparsity": share, "dense_bytes": size(net, None), "packed_bytes": size(net, 32),
+              "packed_int8_bytes": size(net, 8), "slim_channels": sum(gone.channels.values()),
+              "machine": device_name(torch.device("cpu")), "commit": versions()["commit"]}
+    with tempfile.TemporaryDirectory() as folder:
+        programs = []
+        for i, model in enumerate((net, small)):
+            write_program(".onnx", copy.deepcopy(model), few, Path(folder) / f"{i}.onnx")
+            programs.append(program(".onnx", Path(folder) / f"{i}.onnx", ["0"]))
+        for batch in batches:
+            yield {**common, "batch": batch,
+                   **measured(net, small, programs, torch.randn(batch, *NETS[name][1], generator=generator))}
+
+
+def measured(net: nn.Module, small: nn.Module, programs: list[Any], x: Tensor) -> dict[str, Any]:
+    """Return the times of one batch, in turns, and by how much outputs in fp32 differ."""
     sparse = sparsely_run(small, x)
-    with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
-        half, given = copy.deepcopy(net).bfloat16(), x.bfloat16()
-        sessions = [onnx(model, x, Path(folder) / f"{i}.onnx") for i, model in enumerate((net, small))]
-        shaped = x.to(memory_format=torch.channels_last) if x.dim() == 4 else x
-        small_last = copy.deepcopy(small).to(memory_format=torch.channels_last)
-        times = timed(lambda: net(x), lambda: last(shaped), lambda: half(given), lambda: small(x), lambda: small_last(shaped),
-                      lambda: sparse(x), *sessions)
+    shaped = x.to(memory_format=torch.channels_last) if x.dim() == 4 else x
+    narrow = [copy.deepcopy(net).bfloat16(), last(net).bfloat16()]
+    runs: dict[str, list[Callable[[], Any]]] = {  # what is called the same is the faster of its layouts
+        "dense": [partial(net, x), partial(last(net), shaped)],
+        "dense_bf16": [partial(narrow[0], x.bfloat16()), partial(narrow[1], shaped.bfloat16())],
+        "slim": [partial(small, x), partial(last(small), shaped)], "sparse": [partial(sparse, x)],
+        "onnx_dense": [partial(programs[0], {"0": x})], "onnx_slim": [partial(programs[1], {"0": x})]}
+    with torch.inference_mode():
+        times = iter(timed(*(run for each in runs.values() for run in each)))
+        best = {what: min(next(times) for _ in each) for what, each in runs.items()}
         expected = net(x)
-        difference = max(float((model(x) - expected).abs().max() / expected.abs().max()) for model in (small, sparse))
-    dense, narrow = min(times[:2]), min(times[3:5])
-    measured = dict(zip(("dense_ms", "dense_bf16_ms", "slim_ms", "sparse_ms", "onnx_dense_ms", "onnx_slim_ms"),
-                        (f"{1e3 * t:.4f}" for t in (dense, times[2], narrow, *times[5:]))))
-    return {"network": name, "mask": kind, "sparsity": share, "batch": batch, "dense_bytes": size(net, None),
-            "packed_bytes": size(net, 32), "packed_int8_bytes": size(net, 8), "slim_channels": sum(gone.channels.values()),
-            **measured, "slim_times": f"{dense / narrow:.2f}", "sparse_times": f"{dense / times[5]:.2f}",
-            "sparse_layers": len(sparse.sparse_layers), "largest_difference": f"{difference:.1e}",
-            "machine": device_name(torch.device("cpu")), "commit": versions()["commit"]}
+        difference = max(float((run() - expected).abs().max() / expected.abs().max())
+                         for what, each in runs.items() if what != "dense_bf16" for run in each)
+    return {**{f"{what}_ms": f"{1e3 * seconds:.4f}" for what, seconds in best.items()},
+            "slim_times": f"{best['dense'] / best['slim']:.2f}", "sparse_times": f"{best['dense'] / best['sparse']:.2f}",
+            "sparse_layers": len(sparse.sparse_layers), "largest_difference": f"{difference:.1e}"}
 
 
-def onnx(model: nn.Module, x: Tensor, path: Path) -> Callable[[], Any]:
-    """Return what runs a model's program in onnxruntime, on one thread."""
-    write_program(".onnx", copy.deepcopy(model), x if len(x) > 1 else x.repeat(2, *[1] * (x.dim() - 1)), path)
-    run = program(".onnx", path, ["0"])
-    return lambda: run({"0": x})
+def last(net: nn.Module) -> nn.Module:
+    """Return a copy whose images have their channels last."""
+    return copy.deepcopy(net).to(memory_format=torch.channels_last)
 
 
 def size(net: nn.Module, bits: int | None) -> int:
-    """Return the bytes of a state dict as torch.save writes it, or packed."""
-    if bits is not None:
-        return len(save(*pack(net.state_dict(), bits)))
-    buffer = io.BytesIO()
-    torch.save(net.state_dict(), buffer)
-    return buffer.tell()
+    """Return the bytes of a state dict as safetensors, or packed."""
+    state = net.state_dict()
+    return len(to_safetensors(state) if bits is None else save(*pack(state, bits)))
 
 
 def main() -> int:
@@ -136,12 +146,11 @@ def main() -> int:
         given.out.write_text(",".join(COLUMNS) + "\n")
     for name in given.names or NETS:
         for kind, share in MASKS:
-            for batch in given.batches:
-                if (name, kind, str(share), str(batch)) not in there:
-                    found = row(name, kind, share, batch)
-                    with given.out.open("a", newline="") as file:
-                        csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(found)
-                    print({c: found[c] for c in (*COLUMNS[:4], "slim_times", "sparse_times")}, flush=True)
+            missing = [batch for batch in given.batches if (name, kind, str(share), str(batch)) not in there]
+            for found in rows(name, kind, share, missing) if missing else ():
+                with given.out.open("a", newline="") as file:
+                    csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(found)
+                print({c: found[c] for c in (*COLUMNS[:4], "slim_times", "sparse_times")}, flush=True)
     return 0
 
 
