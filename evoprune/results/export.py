@@ -70,19 +70,18 @@ def export(point: Point, path: str | Path, bits: int = 32, slim: bool = False, d
     inputs = None
     if split is not None or kind in PROGRAMS or point.front.record.inputs is not None:
         inputs = point.front.examples(max(SEEDED, batch)) if split is None else split.inputs(slice(0, max(SEEDED, batch)))
-    with tempfile.TemporaryDirectory() as folder:
-        part = Path(folder) / f"point{kind}"
-        if kind in STATES:
-            content, state = as_content(kind, state, bits, point, split)
-            part.write_bytes(content)
-            made = Made(kind, path, model_of(point, state), state, inputs, split, batch)
-        else:
-            made = Made(kind, path, point.model(slim=slim), state, inputs, split, batch)
-            write_program(kind, made.model, inputs, part)  # type: ignore[arg-type]  # a model there is
-        told = reopened(made, part, point)
-        content = part.read_bytes()
     try:
-        write_atomic(path, content)
+        with tempfile.TemporaryDirectory() as folder:
+            part = Path(folder) / f"point{kind}"
+            if kind in STATES:
+                content, state = as_content(kind, state, bits, point, split)
+                part.write_bytes(content)
+                made = Made(kind, path, model_of(point, state), state, inputs, split, batch)
+            else:
+                made = Made(kind, path, point.model(slim=slim), state, inputs, split, batch)
+                write_program(kind, made.model, inputs, part)  # type: ignore[arg-type]  # a model there is
+            told = reopened(made, part, point)
+            write_atomic(path, part.read_bytes())
     except OSError as error:
         raise EvopruneError(f"{path}: {error.strerror}; nothing is written") from None
     say(point, made, told)

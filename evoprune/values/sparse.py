@@ -74,7 +74,7 @@ def sparsely_run(model: nn.Module, inputs: Inputs) -> nn.Module:
     Outputs differ by rounding only. Layers of other kinds stay, and those that dense runs faster, or that the model does not run
     as layers: torch's transformer encoders hand weights to a kernel of their own.
     """
-    net = copied(model).eval()
+    net, same = copied(model).eval(), copied(model).eval()
     found: dict[str, float] = {}
     net.sparse_layers = found  # type: ignore[assignment]  # torch knows no such attribute
     if not torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
@@ -88,7 +88,7 @@ def sparsely_run(model: nn.Module, inputs: Inputs) -> nn.Module:
             dense, faster = timed(lambda layer=layer, x=given: layer(x), lambda sparse=sparse, x=given: sparse(x))  # type: ignore[misc]
             if dense > GAIN * faster:
                 net.set_submodule(name, sparse)
-                if equal(model, net, inputs):
+                if equal(same, net, inputs):
                     found[name] = dense / faster
                 else:
                     net.set_submodule(name, layer)

@@ -37,10 +37,10 @@ class Net(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv, self.dense, self.grouped = pruned(nn.Conv2d(3, 8, 3)), nn.Conv2d(8, 8, 1), pruned(nn.Conv2d(8, 8, 3, groups=4))
-        self.twice, self.head = pruned(nn.Linear(8, 8)), pruned(nn.Linear(8, 4))
+        self.twice, self.head, self.drop = pruned(nn.Linear(8, 8)), pruned(nn.Linear(8, 4)), nn.Dropout()
 
     def forward(self, x):
-        x = self.grouped(self.dense(self.conv(x).relu())).mean((2, 3))
+        x = self.drop(self.grouped(self.dense(self.conv(x).relu())).mean((2, 3)))
         return self.head(self.twice(self.twice(x)))
 
 
@@ -50,9 +50,10 @@ class Net(nn.Module):
 def test_the_faster_of_dense_and_sparse_is_taken_and_told(seconds, expected, monkeypatch, caplog):
     caplog.set_level("INFO")
     monkeypatch.setattr(sparse, "timed", lambda *functions: ([f() for f in functions], seconds)[1])
-    net, x = Net().eval(), torch.randn(5, 3, 8, 8)
+    net, x = Net(), torch.randn(5, 3, 8, 8)
     fast = sparsely_run(net, x)
-    assert fast.sparse_layers == expected
+    assert fast.sparse_layers == expected and net.training and not fast.training
+    net.eval()
     assert {name for name, module in fast.named_modules() if isinstance(module, sparse.Sparse)} == set(expected)
     with torch.no_grad():
         assert torch.allclose(fast(x), net(x), atol=1e-6)
