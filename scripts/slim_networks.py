@@ -37,7 +37,8 @@ from evoprune.values.sparse import inputs_of_layers, skipping
 OUT = Path(__file__).resolve().parent.parent / "results" / "slim_networks" / "table.csv"
 LARGEST = 100_000_000  # parameters
 COLUMNS = ("network", "dead", "parameters", "parameters_slim", "filters", "filters_dead", "channels_gone", "heads_gone",
-           "slim_difference", "outputs_vary", "packed_bytes", "sparse_layers", "sparse_difference", "seconds", "said", "commit")
+           "slim_difference", "slim_difference_fp64", "outputs_vary", "packed_bytes", "sparse_layers", "sparse_difference",
+           "seconds", "said", "commit")
 
 
 def network(name: str, dead: str) -> tuple[nn.Module, int, int]:
@@ -94,6 +95,7 @@ def row(name: str, dead: str) -> dict[str, Any]:
     with torch.inference_mode():
         outputs = logits_of(net(x))
     found = {"slim_difference": difference(net, small, x),
+             "slim_difference_fp64": difference(copied(net).double(), copied(small).double(), x.double()),
              "outputs_vary": f"{float((outputs.amax(0) - outputs.amin(0)).max() / outputs.abs().max()):.1e}",
              **({"packed_bytes": packed(net), **run_sparse(net, x)} if dead == "zero" else {})}
     return {"network": name, "dead": dead, "parameters": size(net), "parameters_slim": size(small), "filters": filters,

@@ -256,6 +256,27 @@ def test_a_layer_that_would_change_the_outputs_stays_and_the_log_says_so(monkeyp
         assert torch.allclose(small(x), net(x), atol=1e-6)
 
 
+def test_what_only_rounding_makes_another_number_goes_and_the_log_says_by_how_much(caplog):
+    """Constants of 1e5 that cancel in the next layer, but not once they are folded."""
+    caplog.set_level("INFO")
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).eval(), torch.randn(9, 6)
+    net[0].weight.data[:4], net[0].bias.data[:4] = 0, 1e5
+    net[2].bias.data -= 1e5 * net[2].weight.data[:, :4].sum(1)
+    small, gone = slimmed(net, x)
+    assert gone == Gone(channels={"0": 4}) and caplog.messages[-1].startswith("slim: by rounding alone outputs differ by ")
+    with torch.no_grad():
+        rounded, found, exact = net(x), small(x), net.double()(x.double())
+    assert float((found - exact).abs().max()) < 1e-6 and float((rounded - exact).abs().max()) > 1e-4
+
+
+def test_no_number_is_no_equal_output():
+    none, one, other = (nn.Linear(2, 2).requires_grad_(False) for _ in range(3))
+    none.weight.fill_(torch.nan)
+    assert slim.difference(none, one, torch.ones(3, 2)) == slim.difference(one, none, torch.ones(3, 2)) == torch.inf
+    assert slim.difference(one, one, torch.ones(3, 2)) == 0 < slim.difference(one, other, torch.ones(3, 2)) < torch.inf
+
+
 class Sum(nn.Module):
     def __init__(self):
         super().__init__()
