@@ -67,15 +67,23 @@ class Config:
     repair: str | None = option(None, "what is made good in each masked model before it is measured, and in the result: "
                                 "batch-norm statistics, or all values layer by layer (bn with batch norms, else none)",
                                 choices=("none", "bn", "least-squares"))
+    shots: int = option(160, "steps of the multi-shot path, which prunes and repairs little by little", low=1, high=10_000)
     population: int = option(64, "individuals kept each generation; even", low=4, high=1_000_000)
     generations: int = option(100, "generations after the first masks", low=0, high=10_000_000)
     seed: int = option(0, "seed of the search and of training", low=0, high=2**32 - 1)
     accuracy_floor: float = option(0.0, "points below this accuracy or other score (0..1, search split) are not wanted; "
                                    "--score-floor is the same", low=0, high=1)
+    minutes: float | None = option(None, "plan search and training for so long, by a clock (1 for a small model, else 10, unless "
+                                   "settings say how to search or train)", low=0.1, high=1e5)
+    plan: str | None = option(None, "auto: plan by a clock; the folder of a run: search and train as that did, without a clock",
+                              metavar="RUN")
     max_seconds: float | None = option(None, "stop the search or training in time, save, and say how to resume", low=0)
     # tuned runs, and the rules to compare with
     total_epochs: float | None = option(None, "train while searching: children inherit their parent's values and train on; all "
                                         "training together takes so many epochs", low=1e-6, high=1e6)
+    refine_epochs: float | None = option(None, "after the search, train what it found at --targets, from repaired and from dense "
+                                         "values, then children that inherit; all training together takes so many epochs",
+                                         low=1e-6, high=1e6)
     method: str = option("evolve", "evolve, or a rule to compare with, on --targets: oneshot:RULE, multishot:RULE or "
                          "gradual:RULE", metavar="METHOD")
     targets: str = option("8", "sparsities that tuned runs and rules aim at: a list like 0.9,0.95,0.99, or how many of them, "
@@ -135,6 +143,9 @@ class Config:
         if self.task is not None and self.task not in TASKS and ":" not in self.task:
             raise EvopruneError(f"task: found {self.task!r}, expected {', '.join(TASKS)}, FILE.py:function or "
                                 f"package.module:function")
+        if self.minutes is not None and self.trains_otherwise:
+            raise EvopruneError(f"minutes: found {self.minutes:g} with --total-epochs, --finetune-epochs, --method or "
+                                f"--layerwise, which say how to search and train; expected one of them")
         self.check_method()
         if self.layerwise:
             round_caps(self.caps, self.rounds)
@@ -151,19 +162,27 @@ class Config:
         if self.total_epochs is not None and self.finetune_epochs:
             raise EvopruneError(f"finetune_epochs: found {self.finetune_epochs} with --total-epochs, whose points are trained "
                                 f"already; expected one of them")
+        if self.refine_epochs is not None and (self.total_epochs is not None or self.finetune_epochs or self.layerwise):
+            raise EvopruneError(f"refine_epochs: found {self.refine_epochs:g} with --total-epochs, --finetune-epochs or "
+                                f"--layerwise, which train in another way; expected one of them")
         if self.layerwise and (self.total_epochs is not None or kind != "evolve"):
             raise EvopruneError("layerwise: found with --total-epochs or --method, expected it alone")
         check_rules(self.start, self.method, self.knowledge, self.repair)
 
     @property
+    def trains_otherwise(self) -> bool:
+        """Whether a plan has no say in how to search and train."""
+        return bool(self.total_epochs or self.finetune_epochs or self.layerwise or read_method(self.method).kind != "evolve")
+
+    @property
     def trains(self) -> bool:
         """Whether the run needs training images with labels."""
-        return bool(self.train_epochs or self.finetune_epochs or self.total_epochs)
+        return bool(self.train_epochs or self.finetune_epochs or self.total_epochs or self.refine_epochs)
 
     @property
     def trains_points(self) -> bool:
         """Whether pruned models get values of their own by training."""
-        return bool(self.finetune_epochs or self.total_epochs or self.layerwise)
+        return bool(self.finetune_epochs or self.total_epochs or self.refine_epochs or self.layerwise)
 
     @property
     def worth(self) -> str | None:
@@ -194,6 +213,10 @@ def check_used(given: Iterable[str], config: Config) -> None:
                                     f"it out, or give that too")
 
 
+PLANNED = ("repair", "shots", "population", "generations", "refine_epochs", "targets")  # what a plan says
+DECIDED = (*PLANNED, "total_epochs", "finetune_epochs", "method", "start", "layerwise",
+           "knowledge")  # with one of these no plan is made, unless `minutes` are given
+AUTO = "auto"
 RESUMABLE = ("engine", "max_seconds", "generations", "workers", "job_timeout", "scheduler", "listen",
              "hostfile")  # what --resume may change, for it changes no result; generations only without tuning
 

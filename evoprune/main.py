@@ -50,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     made = Parser(prog=PROGRAM, description="Prune a model: one run gives the whole accuracy-sparsity Pareto front.",
                   argument_default=argparse.SUPPRESS)
     made.add_argument("--resume", metavar="DIR", help="go on with the run in this folder, with its own settings")
+    made.add_argument("--dry-run", action="store_true", help="say what would be done, and the plan, and leave nothing")
     for name, about in options().items():
         flag = flag_of(name)
         if about.kind is bool:
@@ -104,7 +105,7 @@ def start(arguments: Sequence[str], given: dict[str, Any], toolbox: Callable[...
 
 def check(given: dict[str, Any]) -> None:
     """Raise `EvopruneError` for flags that cannot be, before anything that takes time."""
-    settings = {name: value for name, value in given.items() if name != "resume"}
+    settings = {name: value for name, value in given.items() if name not in ("resume", "dry_run")}
     if "resume" not in given:
         config = Config(**settings)
     else:
@@ -131,8 +132,11 @@ def run(arguments: Sequence[str], given: dict[str, Any], toolbox: Callable[..., 
     log.setLevel(logging.INFO)
     try:
         from evoprune.evolution.toolbox import default_toolbox
-        from evoprune.pruning import prune
+        from evoprune.pruning import dry_run, prune
 
+        if given.pop("dry_run", False):
+            dry_run(**given)
+            return 0
         front = prune(command=command(arguments, program), toolbox=toolbox or default_toolbox, **given)
         log.info("\n%s\n\n%s", front, files(front))
         if front.finished:

@@ -6,6 +6,7 @@ import errno
 import logging
 import re
 import shlex
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
@@ -30,6 +31,7 @@ from .run.layerwise import Layerwise
 from .run.prepare import prepare
 from .run.progress import say_full_size
 from .run.rebuild import builder_of, registered
+from .run.refine import refined, rows_of
 from .run.run import Run, stoppable
 from .run.search import search
 from .run.settings import settle
@@ -54,7 +56,7 @@ def prune(model: nn.Module | str = "lenet", data: Any = "digits", *, resume: str
         raise EvopruneError(f"toolbox: found {shown(toolbox)}, expected a function like evoprune.evolution.default_toolbox")
     if not isinstance(command, (str, type(None))):
         raise EvopruneError(f"command: found {shown(command)}, expected the text of a command line")
-    config = settle(model, data, resume, settings)
+    config = settle(model, data, resume, settings, plans=toolbox is default_toolbox)
     assert config.out is not None
     folder = Folder(Path(config.out), resume is not None, config.overwrite)
     with told(folder, toolbox is default_toolbox), with_threads(config.threads), folder:
@@ -70,6 +72,22 @@ def prune(model: nn.Module | str = "lenet", data: Any = "digits", *, resume: str
     return load_front(config.out, None if isinstance(model, str) else model)
 
 
+def dry_run(model: nn.Module | str = "lenet", data: Any = "digits", *, resume: str | Path | None = None, **settings: Any) -> None:
+    """Check model, data and settings, train the dense model if asked, plan, and say it all; leave nothing.
+
+    Raises:
+        EvopruneError: bad input, told in one line.
+    """
+    if resume is not None:
+        raise EvopruneError("dry_run: found together with --resume, whose run is planned; expected one of them")
+    with tempfile.TemporaryDirectory() as empty:
+        config = settle(model, data, None, {**settings, "out": f"{empty}/run"})
+        folder = Folder(Path(str(config.out)))
+        with told(folder, True), with_threads(config.threads), folder:
+            prepare(config, model, data, folder)
+    log.info("a dry run: nothing is written")
+
+
 def all_at_once(run: Run, toolbox: Make, folder: Folder, engine: Local | Engine) -> None:
     """Search all layers together, then finish, or write what there is where the run is stopped."""
     config = run.config
@@ -78,6 +96,7 @@ def all_at_once(run: Run, toolbox: Make, folder: Folder, engine: Local | Engine)
     if config.total_epochs is not None:
         evaluate, mapping = TrainChild(run.identity), partial(map_kept, engine=engine, folder=folder, run=run)
     state: State | None = None
+    later: State | None = None  # of the training that follows
     try:
         with stoppable():
             for newest in search(run, made(toolbox, evaluate, run.layout, config), folder.checkpoint, mapping):
@@ -86,12 +105,14 @@ def all_at_once(run: Run, toolbox: Make, folder: Folder, engine: Local | Engine)
                 state = newest
             assert state is not None
             say_searched(run, state)
-            points = finished_points(run, state, folder, engine)
+            for later in refined(run, state, toolbox, folder, engine):  # noqa: B007  # it saves each, what counts is the last
+                pass
+            points = finished_points(run, state, later, folder, engine)
     except Stopped:
         if state is not None and not folder.intact():
-            write_stopped(run, state, folder, engine)
+            write_stopped(run, state, later, folder, engine)
         raise
-    write_finished(run, points, state.log, folder)
+    write_finished(run, points, rows_of(state, later), folder)
 
 
 def layer_by_layer(run: Run, toolbox: Make, folder: Folder, engine: Local | Engine) -> None:

@@ -23,7 +23,6 @@ from ..rules import NEEDS, SURGEON, read_method, rule_names
 Masks = list[npt.NDArray[np.bool_]]
 Rule = Callable[[float, np.random.Generator], Masks]
 DENSEST_START, SPARSEST_START = 0.8, 0.004  # of the grid; hvlog looks at 0.5 to 0.005
-SHOTS = 160  # steps of the multi-shot path from dense to `SPARSEST_START`
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,7 @@ class Known:
     repaired: Callable[[Individual], list[Tensor]]  # values after dead paths are dropped, in place, and the rest repaired
     worth: Callable[[Sequence[Tensor]], list[Tensor]]  # saliency of each gene, of the values repaired last
     channels: Callable[[], Sequence[Channels]] = list  # how layers are connected, which is no knowledge of weights
+    shots: int = 160  # steps of the multi-shot path from dense to `SPARSEST_START`
     progress: Callable[[int, int], None] = ignore  # told the step of a long path, and of how many
 
 
@@ -146,7 +146,7 @@ def multishot(known: Known, saliency: str = SURGEON, densities: Sequence[float] 
 
     values = known.repaired(dense_individual(layout)) if saliency == SURGEON else known.weights()
     scores = worth(values)
-    steps = sorted({*np.geomspace(1, SPARSEST_START, SHOTS + 1)[1:], *densities}, reverse=True)
+    steps = sorted({*np.geomspace(1, SPARSEST_START, known.shots + 1)[1:], *densities}, reverse=True)
     for i, density in enumerate(steps):
         kept = [mask & layer.any(value != 0) for mask, layer, value in zip(
             keep_top(scores, count_kept(density, layout.weights), layout), layout, values)]

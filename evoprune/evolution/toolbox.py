@@ -4,8 +4,9 @@ Both kinds of search have `evaluate`, `map`, `select`, `mate`, `mutate`, `clone`
 loop: `breed(state, rng)` returns what is to be measured next, `measure(offspring, seen)` the individuals it becomes,
 `epochs(state)` what has been trained. Masks have `simplify`, which drops their dead paths before they are measured. With
 --total-epochs, offspring are jobs, and there are `aim(state, targets, children, layout)`, the targets of a generation's
-children, and `jobs(masks, budget)`, those of a rule to compare with. The run adds what only it knows: `first()`, what
-generation 0 is made of, an engine's `map` unless another was registered, and how long jobs train, `steps(job)`.
+children, `seeds(found, budget)`, the first jobs of --refine-epochs, and `jobs(masks, budget)`, those of a rule to compare with.
+The run adds what only it knows: `first()`, what generation 0 is made of, an engine's `map` unless another was registered, how
+many jobs there are `before(generation)`, and how long each trains, `steps(job)`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from ..masks.saliency import gene_scores, logarithm
 from .generations import breed, measure, no_epochs
 from .operators import mate, mutate, refine
 from .selection import nsga2, tournament
-from .tuned import Job, breed_jobs, measure_jobs, mutate_strategy, rule_jobs, unite, weakest_targets
+from .tuned import Job, breed_jobs, measure_jobs, mutate_strategy, rule_jobs, seed_jobs, unite, weakest_targets
 
 
 class Evaluate(Protocol):
@@ -105,10 +106,11 @@ def register_masks(toolbox: base.Toolbox, evaluate: Evaluate, layout: Layout, co
 
 
 def register_jobs(toolbox: base.Toolbox, layout: Layout, config: Config) -> None:
-    """Register what only a tuned run has, but for `steps(job)` and `epochs(state)`, which its data decide."""
+    """Register what only a tuned run has, but for those that its data decide: `before`, `steps`, `epochs`."""
     toolbox.register("mate", unite)  # training decides which weights a child loses, its strategy how it trains
     toolbox.register("mutate", mutate_strategy)
     toolbox.register("aim", weakest_targets)
     toolbox.register("breed", breed_jobs, toolbox=toolbox, config=config, layout=layout)
     toolbox.register("measure", measure_jobs, toolbox=toolbox, objectives=optimised(config.objectives, config.task))
     toolbox.register("jobs", rule_jobs, config=config, layout=layout)
+    toolbox.register("seeds", seed_jobs, config=config, layout=layout)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from deap import base
@@ -31,7 +32,10 @@ FIRST_STRATEGY = np.array([0.5, 4.0, 0.6, 4.0, 0.75])  # that of the first child
 LAST_STRATEGY = np.array([1.0, 8.0, 0.6, 4.0, 0.75])  # and of the last
 LOW, HIGH = np.array([0.2, 1.5, 0.4, 1.0, 0.25]), np.array([2.0, 16.0, 0.85, 8.0, 1.0])
 SPREAD = np.array([0.15, 0.2, 0.08, 0.2, 0.1])  # of the logarithm of the factor by which each mutates
-FIRST_SHARE = 0.4  # of the budget, for the first children, one a target, of the dense model
+FIRST_SHARE = 0.4  # of the budget, for the first children, one a target, of the dense model, or for `seed_jobs`
+SEEDS, FEW_STEPS, SEED_STEPS = 3, 300, 1000  # seed jobs a target, one where each had fewer than the few steps; and how many each
+# must have for later children to be made
+GENTLE = 0.5  # times the usual learning rate, from repaired values
 SHORT = 5  # epochs a target, below which a rule's learning rate is the usual one, and from which on half of it
 GOLDEN = 0.5 * (5**0.5 - 1)
 OWN_NICHE = 0.9  # probability that a parent stands at the target itself, once something does
@@ -64,6 +68,7 @@ class Job:
     pace: float | None = None  # of the pruning; None: cubic
     mix: float = 1.0  # power of the mean squared gradients in the saliency
     saliency: str = "fisher"  # what is pruned first
+    repaired: bool = False  # whether training starts from the mask's repaired values, in place of its own or the dense ones
     what: str = "a child"  # for the progress
 
     @property
@@ -100,6 +105,7 @@ class Budget:
     first: int
     share: float
     children: int = 1  # that each generation after the first has
+    seeded: bool = False  # whether the first jobs are generation 0, made of what a search of masks found, not generation 1
 
     def upto(self, job: int) -> int:
         """Return the steps of all jobs before `job`."""
@@ -112,11 +118,16 @@ class Budget:
         """Return the steps of `job`, counted from 0."""
         return self.upto(job + 1) - self.upto(job)
 
+    def before(self, generation: int) -> int:
+        """Return how many jobs there are before those of a generation."""
+        later = generation - (1 if self.seeded else 2)
+        return 0 if later < 0 else self.first + self.children * later
+
     def spent(self, state: State) -> float:
         """Return the epochs that all jobs up to a state took; those of a rule are its generation 0."""
-        if not state.generation:
+        if not (state.generation or (self.seeded and state.evaluations)):
             return self.epochs if state.evaluations else 0
-        return self.epochs * self.upto(self.first + self.children * (state.generation - 1)) / self.steps
+        return self.epochs * self.upto(self.before(state.generation + 1)) / self.steps
 
 
 def budget_of(config: Config, images: int, batch_size: int) -> Budget:
@@ -132,6 +143,24 @@ def budget_of(config: Config, images: int, batch_size: int) -> Budget:
         raise EvopruneError(f"total_epochs: found {epochs:g}, which is {budget.steps} steps for {jobs} jobs, expected at least "
                             f"one each; raise it, or lower population, generations or targets")
     return budget
+
+
+def seeded_budget(config: Config, images: int, batch_size: int) -> Budget:
+    """Return the budget of --refine-epochs: `SEEDS` jobs a target, and children only if each of those has `SEED_STEPS`: else
+    they would cost the front more than they bring.
+
+    Raises:
+        EvopruneError: it has not a step for each job.
+    """
+    epochs, children, targets = config.total_epochs or 0.0, children_of(config), len(target_sparsities(config.targets))
+    steps = round(epochs * steps_an_epoch(images, batch_size))
+    first = targets * (SEEDS if steps >= FEW_STEPS * SEEDS * targets else 1)
+    each = int(FIRST_SHARE * steps) // first
+    generations = int((1 - FIRST_SHARE) * steps) // (each * children) if each >= SEED_STEPS else 0
+    if steps < first:
+        raise EvopruneError(f"refine_epochs: found {epochs:g}, which is {steps} steps for {first} jobs, expected at least one "
+                            f"each; raise it, or lower targets")
+    return Budget(epochs, steps, first + children * generations, first, FIRST_SHARE, children, seeded=True)
 
 
 def children_of(config: Config) -> int:
@@ -153,12 +182,37 @@ def rule_jobs(masks: Sequence[Individual], budget: Budget, config: Config, layou
                 what=f"target {i + 1} of {len(targets)}") for i, (mask, kept) in enumerate(zip(masks, targets))]
 
 
+def seed_jobs(found: Sequence[Individual], budget: Budget, config: Config, layout: Layout) -> list[Job]:
+    """Return the first jobs of --refine-epochs, three a target: the mask that a search found there, trained from its repaired
+    values and from the dense ones, and a child of the dense model that loses its weights on the way."""
+    targets = kept_at_targets(config, layout)
+    jobs: list[Job] = []
+    for i, kept in enumerate(targets):
+        rate, growth, until, pace, mix = usual_strategy(i, len(targets)).tolist()
+        seeds: list[tuple[Individual, str, dict[str, Any]]] = [
+            (dense_individual(layout), "tune", {"learning_rate": rate, "growth": growth})]
+        if mask := found_at(found, kept, min(targets[i + 1:i + 2] or [0]), layout):
+            seeds = [(mask, f"{mask.origin}+repair+tune", {"learning_rate": GENTLE, "repaired": True}),
+                     (mask, f"{mask.origin}+tune", {}), *seeds]
+        for mask, origin, how in seeds[:budget.first // len(targets)]:
+            start = Individual(mask, origin)
+            jobs.append(Job(start, min(kept, kept_weights(mask, layout)), budget.of(len(jobs)), config.seed + len(jobs),
+                            until=until, pace=pace, mix=mix, what=f"seed {len(jobs) + 1} of {budget.first}", **how))
+    return jobs
+
+
+def found_at(individuals: Sequence[Individual], kept: int, beyond: int, layout: Layout) -> Individual | None:
+    """Return the best of the individuals that keep at most `kept` weights and more than `beyond`, of equal ones the densest."""
+    here = [(each.fitness.score, kept_weights(each, layout), i) for i, each in enumerate(individuals)
+            if beyond < kept_weights(each, layout) <= kept]
+    return individuals[max(here)[2]] if here else None
+
+
 def breed_jobs(state: State, rng: np.random.Generator, toolbox: base.Toolbox, config: Config, layout: Layout) -> list[Job]:
     """Return the jobs of the next generation: a child of the dense model a target, then children where `toolbox.aim` says."""
     targets, children = kept_at_targets(config, layout), children_of(config)
-    generation = state.generation + 1
-    first = 0 if generation == 1 else len(targets) + children * (generation - 2)
-    aims = range(len(targets)) if generation == 1 else toolbox.aim(state, targets, children, layout)
+    first = toolbox.before(state.generation + 1)
+    aims = range(len(targets)) if first == 0 else toolbox.aim(state, targets, children, layout)
     return [child_for(aim, targets, state, toolbox, layout, rng, toolbox.steps(first + i)) for i, aim in enumerate(aims)]
 
 
@@ -205,10 +259,15 @@ def child_for(aim: int, targets: Sequence[int], state: State, toolbox: base.Tool
         near = list(state.population)
     parent, mate = toolbox.select(near, 2, rng=rng)
     child = toolbox.clone(parent)
-    usual = FIRST_STRATEGY * (LAST_STRATEGY / FIRST_STRATEGY) ** (aim / max(1, len(targets) - 1))
+    usual = usual_strategy(aim, len(targets))
     toolbox.mate(child, mate, rng=rng)
     fit_values(child, parent, layout)
     strategy, = toolbox.mutate(usual if child.strategy is None else child.strategy, rng=rng)
     rate, growth, until, pace, mix = strategy.tolist()
     child.origin, child.generation = "tune", state.generation + 1
     return Job(child, targets[aim], steps, int(rng.integers(2**32)), rate, growth, until, pace, mix)
+
+
+def usual_strategy(aim: int, targets: int) -> Strategy:
+    """Return how the first child of a target trains."""
+    return np.asarray(FIRST_STRATEGY * (LAST_STRATEGY / FIRST_STRATEGY) ** (aim / max(1, targets - 1)))

@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import logging
 
-from torch import Tensor, nn
-
 from ..engines.engine import Engine, Local
 from ..errors import EvopruneError
 from ..evaluation.evaluator import Evaluator
 from ..evolution.generations import State
 from ..evolution.selection import non_dominated
 from ..files import from_safetensors
-from ..inputs.models import copied, set_state
 from ..inputs.splits import example_sums, score
 from ..inputs.tasks import constant_score
 from ..results.folder import Folder, write_run
 from ..results.points import Pruned, before_and_after, numbered, pruned, thin
 from ..values.inherited import with_values
-from .jobs import RepairPoint, Tested, TrainPoint
+from .jobs import RepairPoint, Tested, TrainPoint, with_state
 from .layerwise import Rows
 from .progress import SAY_EVERY, Pace
+from .refine import joined, rows_of, trained
 from .run import Run
 
 log = logging.getLogger("evoprune")
 
 
-def finished_points(run: Run, state: State, folder: Folder, engine: Local | Engine) -> list[Pruned]:
-    """Return the points of a whole search, trained if asked, and measured as the user will.
+def finished_points(run: Run, state: State, later: State | None, folder: Folder, engine: Local | Engine) -> list[Pruned]:
+    """Return the points of a whole search, and of what was trained `later`, trained if asked, and measured as the user will.
 
     Raises:
         Stopped: `max_seconds` have passed; what is trained is kept for --resume.
@@ -41,17 +39,27 @@ def finished_points(run: Run, state: State, folder: Folder, engine: Local | Engi
         points = [dense, *train_points(run, chosen, folder, engine)]
     elif config.total_epochs is None:
         measure_plainly(run, points, engine)
+    if later is not None:
+        points = all_together(run, points, later)
     measure_on_test(run, numbered(points))
     return points
 
 
+def all_together(run: Run, points: list[Pruned], later: State) -> list[Pruned]:
+    """Return the points of a search and of the training that followed, as far as they stand out."""
+    simple = [point for point in points if not point.individual.generation]
+    others = [point for point in untrained(trained(run), later) if point.density < 1]
+    return joined(run, (simple, [point for point in points if point.individual.generation], others))
+
+
 def write_finished(run: Run, points: list[Pruned], rows: Rows, folder: Folder) -> None:
     """Write the files of a run that came to its end."""
-    config, trained = run.config, sum(p.state is not None for p in points)
+    config, retrained = run.config, sum(p.state is not None for p in points)
     write_run(folder, points, rows, run.layout, run.dense, config.accuracy_floor)
     say_whether_better(run, points)
     folder.write_done(generations=config.generations, evaluations=int(rows[-1]["evaluations"]), points=len(points),
-                      batch_size=run.evaluator.batch_size, epochs=config.total_epochs or config.finetune_epochs * trained)
+                      batch_size=run.evaluator.batch_size,
+                      epochs=config.total_epochs or config.refine_epochs or config.finetune_epochs * retrained)
 
 
 def say_whether_better(run: Run, points: list[Pruned]) -> None:
@@ -63,28 +71,31 @@ def say_whether_better(run: Run, points: list[Pruned]) -> None:
                     "--generations or training may find some", score.title, score.said(constant))
 
 
-def write_stopped(run: Run, state: State, folder: Folder, engine: Local | Engine) -> None:
-    """Write the front of a search that was stopped, as far as it got; without the test split."""
+def write_stopped(run: Run, state: State, later: State | None, folder: Folder, engine: Local | Engine) -> None:
+    """Write the front of a search that was stopped, as far as it got, and of what was trained `later`; without the test split."""
     config, points = run.config, untrained(run, state)
     if config.precision != "fp32" and config.repair == "none":
         measure_plainly(run, points, engine)
     for point in points if config.total_epochs is None else ():
         point.note(repair=str(config.repair) if point.density < 1 else "none")
-    write_run(folder, points, state.log, run.layout, run.dense, config.accuracy_floor)
+    if later is not None:
+        points = numbered([*points, *(each for each in untrained(trained(run), later, before=False) if each.density < 1)])
+    write_run(folder, points, rows_of(state, later), run.layout, run.dense, config.accuracy_floor)
 
 
-def untrained(run: Run, state: State) -> list[Pruned]:
+def untrained(run: Run, state: State, before: bool = True) -> list[Pruned]:
     """Return the search's front, as it was measured, and where masked models are repaired the dense one as it came: repair may
-    have made it worse."""
+    have made it worse. What trained children scored `before` their training is measured unless that takes too long."""
     points, dense = [], state.archive[0]
-    front = non_dominated(state.archive, run.config.accuracy_floor)
+    front = state.archive if run.config.refine_epochs is not None else non_dominated(state.archive, run.config.accuracy_floor)
     if run.config.repair != "none" and run.config.total_epochs is None:
         points.append(pruned(dense, run.layout, run.dense.score))
         front = [individual for individual in front if individual is not dense]
     for individual in front:
         point = pruned(individual, run.layout, individual.fitness.score)
         if run.config.total_epochs is not None and individual.values:
-            point.note(before=run.evaluator.score(individual))
+            if before:
+                point.note(before=run.evaluator.score(individual))
             point.state = dict(with_values(run.model, run.layout, individual).state_dict())
         points.append(point)
     return numbered(points)
@@ -179,10 +190,3 @@ def measure(run: Run, point: Pruned, what: str) -> None:
     assert point.state is not None
     point.note(score(with_state(run, point.state), run.data.search, run.batch_size))
     log.info("%s: %s", what, before_and_after(point))
-
-
-def with_state(run: Run, state: dict[str, Tensor]) -> nn.Module:
-    """Return the model with these values, on the device of the data."""
-    net = copied(run.model)
-    set_state(net, state)
-    return net.to(run.data.search.labels.device).eval()

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..engines.engine import Engine, Local
 from ..engines.worker import ignore
 from ..evaluation.evaluator import Evaluator
 from ..evolution.tuned import Job
 from ..files import fingerprint, to_safetensors
-from ..inputs.models import copied
+from ..inputs.models import copied, set_state
 from ..inputs.splits import example_sums, score
 from ..inputs.weights import load_weights
 from ..masks.genome import Individual, Measurement, Result, set_bits
@@ -131,7 +131,8 @@ class TrainChild:
         run = registered_run(self.identity)
         train = run.data.train
         assert train is not None
-        net = with_values(run.model, run.layout, job.individual).to(train.labels.device)
+        net = (repaired(run, job.individual) if job.repaired else with_values(run.model, run.layout, job.individual)).to(
+            train.labels.device)
         kept = named_masks(job.individual, run.layout, train.labels.device)
         recipe = recipe_for(net, 0, job.seed, run.config.learning_rate, run.config.augment)
         steps, more = job.steps, min(round(job.growth * job.kept), run.layout.weights) - sum(int(m.sum()) for m in kept.values())
@@ -150,6 +151,21 @@ class TrainChild:
         found = score(net.eval(), run.data.search, run.batch_size)
         return Result(run.objectives.measured(found, individual, run.layout), list(individual),
                       values=values_of(net, kept))
+
+
+def repaired(run: Run, individual: Individual) -> nn.Module:
+    """Return a copy of the run's model with the repaired values of a mask."""
+    run.last.set_masks(individual)
+    net = copied(run.model)
+    set_state(net, run.last.prepared.model.state_dict())
+    return net
+
+
+def with_state(run: Run, state: dict[str, Tensor]) -> nn.Module:
+    """Return the model with these values, on the device of the data."""
+    net = copied(run.model)
+    set_state(net, state)
+    return net.to(run.data.search.labels.device).eval()
 
 
 def map_kept(function: Callable[[Job], Result], jobs: Sequence[Job], engine: Local | Engine, folder: Folder, run: Run,
@@ -180,5 +196,5 @@ def map_kept(function: Callable[[Job], Result], jobs: Sequence[Job], engine: Loc
 def key_of(job: Job) -> str:
     """Return a hash of all that decides what a job becomes."""
     values = job.individual.values
-    numbers = [job.kept, job.steps, job.seed, *job.strategy.tolist(), job.saliency, list(values)]
+    numbers = [job.kept, job.steps, job.seed, *job.strategy.tolist(), job.saliency, list(values), *["repaired"] * job.repaired]
     return fingerprint(numbers, *job.individual, *values.values())

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..config import RESUMABLE, Config
+from ..config import AUTO, RESUMABLE, Config
 from ..errors import EvopruneError
 from ..evaluation.accuracy import batch_size_for, dtype_of, probe
 from ..evaluation.evaluator import Evaluator
@@ -39,10 +39,11 @@ from ..rules import read_method, read_units, rule_names
 from ..values.repair import LAST_IMAGES
 from ..values.training import recipe_for
 from .dense import measure_dense, train_dense
+from .plan import planned
 from .run import Run, calibration_images, make_evaluator
-from .settings import search_batch_size, settle_for_model
+from .settings import search_batch_size, settle_for_model, training_config
 
-PLACES = ("out", "overwrite", "data_dir", "weights", "model", "data")  # not part of a run's identity: what they name is
+PLACES = ("out", "overwrite", "data_dir", "weights", "model", "data", "plan", "minutes")  # no part of a run's identity
 NAMED = 3  # parameters of a kind that a line names
 LIKE = 256  # examples that the record of what they are like looks at
 log = logging.getLogger("evoprune")
@@ -50,10 +51,9 @@ log = logging.getLogger("evoprune")
 
 def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder, command: str | None = None,
             toolbox: str | None = None) -> Run:  # 6 arguments: the last two are for the record
-    """Check that model and data go together, train the dense model if asked, measure it, and record it all.
-
-    A run that is there already is left alone until everything has been checked, and set aside then.
-    """
+    """Check that model and data go together, train the dense model if asked, measure it, plan if asked, and record it all. A run
+    that is there already is left alone until everything has been checked, and set aside then."""
+    started = monotonic()
     load_objectives(config.objectives)
     device = torch.device(config.device)
     old = folder.read_record() if folder.resuming else None
@@ -65,7 +65,7 @@ def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder, c
     config, splits = with_task(config, splits, answers)
     outputs = int(answers.shape[splits.search.task.dimension]) if answers.dim() > 1 else 1
     check_together(net, splits, config, layout)
-    config = settle_for_model(config, net)
+    config = config if config.plan == AUTO else settle_for_model(config, net)
     record = Record(
         settings=config.settings(), command=old.command if old and old.command else command,
         rebuildable=isinstance(model, str), named_data=isinstance(data, str), outputs=outputs, channels=channels_of(splits),
@@ -75,19 +75,27 @@ def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder, c
         aliases=aliases(net, layout), toolbox=toolbox, inputs=described(splits.search.inputs(slice(0, LIKE))), left_out=apart)
     say(record, old)
     if config.train_epochs and resumed is None:
-        if not folder.holds_run:
-            folder.write(CONFIG, record.to_json())  # so that a killed training can be resumed
-        train_dense(net, splits.train, config)
-        layers_of(net, config, record.unused)  # it may have ended in NaN
+        train_first(net, splits, record, folder)
     dense = measure_dense(net, splits, record.batch_size, outputs, layout, record.optimised)
     size = search_batch_size(config, net, layout, splits, record.batch_size, old)
     record = replace(record, search_batch_size=size, dense=dense)
+    if config.plan == AUTO and (old is None or old.dense is None):
+        config = settle_for_model(planned(config, net, splits, layout, (record.batch_size, size), record.measured, started), net)
+        record = replace(record, settings=config.settings())
     evaluator = make_evaluator(net, layout, splits, config, size, record.batch_size)
     say_unsolved(evaluator, config)
     run = Run(config, net, splits, layout, record.batch_size, evaluator, record.measured,
               identity_of(config, layout, (record.batch_size, size), splits, net), deadline(config.max_seconds))
     write_start(run, record, folder, resumed is not None)
     return run
+
+
+def train_first(net: nn.Module, splits: Data, record: Record, folder: Folder) -> None:
+    """Train the dense model, in a folder that can be resumed if that is killed."""
+    if not folder.holds_run:
+        folder.write(CONFIG, record.to_json())
+    train_dense(net, splits.train, record.config)
+    layers_of(net, record.config, record.unused)  # it may have ended in NaN
 
 
 def with_task(config: Config, splits: Data, outputs: torch.Tensor) -> tuple[Config, Data]:
@@ -183,8 +191,11 @@ def check_together(net: nn.Module, splits: Data, config: Config, layout: Layout)
             raise EvopruneError(f"model: {name} of the state dict is no plain tensor, expected one")
     if read_method(config.method).kind != "evolve" or config.total_epochs is not None:
         kept_at_targets(config, layout)
-    if config.total_epochs is not None and splits.train is not None:
-        budget_of(config, len(splits.train), recipe_for(net, 0, 0).batch_size)
+    if config.refine_epochs is not None:
+        kept_at_targets(config, layout)
+    for epochs, budget in ((config.total_epochs, budget_of), (config.refine_epochs, training_config)):
+        if epochs is not None and splits.train is not None:
+            budget(config, len(splits.train), recipe_for(net, 0, 0).batch_size)
 
 
 def check_checkpoint(folder: Folder, layout: Layout, identity: str, config: Config) -> None:
@@ -213,7 +224,7 @@ def get_data(config: Config, data: Any) -> Data:
     asked = rule_names(config.start) if config.start != "auto" else []
     fisher = "fisher" in (*asked, read_method(config.method).rule)
     if isinstance(data, str):
-        whole = training or fisher or config.repair == "least-squares"
+        whole = training or fisher or config.repair == "least-squares" or config.plan == AUTO
         calibrates = config.repair != "none" and not config.layerwise  # perhaps: the model decides whether it is repaired
         splits = load_data(config, None if whole else LAST_IMAGES if calibrates else 0)
     else:

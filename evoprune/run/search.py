@@ -21,7 +21,7 @@ from ..evaluation.evaluator import Evaluator
 from ..evolution.checkpoint import load, save
 from ..evolution.generations import State, begin, evolve
 from ..evolution.starts import Known, at_targets, first_population
-from ..evolution.tuned import Budget, Job, budget_of, kept_at_targets
+from ..evolution.tuned import Budget, Job, budget_of, kept_at_targets, seeded_budget
 from ..files import remove, uninterrupted
 from ..masks.genome import Fitness, Individual, dense_individual
 from ..masks.saliency import gene_scores, gradient_squares
@@ -38,16 +38,18 @@ FISHER_IMAGES, FISHER_BATCH = 4096, 16  # of the mean squared gradients
 log = logging.getLogger("evoprune")
 
 
-def search(run: Run, toolbox: base.Toolbox, checkpoint: Path, mapping: Callable[..., list[Any]]) -> Iterator[State]:
+def search(run: Run, toolbox: base.Toolbox, checkpoint: Path, mapping: Callable[..., list[Any]],
+           found: Sequence[Individual] = ()) -> Iterator[State]:
     """Yield the states of a search, from the newest in the folder `checkpoint`, or the first, to the last; save them there.
 
-    `mapping(function, items, progress=)` runs evaluations, unless the toolbox has a map of its own.
+    `mapping(function, items, progress=)` runs evaluations, unless the toolbox has a map of its own; `found` are the individuals
+    that --refine-epochs starts from.
 
     Raises:
         Stopped: `max_seconds` have passed.
     """
     config, trains = run.config, run.config.total_epochs is not None
-    planned = plan_jobs(run, toolbox) if trains else plan_masks(run, toolbox)
+    planned = plan_jobs(run, toolbox, found) if trains else plan_masks(run, toolbox)
     state = load(checkpoint, run.layout, run.objectives, run.identity)
     measured, offspring = toolbox.first() if state is None else ([], [])
     done = 0 if state is None else state.log[-1]["epochs" if trains else "evaluations"]
@@ -108,24 +110,28 @@ def first_masks(run: Run, toolbox: base.Toolbox) -> tuple[list[Individual], list
     return [], population
 
 
-def plan_jobs(run: Run, toolbox: base.Toolbox) -> float:
+def plan_jobs(run: Run, toolbox: base.Toolbox, found: Sequence[Individual]) -> float:
     """Register the first jobs and how long each trains; return how many epochs are planned."""
     config = run.config
     assert run.data.train is not None
-    budget = budget_of(config, len(run.data.train), recipe_for(run.model, 0, 0).batch_size)
-    log.info("%s: %g epochs in all, %d jobs of %d steps%s", config.method, budget.epochs, budget.first, budget.of(0),
-             f", then {budget.jobs - budget.first} of {budget.of(budget.jobs - 1)}" if budget.jobs > budget.first else "")
-    toolbox.register("steps", budget.of)
-    toolbox.register("epochs", budget.spent)
-    toolbox.register("first", first_jobs, run, toolbox, budget)
+    budget = (seeded_budget if found else budget_of)(config, len(run.data.train), recipe_for(run.model, 0, 0).batch_size)
+    log.info("%s: %g epochs in all, %d jobs of %d steps%s", "training" if found else config.method, budget.epochs, budget.first,
+             budget.of(0), f", then {budget.jobs - budget.first} of {budget.of(budget.jobs - 1)}"
+             if budget.jobs > budget.first else "")
+    for name, function in (("steps", budget.of), ("before", budget.before), ("epochs", budget.spent)):
+        toolbox.register(name, function)
+    toolbox.register("first", first_jobs, run, toolbox, budget, found)
     return budget.epochs
 
 
-def first_jobs(run: Run, toolbox: base.Toolbox, budget: Budget) -> tuple[list[Individual], list[Job]]:
-    """Return the dense model, which costs nothing, and the jobs of a rule, if one makes the masks."""
+def first_jobs(run: Run, toolbox: base.Toolbox, budget: Budget,
+               found: Sequence[Individual]) -> tuple[list[Individual], list[Job]]:
+    """Return the dense model, which costs nothing, and the jobs of what was found, or of a rule, if one makes the masks."""
     dense = dense_individual(run.layout)
     dense.fitness = Fitness(run.objectives.measured(run.dense.score, dense, run.layout), run.objectives)
     kind = read_method(run.config.method).kind
+    if found:
+        return [dense], toolbox.seeds(found, budget=budget)
     if kind == "evolve":
         return [dense], []
     return [dense], toolbox.jobs([] if kind == "gradual" else rule_masks(run), budget=budget)
@@ -165,4 +171,4 @@ def known(run: Run) -> Known:
         return run.plain_evaluator(PATH_IMAGES)
 
     return Known(run.layout, weights, squares, repaired, worth, lambda: run.evaluator.channels,
-                 progress_of("the multi-shot path", "steps"))
+                 config.shots, progress_of("the multi-shot path", "steps"))

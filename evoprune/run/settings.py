@@ -12,27 +12,29 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..config import RESUMABLE, Config, check_used, options
+from ..config import AUTO, DECIDED, PLANNED, RESUMABLE, Config, check_used, options
 from ..engines.engine import check_runs
 from ..engines.processes import workers_of
 from ..errors import EvopruneError, shown
 from ..evaluation.prepared import fastest_batch_size
-from ..evolution.tuned import FIRST_SHARE, children_of
+from ..evolution.tuned import FIRST_SHARE, children_of, seeded_budget
 from ..inputs.models import MODELS
 from ..inputs.sources import check_prepared
 from ..inputs.splits import Data
 from ..masks.layout import Layout
 from ..results.folder import read_to_resume
 from ..results.record import Record
-from ..rules import read_method
+from ..results.written import CONFIG, home_of
+from ..rules import read_method, target_sparsities
 from ..values.repair import norms_of
 
 TUNED_POPULATION, CHILD_EPOCHS = 16, 3.0  # of a tuned run, unless given
 log = logging.getLogger("evoprune")
 
 
-def settle(model: nn.Module | str, data: Any, resume: str | Path | None, given: dict[str, Any]) -> Config:
-    """Return the settings of a run with all choices made; when resuming, the recorded ones with the allowed changes.
+def settle(model: nn.Module | str, data: Any, resume: str | Path | None, given: dict[str, Any], plans: bool = True) -> Config:
+    """Return the settings of a run with all choices made; when resuming, the recorded ones with the allowed changes. Unless they
+    say how to search or train, a plan is still to be made, if this call `plans`.
 
     Raises:
         EvopruneError: a setting that does not exist or cannot be, or one that resuming may not change.
@@ -55,7 +57,7 @@ def settle(model: nn.Module | str, data: Any, resume: str | Path | None, given: 
         check_used(given, config)
         check_runs(config, named)
         return with_a_device(config)
-    config = Config(**names, **given)
+    config = with_plan(Config(**names, **given), given, plans)
     check_used(given, config)
     check_runs(config, named)
     if config.train_epochs is None:
@@ -69,8 +71,27 @@ def settle(model: nn.Module | str, data: Any, resume: str | Path | None, given: 
         config = with_tuned_sizes(config, given)
     cores = 1 if config.model == "lenet" else torch.get_num_threads()  # 2.5 times as long with 2 on a busy machine
     threads = cores if config.engine == "local" else max(1, cores // workers_of(config.workers))
-    return with_a_device(replace(config, threads=config.threads or threads,
-                                 out=config.out or free_folder(config)))
+    return with_a_device(replace(config, threads=config.threads or threads, out=config.out or free_folder(config)))
+
+
+def with_plan(config: Config, given: dict[str, Any], plans: bool) -> Config:
+    """Return the settings with the plan of the run that --plan names, or that says that one is to be made."""
+    if config.plan is not None and config.plan != AUTO:
+        if twice := [name for name in (*DECIDED, "minutes") if name in given]:
+            raise EvopruneError(f"{twice[0]}: found with --plan {config.plan}, which says it; expected one of them")
+        if not home_of(Path(config.plan)).joinpath(CONFIG).exists():
+            raise EvopruneError(f"plan: found {config.plan!r}, expected the folder of a run, or {AUTO}")
+        theirs = read_to_resume(Path(config.plan)).config
+        if theirs.trains_otherwise:
+            raise EvopruneError(f"plan: found {config.plan}, whose run has --total-epochs, --finetune-epochs, --method or "
+                                f"--layerwise; repeat its command instead")
+        return replace(config, plan=None, **{name: theirs.settings()[name] for name in ("start", *PLANNED)})
+    if config.plan is None and config.minutes is None and (not plans or any(name in given for name in DECIDED)):
+        return config
+    if fixed := [name for name in PLANNED if name in given]:
+        raise EvopruneError(f"{fixed[0]}: found {shown(given[fixed[0]])} with --minutes or --plan auto, which decide it; "
+                            f"expected one of them")
+    return replace(config, plan=AUTO)
 
 
 def with_tuned_sizes(config: Config, given: dict[str, Any]) -> Config:
@@ -80,6 +101,15 @@ def with_tuned_sizes(config: Config, given: dict[str, Any]) -> Config:
     config = replace(config, population=population)
     later = round((1 - FIRST_SHARE) * epochs / CHILD_EPOCHS / children_of(config))
     return replace(config, generations=int(given.get("generations", 1 + later)))
+
+
+def training_config(config: Config, images: int, batch_size: int) -> Config:
+    """Return the settings of the training that follows a search: those of a tuned run that starts from what was found."""
+    population = max(TUNED_POPULATION, 2 * len(target_sparsities(config.targets)))
+    config = replace(config, total_epochs=config.refine_epochs, refine_epochs=None, population=population,
+                     minutes=None, plan=None)
+    budget = seeded_budget(config, images, batch_size)
+    return replace(config, generations=(budget.jobs - budget.first) // budget.children)
 
 
 def plain(value: Any) -> Any:
@@ -109,9 +139,11 @@ def settle_resumed(path: Path, handed: dict[str, Any], asked: dict[str, Any]) ->
             continue
         if name == "out":
             raise EvopruneError(f"out: found {value!r} together with --resume {path}; a run goes on in its own folder")
-        if name not in RESUMABLE or (name == "generations" and (config.finetune_epochs or config.layerwise)):
+        later = config.finetune_epochs or config.refine_epochs or config.layerwise
+        if name not in RESUMABLE or (name == "generations" and later):
             raise EvopruneError(f"{name}: found {value!r}, but the run in {path} has {getattr(config, name)!r}; --resume "
-                                f"may change {', '.join(RESUMABLE)} (generations only without finetune_epochs, layerwise)")
+                                f"may change {', '.join(RESUMABLE)} (generations only without training after the search, or "
+                                f"layerwise)")
         config = replace(config, **{name: value})
     return replace(config, max_seconds=asked.get("max_seconds"))
 

@@ -211,9 +211,9 @@ def test_every_rule_keeps_the_budget_and_the_targets(method, lenet, digits, tmp_
 
 
 @pytest.mark.parametrize("method", ["oneshot:erk", "multishot:magnitude", "multishot:obs"])
-def test_rules_without_training(method, lenet, digits, tmp_path, monkeypatch):
-    monkeypatch.setattr("evoprune.evolution.starts.SHOTS", 10)  # steps of the path
-    front = evoprune.prune(lenet, digits, out=str(tmp_path / "run"), method=method, targets="0.5,0.8", repair="least-squares")
+def test_rules_without_training(method, lenet, digits, tmp_path):
+    front = evoprune.prune(lenet, digits, out=str(tmp_path / "run"), shots=10, method=method, targets="0.5,0.8",
+                           repair="least-squares")
     pruned = [point for point in front if point.origin != "dense"]
     assert {point.origin.partition("@")[0] for point in pruned} == {method}
     assert [point.sparsity for point in pruned] == pytest.approx([0.51, 0.81], abs=0.011)  # what is dead is gone too

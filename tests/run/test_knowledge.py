@@ -15,12 +15,7 @@ from evoprune.rules import NEEDS
 from evoprune.run.jobs import RepairPoint
 from evoprune.values.training import recipe_for, tune
 
-SMALL = {"population": 8, "generations": 2, "threads": 1, "seed": 3}
-
-
-@pytest.fixture(autouse=True)
-def short_paths(monkeypatch):
-    monkeypatch.setattr("evoprune.evolution.starts.SHOTS", 10)
+SMALL = {"population": 8, "generations": 2, "threads": 1, "seed": 3, "shots": 10}
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,210 @@
+"""One button: how far the multi-shot path, the search of masks and training go, by a clock, for this model, these data and so
+many minutes. The clock is read once, before an engine opens; what it decides are settings, which make the same run without it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import resource
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from torch import nn
+
+from ..config import Config, options
+from ..errors import EvopruneError
+from ..evaluation.evaluator import Evaluator
+from ..evolution.tuned import SEED_STEPS, SEEDS, kept_at_targets
+from ..inputs.models import copied
+from ..inputs.splits import Data
+from ..masks.genome import Individual, from_masks
+from ..masks.layout import Layout
+from ..masks.saliency import gene_scores, keep_top
+from ..masks.tensors import named_masks
+from ..results.points import Measured
+from ..rules import target_sparsities
+from ..values.repair import PATH_IMAGES
+from ..values.training import recipe_for, steps_an_epoch, tune
+from .run import Run, make_evaluator
+from .settings import default_repair, training_config
+
+SMALL, FEW_MINUTES, MINUTES = 100_000, 1.0, 10.0  # parameters of a model that gets few minutes
+TARGETS = "0.8,0.9,0.95,0.97,0.98,0.985,0.99,0.995"
+IMPORTS, PLOTS = 3.0, 2.0  # seconds that no part of a plan has
+MASKS_SHARE, PATH_SHARE, SEARCH_SHARE = 0.3, 0.4, 0.1  # of the time, at most: of the first masks, a generation, and the last
+# measurement; of the path; of the later generations where there is training, which has the rest
+MOST_SHOTS, LEAST_SHOTS, MOST_EPOCHS, LEAST_STEPS = 160, 20, 200, 50  # epochs and steps a seed job
+POPULATIONS = (64, 32, 16, 8)
+DENSITIES = (0.3, 0.05)  # of the masks that are timed
+STEPS = 20  # of training that are timed
+SLOW = 1.0  # seconds of what is timed once, without a warm-up
+LONGEST_SHARE = 0.4  # of the time that the shortest path and search may take
+FREE = 0.8  # share of the free memory that may be used
+log = logging.getLogger("evoprune")
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What things take, in seconds, and memory in bytes."""
+
+    path: float  # a step of the multi-shot path
+    mask: float  # of the search
+    last: float  # repair of a point at the end
+    step: float | None  # of training; None: there is nothing to train on
+    steps_an_epoch: int
+    least_squares: bool
+    memory: int  # of this process, after all that
+    individual: int
+
+
+def planned(config: Config, net: nn.Module, splits: Data, layout: Layout, batch_sizes: tuple[int, int], dense: Measured,
+            started: float) -> Config:
+    """Return the settings with a plan, and say it. `batch_sizes` are those of what is reported and of the search; the run was
+    `started` then, by the monotonic clock."""
+    # 7 arguments: the parts of a run before there is one
+    minutes = config.minutes or (FEW_MINUTES if sum(p.numel() for p in net.parameters()) < SMALL else MINUTES)
+    measure = partial(measured_costs, config, net, splits, layout, batch_sizes, dense, 60 * minutes)
+    costs = measure("least-squares") or measure(default_repair(net, config))
+    assert costs is not None
+    spent = IMPORTS + monotonic() - started
+    targets = [each for each in TARGETS.split(",") if reachable(replace(config, targets=each), layout)]
+    plan = partial(plan_of, costs, free=free_memory(), repair=default_repair(net, config), targets=targets)
+    found = plan(60 * minutes - spent)
+    config = replace(config, minutes=minutes, **found)
+    log.info("plan for %g minute%s: %s; %.1f GB", minutes, "s" * (minutes != 1), in_words(config, costs),
+             need(costs, config.population) / 1e9)
+    more = replace(config, **plan(600 * minutes - spent))
+    log.info("--minutes %g would give: %s", 10 * minutes, in_words(more, costs))
+    log.info("the same without a clock: %s", " ".join(f"--{name.replace('_', '-')} {value}" for name, value in found.items()
+                                                       if value != options()[name].default))
+    return config
+
+
+def plan_of(costs: Costs, seconds: float, free: float, repair: str, targets: Sequence[str]) -> dict[str, Any]:
+    """Return the settings that take so many `seconds` and no more than the `free` bytes, and train at these `targets` at most;
+    with `repair` where least squares take too long."""
+    population = next((each for each in POPULATIONS if each * (2 * costs.mask + costs.last) <= MASKS_SHARE * seconds
+                       and need(costs, each) <= FREE * free), POPULATIONS[-1])
+    left = max(0.0, seconds - PLOTS - population * costs.last)
+    trains, shots = costs.step is not None, options()["shots"].default
+    if costs.least_squares:
+        shots = int((PATH_SHARE if trains else 0.5) * left / costs.path) // LEAST_SHOTS * LEAST_SHOTS
+        shots = min(max(shots, LEAST_SHOTS), MOST_SHOTS)
+        left -= shots * costs.path
+    left -= population * costs.mask
+    epoch, most = (costs.step or 0.0) * costs.steps_an_epoch, MOST_EPOCHS * SEEDS * len(targets)
+    training = min(most * epoch, (1 - SEARCH_SHARE) * left)
+    generations = rounded(max(1.0, (left - training) / costs.mask / population))
+    left -= generations * population * costs.mask
+    epochs = min(most, max(0.0, left) / epoch) if epoch else 0.0
+    enough = targets and epochs * costs.steps_an_epoch >= LEAST_STEPS * len(targets)
+    return {"repair": "least-squares" if costs.least_squares else repair, "shots": shots, "population": population,
+            "generations": generations, "refine_epochs": float(rounded(epochs)) if enough else None,
+            "targets": ",".join(targets) if enough else options()["targets"].default}
+
+
+def reachable(config: Config, layout: Layout) -> bool:
+    """Say whether the layers can give the sparsity of --targets."""
+    try:
+        return bool(kept_at_targets(config, layout))
+    except EvopruneError:
+        return False
+
+
+def rounded(number: float) -> int:
+    """Return the next lower of 1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 25, 30, 40, ..., so that plans are much alike."""
+    steps = [*range(1, 7), 8, *(round(k * 10**e) for e in range(1, 8) for k in (1, 1.2, 1.6, 2, 2.5, 3, 4, 5, 6, 8))]
+    return max((step for step in steps if step <= number), default=1)
+
+
+def in_words(config: Config, costs: Costs) -> str:
+    """Return what a plan does."""
+    path = f"a multi-shot path of {config.shots} steps, " if costs.least_squares else ""
+    masks = f"{config.population * config.generations:,} masks by NSGA-II with repair {config.repair}"
+    if config.refine_epochs is None:
+        return f"{path}{masks}, no training" + ("" if costs.step is None else ", for which there is no time")
+    training = training_config(config, costs.steps_an_epoch, 1)  # as many steps an epoch as that has
+    later = f"{training.generations} generations of children" if training.generations else \
+        f"no later children, whose {SEED_STEPS:,} steps each there is no time for"
+    targets = len(target_sparsities(config.targets))
+    return f"{path}{masks}, {config.refine_epochs:g} epochs of training at {targets} sparsities ({later})"
+
+
+def measured_costs(config: Config, net: nn.Module, splits: Data, layout: Layout, batch_sizes: tuple[int, int], dense: Measured,
+                   seconds: float, repair: str) -> Costs | None:
+    """Time a step of the path, a mask of the search, a point at the end, and a step of training. None: that is too slow for a
+    run of so many `seconds`, or solves no layer."""
+    # 8 arguments: see `planned`
+    config = replace(config, repair=repair, plan=None)
+    scores = gene_scores("lamp", layout, [net.get_parameter(layer.name).detach().float().cpu() for layer in layout])
+    masks = [from_masks((mask.numpy() for mask in keep_top(scores, round(density * layout.weights), layout)), "lamp")
+             for density in DENSITIES]
+    evaluator = make_evaluator(net, layout, splits, config, batch_sizes[1], batch_sizes[0])
+    run = Run(config, net, splits, layout, batch_sizes[0], evaluator, dense, "", float("inf"))
+    mask = path = timed(evaluator, masks)
+    if solves := repair == "least-squares":
+        assert evaluator.repairer is not None
+        if not evaluator.repairer.layers or (LEAST_SHOTS + 3 * POPULATIONS[-1]) * mask > LONGEST_SHARE * seconds:
+            return None
+        path = timed(partial(a_step, run.plain_evaluator(PATH_IMAGES)), masks)
+    last = timed(run.last, masks)
+    step, an_epoch = None, 1
+    if splits.train is not None:
+        recipe = recipe_for(net, 0, 0, config.learning_rate, config.augment)
+        an_epoch = steps_an_epoch(len(splits.train), recipe.batch_size)
+        step = timed_training(net, splits, replace(recipe, epochs=STEPS / an_epoch), masks[-1], layout)
+    return Costs(path, mask, last, step, an_epoch, solves, peak_memory(), 2 * layout.weights + sum(len(b) for b in masks[0]))
+
+
+def a_step(evaluator: Evaluator, individual: Individual) -> None:
+    """Do what a step of the multi-shot path takes."""
+    evaluator.set_masks(individual)
+    evaluator.saliency()
+
+
+def timed(function: Callable[[Individual], Any], masks: list[Individual]) -> float:
+    """Return the seconds that a mask takes."""
+    started = monotonic()
+    function(masks[-1])
+    if (first := monotonic() - started) > SLOW:
+        return first
+    started = monotonic()
+    for mask in masks:
+        function(mask)
+    return (monotonic() - started) / len(masks)
+
+
+def timed_training(net: nn.Module, splits: Data, recipe: Any, individual: Individual, layout: Layout) -> float:
+    """Return the seconds of a training step."""
+    assert splits.train is not None
+    found = []
+    for _ in range(2):  # the first one imports and warms up
+        trained = copied(net).to(splits.train.labels.device)
+        started = monotonic()
+        tune(trained, splits.train, recipe, named_masks(individual, layout, splits.train.labels.device))
+        found.append((monotonic() - started) / STEPS)
+    return min(found)
+
+
+def need(costs: Costs, population: int) -> float:
+    """Return the bytes that a run with such a population takes: parents, children and an archive beside what it measures with."""
+    return costs.memory + 4 * population * costs.individual
+
+
+def peak_memory() -> int:
+    """Return the most bytes that this process has had."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def free_memory() -> float:
+    """Return the bytes of memory that are free, and those that this process has had."""
+    pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    known = Path("/proc/meminfo")
+    found = re.search(r"MemAvailable: *(\d+)", known.read_text()) if known.exists() else None
+    return (1024 * int(found[1]) if found else pages) + peak_memory()

@@ -1,0 +1,148 @@
+import csv
+import itertools
+from functools import reduce
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import evoprune
+from evoprune.chance import paired_bootstrap, sign_test
+from evoprune.config import Config
+from evoprune.evolution.generations import State
+from evoprune.evolution.history import Log, Seen
+from evoprune.evolution.tuned import FEW_STEPS, FIRST_SHARE, GENTLE, SEED_STEPS, SEEDS, kept_at_targets, seed_jobs, seeded_budget
+from evoprune.inputs.tasks import CLASSIFICATION
+from evoprune.masks.genome import dense_individual, from_masks, kept_weights
+from evoprune.masks.layers import find_layers
+from evoprune.run import refine
+from evoprune.run.refine import joined, rows_of
+
+SETTINGS = {"repair": "least-squares", "shots": 5, "population": 4, "generations": 1, "targets": "0.8,0.95", "threads": 1}
+
+
+def test_the_sign_test_counts_every_way_that_coins_can_fall():
+    for wins, losses in ((0, 0), (1, 0), (3, 1), (5, 5), (2, 7)):
+        flips = [sum(coins) for coins in itertools.product((0, 1), repeat=wins + losses)]
+        assert sign_test(wins, losses) == pytest.approx(np.mean([heads >= wins for heads in flips]))
+
+
+def test_the_bootstrap_tells_better_from_equal():
+    rng = np.random.default_rng(0)
+    a = np.stack([rng.random(300) < 0.9, np.ones(300)], 1).astype(float)
+    worse = a * [[0.8, 1]]
+    mean = CLASSIFICATION.score
+    assert paired_bootstrap(a, worse, mean) == 0 and paired_bootstrap(worse, a, mean) == 1
+    assert 0.2 < paired_bootstrap(a, a[::-1], mean) < 0.8
+
+
+@pytest.mark.parametrize("epochs", [10.0, 100.0, 1000.0])
+def test_the_budget_is_kept_and_later_children_are_made_only_where_they_have_their_steps(epochs):
+    config = Config(total_epochs=epochs, population=16, targets="0.8,0.9,0.95")
+    budget = seeded_budget(config, 1151, 64)
+    shares = [budget.of(job) for job in range(budget.jobs)]
+    assert sum(shares) == round(epochs * 18)
+    each = epochs * 18 / 3 / SEEDS
+    assert budget.first == (3 * SEEDS if each >= FEW_STEPS else 3)
+    assert (budget.jobs > budget.first) == (FIRST_SHARE * each >= SEED_STEPS)
+    if budget.jobs > budget.first:
+        assert min(shares[budget.first:]) >= min(shares[:budget.first]) - 1
+    assert [budget.before(g) for g in range(3)] == [0, budget.first, budget.first + budget.children]
+
+
+def test_seeds_are_what_was_found_at_each_target_and_a_child_of_the_dense_model(lenet):
+    layout, config = find_layers(lenet), Config(total_epochs=1000.0, targets="0.5,0.8,0.9")
+    rng, found = np.random.default_rng(0), []
+    for density, score in ((0.45, 0.9), (0.48, 0.8), (0.18, 0.7), (0.09, 0.4)):
+        found.append(from_masks((rng.random(layer.genes) < density for layer in layout), f"at {density}"))
+        found[-1].fitness.values = (score, 1 - density)
+    jobs = seed_jobs([dense_individual(layout), *found], seeded_budget(config, 1151, 64), config, layout)
+    assert [job.individual.origin for job in jobs] == [
+        "at 0.45+repair+tune", "at 0.45+tune", "tune", "at 0.18+repair+tune", "at 0.18+tune", "tune", "at 0.09+repair+tune",
+        "at 0.09+tune", "tune"]
+    targets = kept_at_targets(config, layout)
+    for i, job in enumerate(jobs):
+        assert job.kept == (targets[i // 3] if i % 3 == 2 else kept_weights(job.individual, layout)) and job.seed == i
+        assert job.repaired == (i % 3 == 0) and (job.learning_rate == GENTLE) == job.repaired if i % 3 < 2 else True
+    few = seed_jobs(found, seeded_budget(Config(total_epochs=9.0, targets="0.5,0.8,0.9"), 1151, 64), config, layout)
+    assert [job.repaired for job in few] == [True] * 3
+
+
+def points(*given):
+    """Points of (density, score, right answers of 20 images)."""
+    return [SimpleNamespace(density=density, measured=SimpleNamespace(score=score), right=np.array(right, float))
+            for density, score, right in given]
+
+
+def right(count, offset=0):
+    """As many right answers of 40."""
+    return np.roll(np.arange(40) < count, offset)
+
+
+@pytest.fixture
+def run(monkeypatch):
+    monkeypatch.setattr(refine, "sums_of", lambda run, point: np.stack([point.right, np.ones(40)], 1))
+    labels = torch.zeros(40, dtype=torch.long)
+    return SimpleNamespace(data=SimpleNamespace(search=SimpleNamespace(task=CLASSIFICATION, labels=labels)))
+
+
+def test_what_is_better_by_chance_alone_is_left_out(run):
+    simple = points((0.5, 0.9, right(36)), (0.1, 0.5, right(20)))
+    lucky, better, sparse = points((0.2, 0.525, right(21)), (0.12, 0.75, right(30)), (0.05, 0.3, right(12)))
+    assert joined(run, [simple, [lucky]]) == simple  # one more right answer of 40
+    assert joined(run, [simple, [better, sparse]]) == [simple[0], better, simple[1], sparse]  # nothing simpler is so sparse
+    worse, = points((0.12, 0.5, right(20, 20)))
+    assert joined(run, [simple, [better, worse]]) == [simple[0], better, simple[1]]
+
+
+def test_a_phase_that_helps_by_more_than_chance_as_a_whole_is_judged_together(run):
+    simple = points((0.5, 0.9, right(36)), (0.3, 0.8, right(32)), (0.1, 0.5, right(20)))
+    two_more = points((0.4, 0.85, right(34)), (0.2, 0.55, right(22)))
+    assert joined(run, [simple, two_more[:1]]) == simple
+    assert joined(run, [simple, two_more]) == sorted([*simple, *two_more], key=lambda point: -point.density)
+
+
+def test_the_log_of_training_goes_on_where_that_of_the_search_ends():
+    def state(*rows):
+        return State(0, [], [], Seen(), reduce(Log.and_then, rows, Log()))
+
+    row = {"generation": 0, "evaluations": 8, "epochs": 0, "seconds": 2.0, "hvlog": 0.5}
+    search = state(row, {**row, "generation": 1, "evaluations": 16, "seconds": 4.0})
+    found = rows_of(search, state({**row, "epochs": 3.0}))
+    assert rows_of(search, None) == list(search.log)
+    assert found[-1] == {"generation": 2, "evaluations": 24, "epochs": 3.0, "seconds": 6.0, "hvlog": 0.5}
+
+
+@pytest.fixture(scope="module")
+def refined(lenet, digits, tmp_path_factory):
+    out = tmp_path_factory.mktemp("refined") / "run"
+    evoprune.prune(lenet, digits, out=out, refine_epochs=30.0, **SETTINGS)
+    return out
+
+
+def test_points_of_all_phases_are_what_they_say(refined, lenet, digits):
+    front = evoprune.load_front(refined, lenet)
+    origins = {point.origin.rpartition("+")[2] for point in front}
+    assert "tune" in origins and any("multishot" in point.origin and not point.origin.endswith("tune") for point in front)
+    for point in front:
+        model = point.model()
+        assert evoprune.accuracy(model, digits.search) == point.accuracy
+        assert evoprune.accuracy(model, digits.test) == point.test_accuracy
+        trained = point.origin.endswith("tune")
+        assert point.repair == ("none" if trained or point.origin == "dense" else "least-squares")
+        assert trained or point.accuracy_before == point.accuracy
+        for name, mask in point.masks().items():
+            assert not model.get_parameter(name)[~mask].any()
+    with (refined / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["generation"]) for row in rows] == list(range(len(rows))) and float(rows[-1]["epochs"]) == 30
+
+
+def test_training_never_costs_the_front_a_point(refined, lenet, digits, tmp_path):
+    evoprune.prune(lenet, digits, out=tmp_path / "plain", **SETTINGS)
+    plain, front = evoprune.load_front(tmp_path / "plain", lenet), evoprune.load_front(refined, lenet)
+    simple = [point for point in plain if point.generation == 0]
+    assert simple
+    for point in simple:
+        assert max(p.accuracy for p in front if p.sparsity >= point.sparsity) >= point.accuracy
