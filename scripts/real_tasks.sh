@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Evolution against gradual magnitude pruning with the same training on one real task of each kind, three seeds; no download.
+# Evolution, from repaired masks and without, against gradual magnitude pruning with the same training: a real task of each kind, three seeds; no download.
 # Rebuilds results/real_tasks/ in some half an hour on 2 cores; runs that are there already are kept.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -12,6 +12,7 @@ while read -r name dense epochs; do
   common=(--model "scripts/real_tasks.py:${name}_net" --data "scripts/real_tasks.py:$name")
   dense "$name" "$dense" --threads 1
   for seed in 0 1 2; do
+    run refined $seed --repair least-squares --population 32 --generations 2 --refine-epochs "$epochs" --targets $targets
     run evolve $seed --total-epochs "$epochs" --targets $targets
     run gradual-magnitude $seed --method gradual:magnitude --total-epochs "$epochs" --targets $targets
   done

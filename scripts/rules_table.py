@@ -33,7 +33,8 @@ PAIRS = (("evolve-80", "gradual-fisher-80"), ("evolve-80", "gradual-fisher-80-pa
          ("evolve-40", "gradual-fisher-40"), ("evolve-40", "gradual-fisher-40-paced"),
          ("gradual-fisher-40-paced", "gradual-fisher-40"),
          ("evolve", "uniform-random"), ("evolve", "filter-norm"),
-         ("evolve", "filter-norm-over-mean"), ("evolve", "gradual-fisher"), ("evolve", "gradual-magnitude"))
+         ("evolve", "filter-norm-over-mean"), ("evolve", "gradual-fisher"), ("evolve", "gradual-magnitude"),
+         ("refined", "gradual-magnitude"), ("refined", "evolve"))
 GRID = np.geomspace(0.5, 0.005, 2001)  # densities of hvlog
 LEVEL = 0.05  # of every test
 DIGITS = 9  # of a difference, of which less is rounding
