@@ -1,5 +1,5 @@
 # Sourced, in the project's root, by the scripts that compare methods. Set before `run`: `results`, `common` (flags of every run),
-# `program`, and `workers`, 2 unless set.
+# `program`, and `workers`, 2 unless set; `timed`, if seconds.txt is to say how long a command took.
 
 link() {  # TARGET NAME: data/NAME leads there, so that no path of this machine is recorded
   mkdir -p data
@@ -19,9 +19,11 @@ run() {  # NAME SEED FLAGS...: one run, its tables and settings kept; a run that
   local out=$results/$1/seed-$2 work=data/rules-$1-$2
   [[ -e $out/done.json ]] && return
   rm -rf "$work"
+  local began=$SECONDS
   /usr/bin/env python "${program[@]}" "${common[@]}" --engine processes --workers "${workers:-2}" --threads 1 --seed "$2" \
     --out "$work" "${@:3}"
   mkdir -p "$out"
+  [[ -z ${timed:-} ]] || echo $((SECONDS - began)) > "$out/seconds.txt"
   cp "$work"/{front.csv,layers.csv,log.csv,config.json,done.json} "$out"
   rm -rf "$work"
 }

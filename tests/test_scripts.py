@@ -189,6 +189,18 @@ def test_one_seed_with_other_epochs_is_enough_to_be_unequal(tmp_path, printed):
     assert "UNEQUAL EPOCHS, 80, 80.1 against 80, not tested" in text and not cells("by that interval")
 
 
+@pytest.mark.parametrize(("seconds", "tested"), [((60, 60), True), ((62, 60), True), ((50, 60), True), ((70, 60), False)])
+def test_where_the_time_is_known_epochs_do_not_count(seconds, tested, tmp_path, printed):
+    a, b = accuracies(CLEAR, NARROW)
+    pair(tmp_path, a[:4], b, epochs=48)
+    add_run(tmp_path, A, 4, {90: 99, 98: 99}, epochs=80)
+    for name, wall in zip((A, B), seconds):
+        for run in (tmp_path / name).iterdir():
+            (run / "seconds.txt").write_text(f"{wall}\n")
+    text, cells = printed()
+    assert ("MORE TIME, not tested" in text) != tested == bool(cells("by that interval"))
+
+
 @pytest.mark.parametrize(("differences", "word"), [([0.0] * 5, "equal"), ([0.3] * 5, "-"), ([-0.7] * 5, "-")])
 def test_differences_without_variance_are_not_tested(differences, word, tmp_path, printed):
     pair(tmp_path, *accuracies(differences, CLEAR))

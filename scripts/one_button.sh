@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# One button against each of its parts alone, and against gradual:fisher with evolution's pace, for the same time, three seeds.
+# Rebuilds results/one_button/; runs that are there already are kept. Plans read a clock: run it on an idle machine.
+# usage: scripts/one_button.sh [DATA_DIR WEIGHTS]    digits alone, or LeNet-5 and an MLP on MNIST too (see lenet5_mnist_rules.sh)
+set -euo pipefail
+data=${1:+$(realpath "$1")} weights=${2:+$(realpath "$2")}
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+targets=0.8,0.9,0.95,0.97,0.98,0.985,0.99,0.995
+. scripts/rules_runs.sh
+timed=1
+
+compare() {  # NAME MINUTES GENERATIONS EPOCHS: of a search alone and of rules, so many that they take no less time than the plan
+  results=results/one_button/$1
+  for seed in 0 1 2; do
+    program=(-m evoprune.main)
+    run plan $seed --minutes "$2"
+    run path $seed --repair least-squares --method multishot:obs --targets $targets
+    run search $seed --repair least-squares --population 32 --generations "$3"
+    run gradual-fisher $seed --method gradual:fisher --total-epochs "$4" --targets $targets
+    program=(scripts/gradual_variants.py paced)
+    run gradual-fisher-paced $seed --method gradual:fisher --total-epochs "$4" --targets $targets
+  done
+  python scripts/rules_table.py "$results" 80 90 95 97 98 98.5 99 99.5 | tee "$results/table.txt"
+}
+
+common=(--model lenet --data digits --train-epochs 30)
+compare digits 1 18 1000
+if [[ -n $weights ]]; then
+  link "$data" lenet5_mnist
+  link "$weights" lenet5.pth
+  mnist=(--data mnist --data-dir data/lenet5_mnist --search-images 5000)
+  common=(--model lenet5 --weights data/lenet5.pth "${mnist[@]}")
+  compare lenet5-mnist 10 80 100
+  common=(--model scripts/mlp.py:mlp "${mnist[@]}")
+  results=results/one_button/mlp-mnist
+  dense mlp 10 --threads 1
+  compare mlp-mnist 10 40 100
+fi
