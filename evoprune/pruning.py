@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .config import options
+from .config import PROGRAM, options
 from .engines.engine import Engine, Local, open_engine
 from .errors import EvopruneError, Stopped, first_line, shown, where_raised, with_type
 from .evolution.generations import State
@@ -62,7 +62,8 @@ def prune(model: nn.Module | str = "lenet", data: Any = "digits", *, resume: str
     config = settle(model, data, resume, settings, plans=toolbox is default_toolbox)
     assert config.out is not None
     folder = Folder(Path(config.out), resume is not None, config.overwrite)
-    with told(folder, toolbox is default_toolbox), with_threads(config.threads), progress_shown(progress), folder:
+    again = how_to_go_on(config.out, command, model, data)
+    with told(folder, toolbox is default_toolbox, again), with_threads(config.threads), progress_shown(progress), folder:
         finished, handed_in = folder.finished(config.generations), not (isinstance(model, str) or isinstance(data, str))
         if handed_in or not (finished and folder.resuming):  # else functions that the folder names would be called
             run = prepare(config, model, data, folder, command, name_of(toolbox))
@@ -87,7 +88,7 @@ def dry_run(model: nn.Module | str = "lenet", data: Any = "digits", *, resume: s
     with tempfile.TemporaryDirectory() as empty:
         config = settle(model, data, None, {**settings, "out": f"{empty}/run"})
         folder = Folder(Path(str(config.out)))
-        with told(folder, True), with_threads(config.threads), folder:
+        with told(folder, True, ""), with_threads(config.threads), folder:
             prepare(config, model, data, folder)
     log.info("a dry run: nothing is written")
 
@@ -161,7 +162,7 @@ def say_searched(run: Run, state: State) -> None:
 
 
 @contextmanager
-def told(folder: Folder, usual: bool) -> Iterator[None]:
+def told(folder: Folder, usual: bool, again: str) -> Iterator[None]:
     """Say why a run was stopped and how to go on; turn a full disk, a folder that cannot be written, or what the user's own
     model, data or operators raise into one line.
 
@@ -173,18 +174,18 @@ def told(folder: Folder, usual: bool) -> Iterator[None]:
     try:
         yield
     except Stopped as stopped:
-        log.info("stopped (%s); %s", stopped.why, after_a_stop(folder))
+        log.info("stopped (%s); %s", stopped.why, after_a_stop(folder, again))
         if stopped.why == "interrupted":
             raise KeyboardInterrupt from None
         if not folder.kept:
             raise EvopruneError(f"max_seconds: {folder.path} has nothing of this run to go on with; give it more") from None
     except KeyboardInterrupt:  # before the search, or while its files are written
-        log.info("stopped; %s", after_a_stop(folder))
+        log.info("stopped; %s", after_a_stop(folder, again))
         raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise EvopruneError(f"{error.filename or out}: {error.strerror}; all files written before are whole: "
-                                f"make room, then {after_a_stop(folder)}") from None
+                                f"make room, then {after_a_stop(folder, again)}") from None
         if str(error.filename or "").startswith(out):
             raise EvopruneError(f"{error.filename}: {error.strerror}, expected a folder that can be written") from None
         tell_theirs(error, usual)
@@ -209,10 +210,18 @@ def tell_theirs(error: BaseException, usual: bool) -> None:
                             f"of evoprune.evolution.default_toolbox do") from error
 
 
-def after_a_stop(folder: Folder) -> str:
+def how_to_go_on(out: str, command: str | None, model: nn.Module | str, data: Any) -> str:
+    """Return what resumes a run, where its user is: at the command line or in Python, with what was handed in."""
+    if command is not None:
+        return f"{PROGRAM} --resume {shlex.quote(out)}"
+    handed_in = "" if isinstance(model, str) and isinstance(data, str) else "model, data, "
+    return f"evoprune.prune({handed_in}resume={out!r})"
+
+
+def after_a_stop(folder: Folder, again: str) -> str:
     """Return how to go on after a stop."""
     if folder.kept:
-        return f"go on with: python -m evoprune.main --resume {shlex.quote(str(folder.path))}"
+        return f"go on with: {again}"
     return "start again" + f" ({folder.path} holds the run that it held)" * folder.holds_run
 
 
