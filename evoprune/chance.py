@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import comb
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 DRAWS = 2000  # of examples, with replacement
+LEVEL = 0.05  # of two-sided tests
 
 
 def sign_test(wins: int, losses: int) -> float:
@@ -27,3 +29,27 @@ def paired_bootstrap(a: Floats, b: Floats, score: Callable[[list[float]], float]
         drawn = rng.multinomial(len(a), np.full(len(a), 1 / len(a)))
         worse += score((drawn @ a).tolist()) <= score((drawn @ b).tolist())
     return worse / DRAWS
+
+
+def mcnemar(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
+    """Return the two-sided p of the exact test (McNemar, 1947, doi:10.1007/BF02295996) on what two models have right, (images,)
+    of 1 and 0: among images that one of them has right, each is as likely to be the one."""
+    only_a, only_b = int((a > b).sum()), int((b > a).sum())
+    return min(1.0, 2 * sign_test(max(only_a, only_b), min(only_a, only_b)))
+
+
+def two_sided_bootstrap(a: Floats, b: Floats, score: Callable[[list[float]], float]) -> float:
+    """Return the two-sided p that two models score the same, no smaller than resamples can tell."""
+    with np.errstate(invalid="ignore"):
+        least = min(paired_bootstrap(a, b, score), paired_bootstrap(b, a, score))
+    return min(1.0, 2 * max(least, 1 / DRAWS))
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Return p values after Holm's correction (1979) over all of them."""
+    order, least = np.argsort(ps, kind="stable"), 0.0
+    corrected = [0.0] * len(ps)
+    for rank, i in enumerate(order):
+        least = max(least, min(1.0, float(ps[i]) * (len(ps) - rank)))
+        corrected[i] = least
+    return corrected

@@ -16,6 +16,7 @@ from .objectives import USUAL, split_objectives
 from .rules import KNOWLEDGE, SURGEON, TASKS, check_rules, read_method, read_units, round_caps, target_sparsities
 
 ENGINES = ("local", "processes", "scoop", "dask")
+PROGRAM = "python -m evoprune.main"  # as everyone can start it
 LONGEST = 4096  # characters of a setting
 
 

@@ -8,57 +8,68 @@ from __future__ import annotations
 import argparse
 import logging
 import math
-import os
 import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from evoprune.interrupts import end_at_once, signals
 
 if __name__ == "__main__":
     end_at_once()
 
-from evoprune.config import Config, Option, check_setting, check_used, options
+from evoprune.commands import COMMANDS, Parser, shown_on
+from evoprune.commands import run as run_command
+from evoprune.config import PROGRAM, Config, Option, check_setting, check_used, options
 from evoprune.engines.scoop_pool import under_scoop
-from evoprune.errors import EvopruneError, printable
+from evoprune.errors import EvopruneError
 from evoprune.results.folder import read_to_resume
-from evoprune.results.written import FRONT, FRONT_PLOT, LAYERS, LAYERS_PLOT, MASKS, PROGRESS_PLOT
+from evoprune.results.written import FRONT, FRONT_PLOT, LAYERS, LAYERS_PLOT, MASKS, PROGRESS_PLOT, REPORT
 
 if TYPE_CHECKING:
     from evoprune.results.front import Front
 
-
-PROGRAM = "python -m evoprune.main"
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, like every other mistake."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"evoprune: {EvopruneError(message)}; see --help\n")
-
+log = logging.getLogger("evoprune")
 
 SAME = {"accuracy_floor": ("--score-floor",)}  # other names of a flag
+MATTER = ("model", "data", "weights", "out", "max_seconds", "finetune_epochs")  # most, and stand first
+GROUPS = {"model": "what is pruned, and on what", "start": "the search", "total_epochs": "training while searching, and rules to "
+          "compare with", "layerwise": "layer by layer", "finetune_epochs": "training after the search",
+          "out": "where and how"}  # of settings, each by its first
+EXAMPLES = f"""commands, each with a --help of its own:
+{chr(10).join(f"  {name:8} {about}" for name, (about, *_) in COMMANDS.items())}
+
+examples:
+  {PROGRAM}
+  {PROGRAM} --model torchvision:resnet18 --data folder:photos --finetune-epochs 5
+  {PROGRAM} --model net.py:make --weights net.pth --data npz:arrays.npz --max-seconds 3600
+  {PROGRAM} --resume results/lenet-digits
+  {PROGRAM} pick results/lenet-digits --drop 0.01 --export small.onnx
+"""
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser, made from the settings."""
     made = Parser(prog=PROGRAM, description="Prune a model: one run gives the whole accuracy-sparsity Pareto front.",
-                  argument_default=argparse.SUPPRESS)
-    made.add_argument("--resume", metavar="DIR", help="go on with the run in this folder, with its own settings")
-    made.add_argument("--dry-run", action="store_true", help="say what would be done, and the plan, and leave nothing")
+                  usage=f"%(prog)s [flags]\n       %(prog)s {{{','.join(COMMANDS)}}} ...", epilog=EXAMPLES,
+                  argument_default=argparse.SUPPRESS, formatter_class=argparse.RawDescriptionHelpFormatter)
+    first = group = made.add_argument_group("what matters first")
+    first.add_argument("--resume", metavar="DIR", help="go on with the run in this folder, with its own settings")
+    first.add_argument("--dry-run", action="store_true", help="say what would be done, and the plan, and leave nothing")
+    first.add_argument("--quiet", action="store_true", help="say nothing but warnings and errors")
     for name, about in options().items():
         flag = flag_of(name)
+        group = made.add_argument_group(GROUPS[name]) if name in GROUPS else group
+        where = first if name in MATTER else group
         if about.kind is bool:
-            made.add_argument(flag, dest=name, action="store_false" if about.default else "store_true",
-                              help=("no " if about.default else "") + about.help)
+            where.add_argument(flag, dest=name, action="store_false" if about.default else "store_true",
+                               help=("no " if about.default else "") + about.help)
         else:
-            made.add_argument(flag, *SAME.get(name, ()), dest=name, type=about.kind, choices=about.choices, help=help_of(about),
-                              metavar=about.metavar or (None if about.choices else "N" if about.kind is int else "X"))
+            where.add_argument(flag, *SAME.get(name, ()), dest=name, type=about.kind, choices=about.choices, help=help_of(about),
+                               metavar=about.metavar or (None if about.choices else "N" if about.kind is int else "X"))
     return made
 
 
@@ -78,12 +89,13 @@ def main(arguments: Sequence[str] | None = None, toolbox: Callable[..., Any] | N
     A script may hand in what `prune` takes as `toolbox`, and how it was called itself, for the record.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    given = vars(parser().parse_args(arguments))
+    looks = arguments[:1] and arguments[0] in COMMANDS
+    given = {} if looks else vars(parser().parse_args(arguments))
     with signals() as came, warnings.catch_warnings():
         if not sys.warnoptions:
             warnings.simplefilter("ignore")  # those of libraries: what matters is told in one line
         try:
-            return start(arguments, given, toolbox, program)
+            return run_command(arguments) if looks else start(arguments, given, toolbox, program)
         except EvopruneError as error:
             print(f"evoprune: {error}", file=sys.stderr)
         except KeyboardInterrupt:
@@ -105,7 +117,7 @@ def start(arguments: Sequence[str], given: dict[str, Any], toolbox: Callable[...
 
 def check(given: dict[str, Any]) -> None:
     """Raise `EvopruneError` for flags that cannot be, before anything that takes time."""
-    settings = {name: value for name, value in given.items() if name not in ("resume", "dry_run")}
+    settings = {name: value for name, value in given.items() if name not in ("resume", "dry_run", "quiet")}
     if "resume" not in given:
         config = Config(**settings)
     else:
@@ -116,48 +128,26 @@ def check(given: dict[str, Any]) -> None:
     check_used(settings, config)
 
 
-class Printable(logging.Formatter):
-    """Lets nothing through that a terminal would obey: a folder or an error may be of anyone's making."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
-
-
 def run(arguments: Sequence[str], given: dict[str, Any], toolbox: Callable[..., Any] | None, program: str) -> int:
     """Prune, say what is found, and return the exit status."""
-    logging.raiseExceptions = False  # a reader that goes away (| head) does not end a run
-    shown, log = logging.StreamHandler(sys.stdout), logging.getLogger("evoprune")
-    shown.setFormatter(Printable())
-    log.addHandler(shown)
-    log.setLevel(logging.INFO)
-    try:
+    quiet = given.pop("quiet", False)
+    with shown_on(sys.stdout, logging.WARNING if quiet else logging.INFO):
         from evoprune.evolution.toolbox import default_toolbox
         from evoprune.pruning import dry_run, prune
 
         if given.pop("dry_run", False):
             dry_run(**given)
             return 0
-        front = prune(command=command(arguments, program), toolbox=toolbox or default_toolbox, **given)
+        front = prune(command=command(arguments, program), toolbox=toolbox or default_toolbox, progress=not quiet, **given)
         log.info("\n%s\n\n%s", front, files(front))
         if front.finished:
             log.info("%s", what_next(front, given, program))
-    finally:
-        log.removeHandler(shown)
-        flush_quietly()
     return 0
 
 
 def command(arguments: Sequence[str], program: str = PROGRAM) -> str:
     """Return the command line as everyone can repeat it, however it was started."""
     return shlex.join([*program.split(), *arguments])
-
-
-def flush_quietly() -> None:
-    """Flush standard output; where its reader has gone (| head), let what is left go too, or Python exits with 120."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def engine_of(given: dict[str, Any]) -> str:
@@ -181,7 +171,7 @@ def files(front: Front) -> str:
     """Return where the files are."""
     path = front.path
     lines = [f"{path}/{FRONT}    every point; {LAYERS} has its layers, {MASKS} its masks",
-             f"{path}/{FRONT_PLOT}    the front; {LAYERS_PLOT} and {PROGRESS_PLOT} beside it"]
+             f"{path}/{REPORT}    all of it for a browser; {FRONT_PLOT}, {LAYERS_PLOT} and {PROGRESS_PLOT} beside it"]
     if not front.finished:
         lines.append(f"not finished; go on with: {command(['--resume', str(path)])}")
     return "\n".join(lines)
@@ -193,9 +183,11 @@ def what_next(front: Front, given: dict[str, Any], program: str) -> str:
     score, wish = record.optimised[record.optimised.score].name, math.floor(990 * record.measured.score) / 1000
     if pruned := [point.score for point in front if point.kept < point.weights]:
         best = math.floor(1000 * max(pruned)) / 1000
-        remark = f"  # nothing pruned has {wish}" if best < wish else ""
-        lines += ["", "a model of it, in Python:", f"  import evoprune; model = evoprune.load_front({str(front.path)!r})"
-                  f".best({score}={min(wish, best):.3f}).model(){remark}"]
+        remark = f"  # nothing pruned has {wish:.3f}" if best < wish else ""
+        wish = min(wish, best)
+        lines += ["", f"choose a model of it, here or in Python:{remark}",
+                  f"  {command(['pick', str(front.path), '--' + score, f'{wish:.3f}'])}",
+                  f"  import evoprune; model = evoprune.load_front({str(front.path)!r}).best({score}={wish:.3f}).model()"]
     config = record.config
     if "resume" not in given and not config.trains_points and config.repair != "least-squares":
         again = {name: value for name, value in given.items() if name not in ("out", "overwrite")}

@@ -171,6 +171,13 @@ class Objectives(tuple[Objective, ...]):
         above = ((found - low) / np.maximum(high - low, 1e-12)).sum(1)
         return int(np.flatnonzero(above == above.max())[-1])
 
+    @property
+    def hvlog_in_words(self) -> str:
+        """What `hvlog` is."""
+        if self.others:
+            return "hvlog: the share of all that could be, from worst to best, that the front reaches"
+        return f"hvlog: the mean {self[self.score].title} of the front over log density, from 50 to 0.5 % of the weights"
+
     def hvlog(self, values: Floats) -> float:
         """Return the share of the space from the worst to the best that values (n, objectives) dominate, the axis in log density
         from 0.5 to 0.005. With accuracy and sparsity, the mean accuracy over log density: at each density that of the best

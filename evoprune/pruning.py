@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .config import options
+from .config import PROGRAM, options
 from .engines.engine import Engine, Local, open_engine
 from .errors import EvopruneError, Stopped, first_line, shown, where_raised, with_type
 from .evolution.generations import State
@@ -29,18 +29,21 @@ from .run.finish import finished_points, measure_on_test, write_finished, write_
 from .run.jobs import RunEvaluator, TrainChild, map_kept
 from .run.layerwise import Layerwise
 from .run.prepare import prepare
-from .run.progress import say_full_size
+from .run.progress import progress_shown, say_full_size
 from .run.rebuild import builder_of, registered
 from .run.refine import refined, rows_of
 from .run.run import Run, stoppable
 from .run.search import search
 from .run.settings import settle
+from .views.pictures import write_views
 
 log = logging.getLogger("evoprune")
 
 
 def prune(model: nn.Module | str = "lenet", data: Any = "digits", *, resume: str | Path | None = None,
-          toolbox: Make = default_toolbox, command: str | None = None, **settings: Any) -> Front:
+          toolbox: Make = default_toolbox, command: str | None = None, progress: bool | None = None,
+          on_generation: Callable[[dict[str, float]], None] | None = None, **settings: Any) -> Front:
+    # 7 arguments: beside the settings, what is none
     """Search masks for `model` on `data` and return the front of pruned models; everything stays in the run's folder.
 
     `model` is a module, or a name as for --model; `data` is `(images, labels)`, a Dataset, an `evoprune.Data`, or a name
@@ -48,21 +51,23 @@ def prune(model: nn.Module | str = "lenet", data: Any = "digits", *, resume: str
     toolbox with other operators. `command` is the command line that this call stands for, for the record. The model handed in is
     left as it was. Messages go to the logger "evoprune".
 
+    With `progress`, a terminal or a notebook shows a bar, and anything else lines on standard error, unless that logger has a
+    handler; by default only where a person looks. `on_generation` is called with each row of log.csv, a dict, as it comes.
+
     Raises:
         EvopruneError: bad input, told in one line; nothing is overwritten.
         KeyboardInterrupt: after the files are written; `resume=DIR` goes on.
     """
-    if not callable(toolbox):
-        raise EvopruneError(f"toolbox: found {shown(toolbox)}, expected a function like evoprune.evolution.default_toolbox")
-    if not isinstance(command, (str, type(None))):
-        raise EvopruneError(f"command: found {shown(command)}, expected the text of a command line")
+    check_given(toolbox, command, progress, on_generation)
     config = settle(model, data, resume, settings, plans=toolbox is default_toolbox)
     assert config.out is not None
     folder = Folder(Path(config.out), resume is not None, config.overwrite)
-    with told(folder, toolbox is default_toolbox), with_threads(config.threads), folder:
+    again = how_to_go_on(config.out, command, model, data)
+    with told(folder, toolbox is default_toolbox, again), with_threads(config.threads), progress_shown(progress), folder:
         finished, handed_in = folder.finished(config.generations), not (isinstance(model, str) or isinstance(data, str))
         if handed_in or not (finished and folder.resuming):  # else functions that the folder names would be called
             run = prepare(config, model, data, folder, command, name_of(toolbox))
+            run.on_generation = on_generation
         if finished and folder.resuming:
             log.info("%s is finished: nothing to do", config.out)
         else:
@@ -83,9 +88,21 @@ def dry_run(model: nn.Module | str = "lenet", data: Any = "digits", *, resume: s
     with tempfile.TemporaryDirectory() as empty:
         config = settle(model, data, None, {**settings, "out": f"{empty}/run"})
         folder = Folder(Path(str(config.out)))
-        with told(folder, True), with_threads(config.threads), folder:
+        with told(folder, True, ""), with_threads(config.threads), folder:
             prepare(config, model, data, folder)
     log.info("a dry run: nothing is written")
+
+
+def check_given(toolbox: Any, command: Any, progress: Any, on_generation: Any) -> None:
+    """Raise `EvopruneError` for what is no setting and cannot be."""
+    if not callable(toolbox):
+        raise EvopruneError(f"toolbox: found {shown(toolbox)}, expected a function like evoprune.evolution.default_toolbox")
+    if on_generation is not None and not callable(on_generation):
+        raise EvopruneError(f"on_generation: found {shown(on_generation)}, expected a function of a dict")
+    if not isinstance(progress, (bool, type(None))):
+        raise EvopruneError(f"progress: found {shown(progress)}, expected True, False or None")
+    if not isinstance(command, (str, type(None))):
+        raise EvopruneError(f"command: found {shown(command)}, expected the text of a command line")
 
 
 def all_at_once(run: Run, toolbox: Make, folder: Folder, engine: Local | Engine) -> None:
@@ -128,6 +145,7 @@ def layer_by_layer(run: Run, toolbox: Make, folder: Folder, engine: Local | Engi
     except Stopped:
         if rows:
             write_run(folder, numbered(points), rows, run.layout, run.dense, run.config.accuracy_floor)
+            write_views(folder)
         raise
     write_finished(run, points, rows, folder)
 
@@ -144,7 +162,7 @@ def say_searched(run: Run, state: State) -> None:
 
 
 @contextmanager
-def told(folder: Folder, usual: bool) -> Iterator[None]:
+def told(folder: Folder, usual: bool, again: str) -> Iterator[None]:
     """Say why a run was stopped and how to go on; turn a full disk, a folder that cannot be written, or what the user's own
     model, data or operators raise into one line.
 
@@ -156,18 +174,18 @@ def told(folder: Folder, usual: bool) -> Iterator[None]:
     try:
         yield
     except Stopped as stopped:
-        log.info("stopped (%s); %s", stopped.why, after_a_stop(folder))
+        log.info("stopped (%s); %s", stopped.why, after_a_stop(folder, again))
         if stopped.why == "interrupted":
             raise KeyboardInterrupt from None
         if not folder.kept:
             raise EvopruneError(f"max_seconds: {folder.path} has nothing of this run to go on with; give it more") from None
     except KeyboardInterrupt:  # before the search, or while its files are written
-        log.info("stopped; %s", after_a_stop(folder))
+        log.info("stopped; %s", after_a_stop(folder, again))
         raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise EvopruneError(f"{error.filename or out}: {error.strerror}; all files written before are whole: "
-                                f"make room, then {after_a_stop(folder)}") from None
+                                f"make room, then {after_a_stop(folder, again)}") from None
         if str(error.filename or "").startswith(out):
             raise EvopruneError(f"{error.filename}: {error.strerror}, expected a folder that can be written") from None
         tell_theirs(error, usual)
@@ -192,10 +210,18 @@ def tell_theirs(error: BaseException, usual: bool) -> None:
                             f"of evoprune.evolution.default_toolbox do") from error
 
 
-def after_a_stop(folder: Folder) -> str:
+def how_to_go_on(out: str, command: str | None, model: nn.Module | str, data: Any) -> str:
+    """Return what resumes a run, where its user is: at the command line or in Python, with what was handed in."""
+    if command is not None:
+        return f"{PROGRAM} --resume {shlex.quote(out)}"
+    handed_in = "" if isinstance(model, str) and isinstance(data, str) else "model, data, "
+    return f"evoprune.prune({handed_in}resume={out!r})"
+
+
+def after_a_stop(folder: Folder, again: str) -> str:
     """Return how to go on after a stop."""
     if folder.kept:
-        return f"go on with: python -m evoprune.main --resume {shlex.quote(str(folder.path))}"
+        return f"go on with: {again}"
     return "start again" + f" ({folder.path} holds the run that it held)" * folder.holds_run
 
 

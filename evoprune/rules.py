@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from .errors import EvopruneError
 
@@ -16,6 +17,15 @@ UNITS = ("weight", "filter")  # what a gene may decide on
 SURGEON = "obs"  # optimal brain surgeon, a rule for multishot alone: saliency of what least squares knows
 METHODS = ("oneshot", "multishot", "gradual")
 SPREAD_TARGETS = 0.9, 0.995  # sparsities that so many --targets spread between
+ZOOS = ("torchvision", "timm", "hf")  # libraries of models, by the word before the colon
+
+
+def function_named(spec: str) -> str | None:
+    """Return in words which function a model, data or a task are what is returned by; None if they are named in another way."""
+    where, colon, name = spec.rpartition(":")
+    if not colon or spec.partition(":")[0] in (*ZOOS, "folder", "npz"):
+        return None
+    return f"{name} of the {f'file {Path(where).resolve()}' if where.endswith('.py') else f'module {where}'}"
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def test_the_first_command_shows_progress_the_front_the_files_and_what_is_next(c
     status, out, err = run(capsys, "--generations", 4, "--train-epochs", 3, "--population", 16, "--threads", 1)
     assert status == 0 and err == ""
     for said in ("lenet on digits: 11,208 weights in 4 layers", "training the dense model: 3 epochs", "dense accuracy: ",
-                 "s a mask; the search of 80 masks will take about 0:0", "generation 4 of 4: hvlog ",
+                 "s a mask; 80 masks will take about 0:0", "generation 4 of 4: hvlog ",
                  "a search of the default size", "accuracy  sparsity", "results/lenet-digits/front.csv",
                  "evoprune.load_front('results/lenet-digits')",
                  "--finetune-epochs 5"):

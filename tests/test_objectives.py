@@ -16,7 +16,7 @@ from evoprune.inputs.named import load_objectives
 from evoprune.main import main
 from evoprune.masks.genome import Fitness, Individual
 from evoprune.objectives import USUAL, Objective, Objectives, objectives_of
-from evoprune.results import plots
+from evoprune.results.points import beyond_chance
 from evoprune.run.prepare import check_objectives
 
 KEPT = '''
@@ -150,14 +150,11 @@ def test_a_third_objective_gets_its_columns_row_and_point(folder):
     assert float(last["best_kept_layers"]) == 1 and 0 < float(last["hvlog"]) < 1
 
 
-def test_a_third_objective_gets_its_picture_below_the_front(folder, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(plots, "png", lambda figure: drawn.append(figure) or b"")
+def test_a_third_objective_gets_its_picture_below_the_front(folder):
     front = evoprune.load_front(folder / "whole")
-    plots.plot_front(list(front), front.record.measured.score)
-    above, below = drawn[0].axes
-    assert (above.get_ylabel(), below.get_ylabel()) == ("accuracy, %", "kept layers")
-    assert below.lines[0].get_ydata().tolist() == [point.kept_layers for point in front]
+    above, below = front.plot().axes
+    assert above.get_ylabel().startswith("accuracy, %") and below.get_ylabel() == "kept layers"
+    assert below.lines[0].get_ydata().tolist() == [p.kept_layers for p in beyond_chance(front, front.record.chance)]
     assert (folder / "whole" / "front.png").stat().st_size > 10_000
 
 

@@ -3,6 +3,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from torch import nn
 import evoprune
 from evoprune.evolution.starts import first_population
 from evoprune.evolution.toolbox import default_toolbox
-from evoprune.pruning import prune
+from evoprune.pruning import how_to_go_on, prune
 from evoprune.results.folder import Folder
 from evoprune.results.written import CHECKPOINT, DOMINATED, DONE, FILES, FRONT, MODELS
 
@@ -291,6 +292,16 @@ def test_a_signal_saves_and_says_how_to_go_on(sent, status, tmp_path):
     assert len(evoprune.load_front(run)) > 0 and not (run / "done.json").exists()
 
 
+def test_who_prunes_in_python_is_told_in_python_how_to_go_on(digits, tmp_path, caplog):
+    caplog.set_level("INFO", "evoprune")
+    run = str(tmp_path / "it's")
+    evoprune.prune(Small(), digits, out=run, max_seconds=0.0, **SMALL)
+    line, = (line for line in caplog.messages if line.startswith("stopped (max_seconds); go on with: "))
+    assert line.endswith(f"evoprune.prune(model, data, resume={run!r})")
+    assert how_to_go_on(run, None, "lenet", "digits") == f"evoprune.prune(resume={run!r})"
+    assert how_to_go_on(run, "evoprune", "lenet", "digits") == f"python -m evoprune.main --resume {shlex.quote(run)}"
+
+
 def test_a_signal_while_the_first_checkpoint_is_written_leaves_a_front(digits, tmp_path, monkeypatch):
     save = evoprune.run.search.save
 
@@ -313,7 +324,7 @@ def test_a_full_disk_is_one_line_and_what_was_written_stays(lenet, digits, tmp_p
         pytest.skip("this machine allows no mounts")
     try:
         with pytest.raises(evoprune.EvopruneError, match=r"No space left on device; all files written before are whole: make "
-                           r"room, then go on with: python -m evoprune.main --resume"):
+                           r"room, then go on with: evoprune\.prune\(model, data, resume='"):
             prune(lenet, digits, out=str(small / "run"), finetune_epochs=1, front=16, population=16, generations=6, threads=1)
         assert not list(small.rglob("*.part"))
         assert list((small / "run" / "checkpoint").glob("*.npz"))

@@ -19,20 +19,22 @@ from evoprune.rules import NEEDS, SCORES
 
 BELOW = ["interrupts", "errors", "files", "objectives", "rules", "chance", "config"]
 WINGS = {
-    "inputs": ["models", "weights", "zoo", "named", "nested", "datasets", "tasks", "splits", "sources"],
+    "inputs": ["models", "weights", "zoo", "named", "nested", "datasets", "scores", "tasks", "splits", "sources"],
     "engines": ["worker", "team", "processes", "scoop_pool", "dask_pool", "engine", "scoop_launch", "scoop_worker"],
     "masks": ["units", "layout", "layers", "genome", "tensors", "saliency", "channels", "paths", "packed"],
     "values": ["fast", "training", "attention", "least_squares", "sensitivity", "repair", "inherited", "spaces", "slim",
                "sparse"],
     "evaluation": ["accuracy", "graph", "usage", "prepared", "evaluator"],
     "evolution": ["selection", "operators", "starts", "history", "generations", "tuned", "toolbox", "checkpoint"],
-    "results": ["points", "record", "machine", "written", "plots", "folder", "reload", "export", "front"],
+    "results": ["points", "record", "machine", "written", "tables", "plots", "folder", "reload", "export", "front"],
+    "views": ["page", "report", "pictures", "compare", "pick"],
     "run": ["settings", "run", "progress", "dense", "plan", "prepare", "rebuild", "jobs", "search", "layerwise",
             "refine", "finish"]}
-ABOVE = ["pruning", "main", "__main__"]
+ABOVE = ["pruning", "commands", "main", "__main__"]
 ORDER = [*BELOW, *(f"{wing}.{name}" for wing, names in WINGS.items() for name in names), *ABOVE]
-FORBIDDEN = {"results": {"evaluation", "evolution", "run"}, "masks": {"values"}, "evaluation": {"evolution"},
-             "evolution": {"evaluation"}, "engines": set(WINGS) - {"engines"}}  # beside what comes later
+FORBIDDEN = {**{wing: {"evaluation", "evolution", "run"} for wing in ("results", "views")}, "masks": {"values"},
+             "evaluation": {"evolution"}, "evolution": {"evaluation"},
+             "engines": set(WINGS) - {"engines"}}  # beside what comes later
 GIVEN_CONFIG = {"inputs.named", "inputs.sources", "engines.engine", "evolution.generations", "evolution.tuned",
                 "evolution.toolbox", "config", "pruning"}  # may take a `Config`, as may all of run
 ATTRIBUTES = {"evaluation.graph": {"output"}, "engines.scoop_launch": {"self.socket"}, "engines.scoop_worker": {"future"},

@@ -14,9 +14,10 @@ from torch import nn
 from ..config import Config
 from ..errors import EvopruneError, first_line
 from ..objectives import MEASURES
+from ..rules import ZOOS, function_named
 from .models import MODELS
 from .weights import load_weights, read_weights
-from .zoo import ZOOS, zoo_model
+from .zoo import zoo_model
 
 log = logging.getLogger("evoprune")
 
@@ -59,16 +60,13 @@ def build_model(spec: str, outputs: int, channels: int, pretrained: bool = False
 
 def names_function(spec: str) -> bool:
     """Return whether a model, data or a task are what a function returns."""
-    where = spec.partition(":")[0]
-    return ":" in spec and f"{where}:" not in ("folder:", "npz:") and where not in ZOOS
+    return function_named(spec) is not None
 
 
 def says_what_it_calls(spec: str, doing: str, otherwise: str) -> None:
     """Warn that `doing` something calls a function, if that is what `spec` names: a folder of somebody else's chose it."""
-    where, _, name = spec.rpartition(":")
-    if names_function(spec):
-        file = f"file {Path(where).resolve()}" if where.endswith(".py") else f"module {where}"
-        log.warning("%s calls the function %s of the %s; %s calls nothing", doing, name, file, otherwise)
+    if (function := function_named(spec)) is not None:
+        log.warning("%s calls the function %s; %s calls nothing", doing, function, otherwise)
 
 
 def load_objectives(text: str) -> None:

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -21,6 +22,7 @@ from ..errors import EvopruneError
 from ..objectives import ACCURACY, Objective, Objectives, objectives_of
 from .models import logits_of
 from .named import call
+from .scores import f1, mean_iou, r2, share, wilson
 
 DRAWS = 1000  # of test examples, with replacement, of an interval by bootstrap (Efron, 1979, doi:10.1214/aos/1176344552)
 IGNORED = 255  # a label of segmentation that counts for nothing, as negative ones do
@@ -58,6 +60,12 @@ class Task:
         total = sums.sum(0).tolist()
         return self.score(total), *(wilson(*total) if self.share else self.bootstrapped(sums))
 
+    def each(self, sums: Tensor) -> npt.NDArray[Any]:
+        """Return what a run keeps of the sums (n, k) of each example, to be compared with another run's: which answers are right,
+        in packed bits, where that is all there is, otherwise the sums."""
+        numbers = sums.numpy()
+        return np.packbits(numbers[:, 0] > 0) if self.share and self.single else np.ascontiguousarray(numbers)
+
     def bootstrapped(self, sums: Tensor) -> tuple[float, float]:
         """Return the 95 % interval of the score over draws of the examples."""
         rng, numbers = np.random.default_rng(0), sums.double().numpy()
@@ -67,14 +75,6 @@ class Task:
         return float(low), float(high)
 
 
-def wilson(right: int, of: int) -> tuple[float, float]:
-    """Return the 95 % Wilson score interval of a share (Wilson, 1927, doi:10.1080/01621459.1927.10502953)."""
-    z, p = 1.959963984540054, right / of
-    centre, half = p + z * z / (2 * of), z * math.sqrt(p * (1 - p) / of + z * z / (4 * of * of))
-    low, high = (centre - half) / (1 + z * z / of), (centre + half) / (1 + z * z / of)
-    return max(0.0, min(low, p)), min(1.0, max(high, p))  # rounding must not put the share outside
-
-
 def logits_for(output: Any, targets: Tensor) -> Tensor:
     """Return what the model says of each target: outputs in the shape of the targets, but for a dimension of 1."""
     outputs = logits_of(output)
@@ -82,11 +82,6 @@ def logits_for(output: Any, targets: Tensor) -> Tensor:
         raise EvopruneError(f"model: returned outputs of shape {tuple(outputs.shape)} for targets of shape "
                             f"{tuple(targets.shape)}, expected as many")
     return outputs.reshape(targets.shape)
-
-
-def share(sums: Sequence[float]) -> float:
-    """Return the share of right answers."""
-    return sums[0] / sums[1] if sums[1] else 0.0
 
 
 def right_answers(output: Any, labels: Tensor) -> Tensor:
@@ -113,27 +108,11 @@ def right_labels(output: Any, targets: Tensor) -> Tensor:
     return torch.stack([(said & wanted).sum(1), (said & ~wanted).sum(1), (~said & wanted).sum(1)], 1)
 
 
-def f1(sums: Sequence[float]) -> float:
-    """Return F1 over all labels of all examples (micro)."""
-    right, extra, missed = sums
-    return 2 * right / (2 * right + extra + missed) if right else 0.0
-
-
 def squares(output: Any, targets: Tensor) -> Tensor:
     """Return, for each of d outputs, the squared error, the target and its square, then one, (batch, 3 d + 1) double."""
     outputs, wanted = logits_for(output, targets).double().flatten(1), targets.double().reshape(len(targets), -1)
     errors = (outputs.reshape(wanted.shape) - wanted).square().nan_to_num(nan=math.inf)
     return torch.cat([errors, wanted, wanted.square(), torch.ones_like(wanted[:, :1])], 1)
-
-
-def r2(sums: Sequence[float]) -> float:
-    """Return the coefficient of determination R2, the mean over outputs; one that never varies counts as all or nothing."""
-    *parts, count = sums
-    errors, wanted, powers = np.array(parts).reshape(3, -1)
-    spread = powers - wanted ** 2 / max(count, 1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        found = np.where(spread > 1e-14 * np.maximum(powers, 1e-300), 1 - errors / spread, np.where(errors > 0, -np.inf, 1.0))
-    return float(found.mean())
 
 
 def counted(labels: Tensor) -> Tensor:
@@ -150,13 +129,6 @@ def overlaps(output: Any, labels: Tensor) -> Tensor:
     both = [((said == c) & (labels == c)).flatten(1).sum(1) for c in classes]
     either = [(((said == c) & counts) | (labels == c)).flatten(1).sum(1) for c in classes]
     return torch.stack([*both, *either], 1)
-
-
-def mean_iou(sums: Sequence[float]) -> float:
-    """Return the mean over classes of intersection over union; a class that is neither said nor there is left out."""
-    half = len(sums) // 2
-    found = [both / either for both, either in zip(sums[:half], sums[half:]) if either]
-    return sum(found) / len(found) if found else 0.0
 
 
 def right_tokens(output: Any, labels: Tensor) -> Tensor:

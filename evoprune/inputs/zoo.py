@@ -15,8 +15,6 @@ from torch import nn
 
 from ..errors import EvopruneError, first_line, shown
 
-ZOOS = ("torchvision", "timm", "hf")
-
 
 @dataclass(frozen=True)
 class Preset:

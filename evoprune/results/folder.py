@@ -20,7 +20,6 @@ from ..errors import EvopruneError, Stopped
 from ..files import from_safetensors, metadata_of, remove, to_safetensors, uninterrupted, write_atomic
 from ..masks.layout import Layout
 from . import written
-from .plots import plot_front, plot_layers, plot_progress
 from .points import LAYER_COLUMNS, Measured, Pruned, layer_rows, points_csv, table_csv, undominated
 from .record import Record, read_record
 from .written import hashes, home_of, model_file, read_done
@@ -220,8 +219,8 @@ def read_to_resume(path: Path) -> Record:
 
 def write_run(folder: Folder, points: Sequence[Pruned], rows: Sequence[dict[str, float]], layout: Layout,
               dense: Measured, floor: float = 0.0) -> None:  # 6 arguments: all that a run found
-    """Write everything but config.json, dense.safetensors and done.json; front.csv last, so that it never stands beside
-    masks or models of another front. `rows` are those of the log.
+    """Write everything but config.json, dense.safetensors, done.json and what is there to look at (`views.pictures`); front.csv
+    last, so that it never stands beside masks or models of another front. `rows` are those of the log.
 
     Points that another dominates, or that are below the floor (training can do both), go to dominated.csv.
     """
@@ -229,8 +228,8 @@ def write_run(folder: Folder, points: Sequence[Pruned], rows: Sequence[dict[str,
     front = undominated(points, floor)
     kept = {p.measured.id for p in front}
     dominated = [p for p in points if p.measured.id not in kept]
-    folder.remove(written.FRONT)
-    folder.remove(written.MODELS)
+    for name in (written.FRONT, written.MODELS, written.RIGHT, *written.VIEWS):
+        folder.remove(name)
     for p in points:
         if p.state is not None:
             folder.write(model_file(p.measured.id), to_safetensors(p.state))
@@ -241,18 +240,23 @@ def write_run(folder: Folder, points: Sequence[Pruned], rows: Sequence[dict[str,
         folder.write(written.DOMINATED, points_csv(dominated, dense.objectives))
     else:
         folder.remove(written.DOMINATED)
-    if front:
-        folder.write(written.FRONT_PLOT, plot_front([p.measured for p in front], dense.score))
-        folder.write(written.LAYERS_PLOT, plot_layers(front, layout))
-    folder.write(written.PROGRESS_PLOT, plot_progress(rows, dense.objectives))
     folder.write(written.FRONT, points_csv(front, dense.objectives))
 
 
+def write_right(folder: Folder, points: Sequence[Pruned], split: str) -> None:
+    """Write which test images each point has right, and which images these are, so that runs can be compared image by image."""
+    named: dict[str, Any] = {p.measured.id: p.right for p in points if p.right is not None}
+    folder.write(written.RIGHT, npz({**named, written.TEST_SPLIT: np.array(split)}))
+
+
 def masks_npz(points: Sequence[Pruned], layout: Layout) -> bytes:
-    """Return `ID/LAYER` -> packed bits, the same bytes for the same masks."""
+    """Return `ID/LAYER` -> packed bits."""
+    return npz({f"{p.measured.id}/{layer.name}": bits for p in points for layer, bits in zip(layout, p.individual)})
+
+
+def npz(named: dict[str, Any]) -> bytes:
+    """Return arrays by name, the same bytes for the same arrays."""
     buffer = io.BytesIO()
-    named: dict[str, Any] = {f"{p.measured.id}/{layer.name}": bits
-                             for p in points for layer, bits in zip(layout, p.individual)}
     with uninterrupted():
         np.savez_compressed(buffer, **named)
     return buffer.getvalue()

@@ -6,22 +6,25 @@ import logging
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..config import check_setting
-from ..errors import EvopruneError, shown
-from .points import Measured, check_points, columns, from_row, thin
+from ..errors import EvopruneError, printable, shown
+from ..objectives import Floats
+from .points import LAYER_COLUMNS, Measured, check_points, columns, from_row
 from .record import Record, read_record
-from .written import CONFIG, DENSE, FRONT, Written, model_file
+from .tables import as_html, as_text
+from .written import CONFIG, DENSE, FRONT, LAYERS, Written, model_file
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch import Tensor, nn
 
-SHOWN = 16  # rows of a printed front
+DROP = 0.01  # below the dense model, that most would give away
 SLIM_EXAMPLES = 16  # that a smaller model is compared on
 log = logging.getLogger("evoprune")
 
@@ -223,22 +226,47 @@ class Front(Sequence[Point]):
             raise self.written.damaged(name, error) from None
         return found
 
+    def layer_shares(self) -> Floats:
+        """Return what is pruned of each layer at each point, (layers, points) in 0..1."""
+        kept = {(row["id"], row["layer"]): row["kept"] for row in self.written.rows(LAYERS, LAYER_COLUMNS)}
+        try:
+            return np.array([[1 - int(kept[p.id, layer.name]) / layer.weights for p in self] for layer in self.layout])
+        except (KeyError, ValueError) as error:
+            raise self.written.damaged(LAYERS, error) from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the folder, the dense model and all points as plain data, by the names of front.csv's columns."""
+        return {"path": str(self.path), "finished": self.finished, "dense": self.record.measured.row(),
+                "points": [point.row() for point in self]}
+
+    def plot(self) -> Figure:
+        """Return the front as a picture, a matplotlib Figure, with what `knee()` and `best(drop=0.01)` take; a notebook shows it,
+        `front.plot().savefig("front.svg")` keeps it.
+
+        Raises:
+            EvopruneError: there is no point.
+        """
+        from .plots import front_figure
+
+        self.check_points()
+        return front_figure(self.points, self.record, self.marks())
+
+    def marks(self) -> dict[str, Point]:
+        """Return what is marked in pictures: the points that are taken without another wish, by how to take them."""
+        drop = f"best(drop={DROP})"
+        found = {"knee()": self.knee}
+        if any(p.kept < p.weights and self.record.measured.score - p.score <= DROP for p in self):
+            found[drop] = lambda: self.best(drop=DROP)
+        return {name: take() for name, take in found.items()}
+
     def __str__(self) -> str:
-        objectives = self.record.optimised
-        tested = f"test {objectives[objectives.score].title} (95 %)"
-        names = "  ".join(f"{name:>8}" for name in objectives.names)
-        shown = thin(self.points, SHOWN)
-        lines = [f"{'id':>5}  {names}  {'kept':>11}  {tested:>22}  origin",
-                 table_row(replace(self.record.measured, origin="")), *map(table_row, shown)]
-        if len(shown) < len(self.points):
-            lines.append(f"{len(shown)} of {len(self.points)} points, spread in log density")
-        return "\n".join(lines)
+        return as_text(self.points, self.record)
 
+    def __repr__(self) -> str:
+        return f"{len(self)} points of {printable(str(self.path))}\n{self}"
 
-def table_row(point: Measured) -> str:
-    """Return a row of the printed table."""
-    values = "  ".join(f"{o.shown(value):>{max(8, len(o.name))}}" for o, value in zip(point.objectives, point.values))
-    return f"{point.id:>5}  {values}  {point.kept:11,}  {point.tested:>22}  {point.origin}".rstrip()
+    def _repr_html_(self) -> str:
+        return as_html(self.points, self.record)
 
 
 def load_front(path: str | Path, model: nn.Module | None = None) -> Front:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..masks.genome import Individual, kept_genes, pruned_weights
 from ..masks.layout import Layout
@@ -114,6 +115,7 @@ class Pruned:
     measured: Measured
     individual: Individual
     state: dict[str, Tensor] | None = None
+    right: npt.NDArray[Any] | None = None  # of each test image, see `Task.each`
 
     @property
     def density(self) -> float:
@@ -125,9 +127,10 @@ class Pruned:
             found["values"] = self.measured.objectives.scored(self.measured.values, score)
         self.measured = replace(self.measured, **found)
 
-    def note_test(self, score: float, low: float, high: float) -> None:
-        """Note the score on the test split, with its 95 % interval."""
+    def note_test(self, score: float, low: float, high: float, right: npt.NDArray[Any]) -> None:
+        """Note the score on the test split, with its 95 % interval, and what each image contributes."""
         self.note(test=score, test_low=low, test_high=high)
+        self.right = right
 
 
 def pruned(individual: Individual, layout: Layout, score: float, before: float | None = None,
@@ -163,6 +166,13 @@ def undominated(points: Sequence[Pruned], floor: float = 0.0) -> list[Pruned]:
     values = np.array([p.measured.values for p in points])
     reached = objectives.reaches(values, floor)
     return [points[i] for i in objectives.front(values) if reached[i]]
+
+
+def beyond_chance(points: Sequence[Measured], chance: float | None) -> list[Measured]:
+    """Return the points that are better than one answer for all examples, and what is not pruned; all where that is not known, or
+    none is."""
+    found = [p for p in points if chance is None or p.score > chance or p.kept == p.weights]
+    return found or list(points)
 
 
 def layer_rows(p: Pruned, layout: Layout) -> list[dict[str, Any]]:

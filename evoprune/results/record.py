@@ -46,6 +46,7 @@ class Record:
     toolbox: str | None = None  # what made it: file, function, arguments; None: the default
     inputs: dict[str, Any] | list[Any] | None = None  # what an example is like, as `described`; None: not recorded
     left_out: dict[str, Any] | None = None  # names and sizes of parameters that are not searched, by the reason
+    constant: float | None = None  # what the best answer scores that is the same for all search images; None: not known
 
     def to_json(self) -> str:
         """Return the content of config.json."""
@@ -69,6 +70,19 @@ class Record:
         values = tuple(dense.get(o.name, o.worst) for o in objectives)
         test, low, high = (dense[column(part, objectives)] for part in TESTED)
         return Measured("dense", values, *all_kept, test, low, high, values[objectives.score], 0, "dense", "none", objectives)
+
+    @property
+    def chance(self) -> float | None:
+        """What guessing scores: one answer for all, as recorded, or of an older run with classes a share of them."""
+        if self.constant is not None or self.config.task not in (None, "classification") or self.outputs < 2:
+            return self.constant
+        return 1 / self.outputs
+
+    @property
+    def title(self) -> str:
+        """The model and the data, short enough for the title of a picture."""
+        data = self.config.data if self.named_data else "data handed in"
+        return " on ".join(name if len(name) <= 32 else f"...{name[-29:]}" for name in (self.config.model, data))
 
     @property
     def unused(self) -> list[str]:
@@ -146,6 +160,9 @@ def check_record(record: Record) -> None:
             raise EvopruneError(f"left_out: {error}; expected names and sizes") from None
     check_objectives(record)
     check_dense(record)
+    score = record.optimised[record.optimised.score]
+    if record.constant is not None and not score.worst <= record.constant <= score.best:
+        raise EvopruneError(f"constant: found {record.constant}, expected a number from {score.worst:g} to {score.best:g}")
 
 
 def read_json(path: Path, kind: type[Kind], check: Callable[[Kind], None] = lambda _: None) -> Kind:

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import EvopruneError, with_type
 from ..files import load_safetensors
 from ..masks.genome import Individual, is_mask, kept_genes
 from ..masks.layout import Layout
-from .points import LAYER_COLUMNS
+from .points import LAYER_COLUMNS, Measured
 from .record import read_json
 
 if TYPE_CHECKING:
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
 CONFIG, DENSE, LOG, FRONT, DOMINATED = "config.json", "dense.safetensors", "log.csv", "front.csv", "dominated.csv"
 LAYERS, MASKS, MODELS, DONE = "layers.csv", "masks.npz", "models", "done.json"
 FRONT_PLOT, LAYERS_PLOT, PROGRESS_PLOT = "front.png", "layers.png", "progress.png"
-FILES = (DONE, DENSE, LOG, FRONT, DOMINATED, LAYERS, MASKS, FRONT_PLOT, LAYERS_PLOT, PROGRESS_PLOT, MODELS,
+REPORT, RIGHT = "report.html", "right.npz"
+TEST_SPLIT = "test"  # in right.npz, beside the ids: what the test images are
+VIEWS = (FRONT_PLOT, LAYERS_PLOT, PROGRESS_PLOT, REPORT)  # what is there to look at, made from the others
+FILES = (DONE, DENSE, LOG, FRONT, DOMINATED, LAYERS, MASKS, RIGHT, *VIEWS, MODELS,
          CONFIG)  # of a run, beside checkpoint/; cleared in this order
 CHECKPOINT, LOCK, TRAINED, STAGE_VALUES = "checkpoint", "lock", "trained", "values.safetensors"  # all but the first are in it
 REPLACED, GONE = "replaced", "gone"  # likewise: a run that a new one may replace, and one that it has replaced
@@ -71,6 +75,15 @@ def hashes(home: Path) -> dict[str, str]:
 def sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Right:
+    """What right.npz says: which test images a run had, and what each contributes to each point, (images, k): 1 or 0 where
+    answers are right or wrong, otherwise what the task sums."""
+
+    split: str
+    points: dict[str, npt.NDArray[Any]]
 
 
 class Written:
@@ -140,6 +153,31 @@ class Written:
                 raise EvopruneError(f"{self.home / MASKS}: damaged ({id}/{layer.name} is not the mask that {LAYERS} counts); "
                                     f"take a copy that is whole")
         return found
+
+    def per_image(self, points: Sequence[Measured], images: int) -> Right | None:
+        """Return what each of so many test images contributes to each point, None where an older run has not kept it.
+
+        Raises:
+            EvopruneError: the file is damaged, or says something else than the points.
+        """
+        if not self.has(RIGHT):
+            return None
+        try:
+            with np.load(self.file(RIGHT), allow_pickle=False) as file:
+                split, found = str(file[TEST_SPLIT]), {point.id: file[point.id] for point in points}
+            for point in points:
+                each = found[point.id]
+                if each.dtype == np.uint8 and each.shape == ((images + 7) // 8,):
+                    found[point.id] = each = np.unpackbits(each, count=images)[:, None]
+                    if point.test is None or abs(int(each.sum()) - point.test * images) > 1e-6 * images:
+                        raise ValueError(f"{point.id} has other right answers than {FRONT}")
+                elif each.ndim != 2 or len(each) != images or each.dtype.kind not in "iuf":
+                    raise ValueError(f"{point.id} is no array of {images} images")
+        except EvopruneError:
+            raise
+        except Exception as error:  # noqa: BLE001  # zipfile, zlib and numpy raise some ten kinds
+            raise self.damaged(RIGHT, error) from None
+        return Right(split, found)
 
     def damaged(self, name: str, error: Exception) -> EvopruneError:
         """Return what to raise for a file that cannot be read."""

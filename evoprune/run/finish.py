@@ -9,15 +9,17 @@ from ..errors import EvopruneError
 from ..evaluation.evaluator import Evaluator
 from ..evolution.generations import State
 from ..evolution.selection import non_dominated
-from ..files import from_safetensors
+from ..files import as_bytes_of, fingerprint, from_safetensors
+from ..inputs.nested import leaves
 from ..inputs.splits import example_sums, score
 from ..inputs.tasks import constant_score
-from ..results.folder import Folder, write_run
+from ..results.folder import Folder, write_right, write_run
 from ..results.points import Pruned, before_and_after, numbered, pruned, thin
 from ..values.inherited import with_values
-from .jobs import RepairPoint, Tested, TrainPoint, with_state
+from ..views.pictures import write_views
+from .jobs import RepairPoint, Tested, TrainPoint, tested_on, with_state
 from .layerwise import Rows
-from .progress import SAY_EVERY, Pace
+from .progress import SAY_EVERY, Pace, progress_of
 from .refine import joined, rows_of, trained
 from .run import Run
 
@@ -56,6 +58,9 @@ def write_finished(run: Run, points: list[Pruned], rows: Rows, folder: Folder) -
     """Write the files of a run that came to its end."""
     config, retrained = run.config, sum(p.state is not None for p in points)
     write_run(folder, points, rows, run.layout, run.dense, config.accuracy_floor)
+    if run.data.test is not None:
+        write_right(folder, points, fingerprint(*map(as_bytes_of, (run.data.test.labels, *leaves(run.data.test.images)))))
+    write_views(folder)
     say_whether_better(run, points)
     folder.write_done(generations=config.generations, evaluations=int(rows[-1]["evaluations"]), points=len(points),
                       batch_size=run.evaluator.batch_size,
@@ -81,6 +86,7 @@ def write_stopped(run: Run, state: State, later: State | None, folder: Folder, e
     if later is not None:
         points = numbered([*points, *(each for each in untrained(trained(run), later, before=False) if each.density < 1)])
     write_run(folder, points, rows_of(state, later), run.layout, run.dense, config.accuracy_floor)
+    write_views(folder)
 
 
 def untrained(run: Run, state: State, before: bool = True) -> list[Pruned]:
@@ -144,10 +150,12 @@ def measure_on_test(run: Run, points: list[Pruned]) -> None:
         return
     log.info("measuring %d points on %s test images", len(untested), f"{len(run.data.test):,}")
     plain = Evaluator(run.model, run.layout, run.data.test, run.batch_size, plain=True)
-    for point in untested:
+    tell = progress_of("measuring on test images", "points")
+    for i, point in enumerate(untested):
+        tell(i, len(untested))
         sums = plain.example_sums(point.individual) if point.state is None else \
             example_sums(with_state(run, point.state), run.data.test, run.batch_size)
-        point.note_test(*run.data.test.task.tested(sums))
+        point.note_test(*tested_on(run.data.test, sums))
 
 
 def train_points(run: Run, points: list[Pruned], folder: Folder, engine: Local | Engine) -> list[Pruned]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy.typing as npt
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -18,7 +20,7 @@ from ..evaluation.evaluator import Evaluator
 from ..evolution.tuned import Job
 from ..files import fingerprint, to_safetensors
 from ..inputs.models import copied, set_state
-from ..inputs.splits import example_sums, score
+from ..inputs.splits import Split, example_sums, score
 from ..inputs.weights import load_weights
 from ..masks.genome import Individual, Measurement, Result, set_bits
 from ..masks.layout import Layout
@@ -31,7 +33,7 @@ from .progress import training_progress
 from .rebuild import registered_run
 from .run import Run, make_evaluator
 
-Tested = tuple[float, float, float]  # a score and its interval
+Tested = tuple[float, float, float, npt.NDArray[Any]]  # a score, its interval, and what each image contributes
 GROW_STEPS = 16  # of a job, whose images say by their gradients which weights grow; they count as steps
 STAGES: dict[str, Evaluator] = {}  # of this process, by identity, at most one
 
@@ -98,8 +100,13 @@ class RepairPoint:
         run = registered_run(self.identity)
         found, model = run.last.score(individual), run.last.prepared.model
         test = None if run.config.finetune_epochs else run.data.test
-        tested = None if test is None else test.task.tested(example_sums(model, test, run.batch_size))
+        tested = None if test is None else tested_on(test, example_sums(model, test, run.batch_size))
         return found, tested, to_safetensors(model.state_dict())
+
+
+def tested_on(test: Split, sums: Tensor) -> Tested:
+    """Return what is reported of the sums (n, k) of each test image."""
+    return (*test.task.tested(sums), test.task.each(sums))
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from ..inputs.named import build_model, load_model, load_objectives
 from ..inputs.nested import described, leaves, shapes
 from ..inputs.sources import constants, limit, load_data
 from ..inputs.splits import Data, as_data
-from ..inputs.tasks import CLASSIFICATION, check_task, guessed, optimised, task_of
+from ..inputs.tasks import CLASSIFICATION, check_task, constant_score, guessed, optimised, task_of
 from ..inputs.weights import STRANGE, kind_of, load_weights, read_weights
 from ..masks.layers import USUAL, LeftOut, aliases, find_layers, left_out, prunable_parameters
 from ..masks.layout import Layout
@@ -67,12 +67,12 @@ def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder, c
     check_together(net, splits, config, layout)
     config = config if config.plan == AUTO else settle_for_model(config, net)
     record = Record(
-        settings=config.settings(), command=old.command if old and old.command else command,
-        rebuildable=isinstance(model, str), named_data=isinstance(data, str), outputs=outputs, channels=channels_of(splits),
-        splits=splits.sizes(), mean=splits.search.mean, std=splits.search.std, layout=tuple(layout),
-        weights=layout.total, batch_size=batch_size_for(activation, device), threads=config.threads or torch.get_num_threads(),
-        device=device_name(device), versions=versions(), objectives=optimised(config.objectives, config.task),
-        aliases=aliases(net, layout), toolbox=toolbox, inputs=described(splits.search.inputs(slice(0, LIKE))), left_out=apart)
+        outputs=outputs, named_data=isinstance(data, str), settings=config.settings(), rebuildable=isinstance(model, str),
+        command=(old and old.command) or command, splits=splits.sizes(), channels=channels_of(splits), mean=splits.search.mean,
+        constant=constant_score(task_of(config.task), splits.search.labels), layout=tuple(layout), std=splits.search.std,
+        threads=config.threads or torch.get_num_threads(), weights=layout.total, batch_size=batch_size_for(activation, device),
+        objectives=optimised(config.objectives, config.task), device=device_name(device), versions=versions(),
+        aliases=aliases(net, layout), inputs=described(splits.search.inputs(slice(0, LIKE))), toolbox=toolbox, left_out=apart)
     say(record, old)
     if config.train_epochs and resumed is None:
         train_first(net, splits, record, folder)
@@ -84,8 +84,8 @@ def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder, c
         record = replace(record, settings=config.settings())
     evaluator = make_evaluator(net, layout, splits, config, size, record.batch_size)
     say_unsolved(evaluator, config)
-    run = Run(config, net, splits, layout, record.batch_size, evaluator, record.measured,
-              identity_of(config, layout, (record.batch_size, size), splits, net), deadline(config.max_seconds))
+    identity = identity_of(config, layout, (record.batch_size, size), splits, net)
+    run = Run(config, net, splits, layout, record.batch_size, evaluator, record.measured, identity, deadline(config.max_seconds))
     write_start(run, record, folder, resumed is not None)
     return run
 

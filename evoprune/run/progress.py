@@ -1,15 +1,84 @@
-"""How far a run is and how long the rest will take, told now and then."""
+"""How far a run is and how long the rest will take: on a bar where a person looks, elsewhere in lines now and then."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from time import monotonic
+from typing import Any
 
 from ..objectives import Objectives
 
 SAY_EVERY = 3.0  # seconds between lines of progress
+AT = (0.8, 0.95, 0.99)  # sparsities at which the bar has the front
+SURE = 1.0  # seconds of a phase before its end can be guessed
 log = logging.getLogger("evoprune")
+
+
+class Bar:
+    """One line at the foot of a terminal, which is there while a phase tells how far it is."""
+
+    def __init__(self) -> None:
+        self.bar: Any = None
+
+    def show(self, what: str, share: float, rest: str) -> None:
+        """Show how far a phase is."""
+        from tqdm import tqdm
+
+        if self.bar is None:
+            form = "{desc} |{bar}|{postfix}"
+            self.bar = tqdm(total=1.0, bar_format=form, dynamic_ncols=True, leave=False, miniters=0, desc=what)
+        self.bar.set_description_str(what, refresh=False)
+        self.bar.set_postfix_str(rest, refresh=False)
+        self.bar.update(min(1.0, share) - self.bar.n)
+
+    def end(self) -> None:
+        """Clear the line until the next phase."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+BARS: list[Bar] = []  # of this process, at most one
+
+
+def looked_at() -> bool:
+    """Return whether a person looks, at a terminal or a notebook."""
+    return "ipykernel" in sys.modules or (sys.stdout.isatty() and sys.stderr.isatty())
+
+
+@contextmanager
+def progress_shown(wanted: bool | None) -> Iterator[None]:
+    """Show for a while how far a run is: by a bar where a person looks, elsewhere by lines on standard error, unless messages go
+    somewhere already. Without a wish, only where a person looks."""
+    if wanted is False or not (wanted or looked_at()):
+        yield
+        return
+    handler, level = logging.StreamHandler(), log.level
+    if lines := not log.hasHandlers() and not looked_at():
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+    if looked_at():
+        BARS.append(Bar())
+    try:
+        yield
+    finally:
+        while BARS:
+            BARS.pop().end()
+        if lines:
+            log.removeHandler(handler)
+            log.setLevel(level)
+
+
+def on_bar(what: str, share: float, rest: str) -> bool:
+    """Show on the bar how far a phase is, till it is done; return False where there is none."""
+    for bar in BARS:
+        bar.show(what, share, rest)
+        if share >= 1:
+            bar.end()
+    return bool(BARS)
 
 
 def clock(seconds: float) -> str:
@@ -41,41 +110,67 @@ class Pace:
         """Return how long the rest will take."""
         return clock(self.each() * max(0, self.planned - self.done))
 
+    def sure(self) -> str:
+        """Return that for a bar: nothing in the first moments, which say little."""
+        return f", {self.left()} left" if monotonic() - self.started >= SURE else ""
+
 
 class SearchProgress:
     """Tells how far a search is: of `planned` masks, or epochs where it trains."""
 
     def __init__(self, generations: int, planned: float, trains: bool, done: float, objectives: Objectives):
         self.generations, self.trains, self.axis = generations, trains, objectives[objectives.axis]
-        self.pace = Pace(planned, done)
-        self.estimated = trains
+        self.objectives, self.pace, self.bred = objectives, Pace(planned, done), Pace(generations)
+        self.estimated, self.begun, self.front = trains, False, ""
+
+    def left(self) -> str:
+        """Return how long the rest will take: by generations once there has been one, for not every child is measured."""
+        bred = self.bred
+        if self.trains or bred.done == bred.begun:
+            return self.pace.left()
+        since = monotonic() - self.ended
+        return clock(max(0.0, (self.ended - bred.started) / (bred.done - bred.begun) * (bred.planned - bred.done) - since))
 
     def evaluated(self, i: int, of: int) -> None:
         """Count one more mask measured; `i` of `of` in this batch."""
-        if self.trains:
+        self.pace.done += not self.trains
+        what = f"generation {int(self.bred.done) + self.begun} of {self.generations}, child {i} of {of}"
+        pace, left = self.pace, f"{self.left()} left" if self.pace.sure() else ""
+        if on_bar(what, pace.done / max(pace.planned, 1e-9), "; ".join(filter(None, (self.front, left)))) or self.trains:
             return
-        pace = self.pace
-        pace.done += 1
         if not self.estimated and (i == of or pace.due(SAY_EVERY)):
             self.estimated, pace.said = True, monotonic()
-            log.info("%.3g s a mask; the search of %s masks will take about %s", pace.each(), f"{pace.planned:,}",
+            log.info("%.3g s a mask; %s masks will take about %s", pace.each(), f"{pace.planned - pace.begun:,}",
                      clock(pace.each() * (pace.planned - pace.begun)))
         elif self.estimated and pace.due(5 * SAY_EVERY):  # long generations
-            log.info("  %d of %d masks of this generation, %s left", i, of, pace.left())
+            log.info("  %d of %d masks of this generation, %s left", i, of, self.left())
 
-    def generation(self, row: Mapping[str, float]) -> None:
-        """Say how the archive stands, by a row of the log."""
+    def generation(self, row: Mapping[str, float], values: Sequence[Sequence[float]] = ()) -> None:
+        """Say how the archive stands, by a row of the log and the values of its points."""
         last = row["generation"] == self.generations
         if self.trains:
             self.pace.done = row["epochs"]
-        if not (self.trains or last or not row["generation"] or self.pace.due(SAY_EVERY)):
+        if not self.begun:
+            self.begun, self.bred.begun, self.bred.started = True, row["generation"], monotonic()
+        self.bred.done, self.ended, self.front = row["generation"], monotonic(), self.at(values)
+        if BARS or not (self.trains or last or not row["generation"] or self.pace.due(SAY_EVERY)):
             return
         self.pace.said = monotonic()
         spent = f", {row['epochs']:.3g} of {self.pace.planned:g} epochs" if self.trains else ""
         masks = "" if self.trains else f", {row['evaluations']:,} masks"
-        left = "" if last or self.pace.done == self.pace.begun else f", {self.pace.left()} left"
+        left = "" if last or self.pace.done == self.pace.begun else f", {self.left()} left"
         log.info("generation %d of %d%s: hvlog %.4f, %d points up to %s %s%s%s", row["generation"], self.generations,
                  spent, row["hvlog"], row["points"], self.axis.said(row[self.axis.logged]), self.axis.name, masks, left)
+
+
+    def at(self, values: Sequence[Sequence[float]]) -> str:
+        """Return the best score at three sparsities, for the bar."""
+        objectives, found = self.objectives, []
+        score = objectives[objectives.score]
+        for wish in AT:
+            fits = [each[objectives.score] for each in values if each[objectives.axis] >= wish]
+            found.append(f"{score.shown(score.best_of(fits)) if fits else '-'} at {100 * wish:g} %")
+        return f"{score.title} {', '.join(found)}" if values else ""
 
 
 def training_progress(what: str) -> Callable[[int, int], None]:
@@ -89,7 +184,7 @@ def progress_of(what: str, units: str) -> Callable[[int, int], None]:
 
     def progress(done: int, of: int) -> None:
         pace.planned, pace.done = of, done
-        if done < of and pace.due(5):
+        if not on_bar(what, done / max(of, 1), f"{done} of {of} {units}{pace.sure()}") and done < of and pace.due(5):
             log.info("%s: %d of %d %s, %s left", what, done, of, units, pace.left())
 
     return progress

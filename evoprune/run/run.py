@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,6 +43,7 @@ class Run:
     dense: Measured  # what the model measured before pruning
     identity: str  # of model, data and settings: a checkpoint belongs to it or is refused
     deadline: float  # of the monotonic clock
+    on_generation: Callable[[dict[str, float]], None] | None = None  # the user's, called with each row of the log
 
     @property
     def objectives(self) -> Objectives:

@@ -53,6 +53,8 @@ def search(run: Run, toolbox: base.Toolbox, checkpoint: Path, mapping: Callable[
     state = load(checkpoint, run.layout, run.objectives, run.identity)
     measured, offspring = toolbox.first() if state is None else ([], [])
     done = 0 if state is None else state.log[-1]["epochs" if trains else "evaluations"]
+    if state is not None and not trains:
+        planned = done + config.population * (config.generations - state.generation)
     progress = SearchProgress(config.generations, planned, trains, done, run.objectives)  # its clock starts with the first masks
     if toolbox.map.func in (map, local):  # whoever registered another keeps it
         toolbox.register("map", mapping, progress=progress.evaluated)
@@ -65,7 +67,7 @@ def search(run: Run, toolbox: base.Toolbox, checkpoint: Path, mapping: Callable[
             yield state
     else:
         yield state
-    progress.generation(state.log[-1])
+    tell(run, state, progress)
     yield from generations_in_time(run, state, toolbox, checkpoint, progress)
 
 
@@ -82,13 +84,20 @@ def generations_in_time(run: Run, state: State, toolbox: base.Toolbox, checkpoin
             state = next(generations)
             longest = max(longest, monotonic() - started)
             yield state  # before anything that a signal may interrupt
-            progress.generation(state.log[-1])
+            tell(run, state, progress)
             if monotonic() - saved >= SAVE_EVERY:
                 save(checkpoint, state, run.identity)
                 remove(checkpoint / TRAINED)  # jobs of this generation, which is whole now
                 saved = monotonic()
     finally:
         save(checkpoint, state, run.identity)
+
+
+def tell(run: Run, state: State, progress: SearchProgress) -> None:
+    """Say how the archive stands, to whoever looks and to whoever asked."""
+    progress.generation(state.log[-1], [individual.fitness.values for individual in state.archive])
+    if run.on_generation is not None:
+        run.on_generation(dict(state.log[-1]))
 
 
 def plan_masks(run: Run, toolbox: base.Toolbox) -> int:

@@ -1,11 +1,19 @@
+import fcntl
+import os
+import pty
 import re
+import struct
+import subprocess
+import sys
+import termios
+from contextlib import suppress
 from itertools import count
 
 import pytest
 import torch
 from conftest import Small
 
-from evoprune import prune
+from evoprune import EvopruneError, prune
 from evoprune.objectives import USUAL
 from evoprune.run import progress
 from evoprune.run.progress import Pace, SearchProgress, clock, training_progress
@@ -48,10 +56,116 @@ def test_a_search_of_masks_says_what_it_will_take_and_then_now_and_then(time, ca
     told.generation(ROW)
     told.generation({**ROW, "generation": 3})
     assert said(caplog) == [
-        "0.1 s a mask; the search of 80 masks will take about 0:08",
+        "0.1 s a mask; 80 masks will take about 0:08",
         "generation 0 of 3: hvlog 0.5000, 3 points up to 90.00 % sparsity, 20 masks, 0:06 left",
-        "generation 1 of 3: hvlog 0.5000, 3 points up to 90.00 % sparsity, 20 masks, 0:21 left",
+        "generation 1 of 3: hvlog 0.5000, 3 points up to 90.00 % sparsity, 20 masks, 0:10 left",
         "generation 3 of 3: hvlog 0.5000, 3 points up to 90.00 % sparsity, 20 masks"]
+
+
+def test_the_time_left_goes_by_generations_for_not_every_child_is_measured(time, caplog):
+    """Of the 100 masks planned, 20 a generation, only ten a generation are new."""
+    caplog.set_level("INFO", "evoprune")
+    told = SearchProgress(4, 100, False, 0, USUAL)
+    for generation in range(4):
+        for i in range(1, 11):
+            time[0] += 1.0
+            told.evaluated(i, 10)
+        told.generation({**ROW, "generation": generation})
+    left = [re.search(r"generation (\d) of 4.* (\d:\d\d) left", line) for line in said(caplog) if "hvlog" in line]
+    assert [found.groups() for found in left] == [("0", "1:30"), ("1", "0:30"), ("2", "0:20"), ("3", "0:10")]
+
+
+def test_a_resumed_search_counts_only_what_is_to_go(caplog, tmp_path):
+    caplog.set_level("INFO", "evoprune")
+    data = torch.randn(40, 64), torch.arange(40) % 10
+    small = {"population": 4, "threads": 1}
+    net = Small()
+    prune(net, data, out=tmp_path / "again", generations=5, max_seconds=0.0, **small)
+    caplog.clear()
+    prune(net, data, resume=tmp_path / "again")
+    planned = [re.search(r"s a mask; (\d+) masks will take", line) for line in said(caplog)]
+    assert [int(found[1]) for found in planned if found] == [20]  # five generations of four: the first masks are measured
+
+
+class Lines:
+    """A bar that keeps what it shows."""
+
+    def __init__(self):
+        self.shown, self.share = [], 0.0
+
+    def show(self, what, share, rest):
+        self.shown.append(f"{what} | {rest}")
+        self.share = share
+
+    def end(self):
+        self.shown.append("")
+
+
+def test_a_bar_has_the_phase_the_child_the_front_and_the_time_left(time, caplog, monkeypatch):
+    caplog.set_level("INFO", "evoprune")
+    bar = Lines()
+    monkeypatch.setattr(progress, "BARS", [bar])
+    told = SearchProgress(3, 16, False, 0, USUAL)
+    for i in range(1, 5):
+        time[0] += 2.0
+        told.evaluated(i, 4)
+    told.generation({**ROW, "generation": 0}, [(0.9, 0.5), (0.8, 0.85), (0.6, 0.96), (0.5, 0.97)])
+    time[0] += 2.0
+    told.evaluated(1, 4)
+    assert bar.shown[0] == "generation 0 of 3, child 1 of 4 | 0:30 left" and bar.share == 5 / 16
+    assert bar.shown[-1] == ("generation 1 of 3, child 1 of 4 | accuracy 80.00 at 80 %, 60.00 at 95 %, - at 99 %; 0:22 left")
+    steps = training_progress("a child")
+    steps(3, 12)
+    assert bar.shown[-1] == "training a child | 3 of 12 steps" and bar.share == 0.25  # too early to say when it ends
+    time[0] += 3.0
+    steps(6, 12)
+    steps(12, 12)
+    assert bar.shown[-3:] == ["training a child | 6 of 12 steps, 0:03 left", "training a child | 12 of 12 steps, 0:00 left", ""]
+    assert said(caplog) == []  # a bar stands for the lines
+
+
+def test_without_a_terminal_progress_is_lines_and_only_where_wanted(tmp_path):
+    program = """
+import sys, torch, evoprune
+from torch import nn
+net, x = nn.Linear(16, 3), torch.randn(40, 16)
+rows = []
+front = evoprune.prune(net, (x, net(x).argmax(1)), out=sys.argv[1], population=4, generations=2, threads=1,
+                       progress={"None": None, "True": True, "False": False}[sys.argv[2]], on_generation=rows.append)
+with open(front.path / "log.csv") as file:
+    assert [str(row["hvlog"]) for row in rows] == [line.split(",")[4] for line in file.read().splitlines()[1:]], rows
+assert [row["generation"] for row in rows] == [0, 1, 2]
+"""
+    for wish, lines in (("None", False), ("True", True), ("False", False)):
+        done = subprocess.run([sys.executable, "-c", program, str(tmp_path / wish), wish], capture_output=True, text=True)
+        assert done.returncode == 0 and done.stdout == "", done.stderr
+        assert ("generation 2 of 2: hvlog" in done.stderr) is lines and "\r" not in done.stderr
+
+
+def test_on_a_terminal_there_is_a_bar_and_quiet_has_none(tmp_path):
+    for flags, bar in (((), True), (("--quiet",), False)):
+        master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 200, 0, 0))
+        command = [sys.executable, "-m", "evoprune.main", "--generations", "3", "--train-epochs", "1", "--population", "8",
+                   "--threads", "1", *flags]
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=slave, stderr=slave)
+        os.close(slave)
+        text = b""
+        with suppress(OSError):  # the end of a terminal
+            while more := os.read(master, 1 << 16):
+                text += more
+        assert process.wait(60) == 0
+        os.close(master)
+        assert bool(re.search(rb"generation \d of 3, child \d of 8 \|.*accuracy .* at 80 %, ", text)) is bar
+        assert (b"test accuracy (95 %)" in text) is bar and (text == b"") is not bar
+
+
+@pytest.mark.parametrize("wrong", [{"progress": "yes"}, {"on_generation": 3}])
+def test_what_cannot_show_progress_is_refused(wrong, tmp_path):
+    name, = wrong
+    with pytest.raises(EvopruneError, match=f"^{name}: found "):
+        prune(Small(), (torch.randn(40, 64), torch.arange(40) % 10), out=tmp_path / "run", **wrong)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_tuned_run_counts_epochs(time, caplog):

@@ -1,0 +1,217 @@
+"""pick, compare and report as a user types them."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+import evoprune
+from evoprune.commands import COMMANDS, parser_of
+from evoprune.main import main
+from evoprune.results.written import DONE
+from evoprune.views.pick import bytes_of, first_within, packed_bytes, seconds_of
+
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def named(weights_file, tmp_path_factory):
+    """A finished run of a model that its folder names."""
+    out = tmp_path_factory.mktemp("named") / "run"
+    return evoprune.prune("lenet", "digits", weights=weights_file, out=str(out), population=12, generations=3, threads=1)
+
+
+@pytest.fixture
+def copied(named, tmp_path):
+    """A copy without hashes, whose files may be changed."""
+    run = shutil.copytree(named.path, tmp_path / "run")
+    done = json.loads((run / DONE).read_text())
+    (run / DONE).write_text(json.dumps({**done, "files": None}))
+    return run
+
+
+def command(capsys, *arguments):
+    """Return what a command line prints to standard output; it must have no errors."""
+    assert main([str(a) for a in arguments]) == 0
+    return capsys.readouterr().out
+
+
+def refused(capsys, *arguments):
+    """Return the one line that a command line ends with."""
+    try:
+        status = main([str(a) for a in arguments])
+    except SystemExit as stopped:
+        status = stopped.code
+    out, err = capsys.readouterr()
+    assert status == 2 and err.startswith("evoprune: ") and err.count("\n") == 1 and "point " not in out
+    return err.removeprefix("evoprune: ").rstrip("\n")
+
+
+@pytest.mark.parametrize(("wish", "expected"), [
+    (["--drop", "0.05"], lambda front: front.best(drop=0.05)), (["--accuracy", "0.5"], lambda front: front.best(accuracy=0.5)),
+    (["--score", "0.5"], lambda front: front.best(accuracy=0.5)), (["--knee"], lambda front: front.knee()),
+    (["--sparsity", "0.8"], lambda front: front.best(sparsity=0.8)), (["--id", "001"], lambda front: front["001"])])
+def test_pick_takes_what_a_front_takes_and_says_what_it_is(wish, expected, named, capsys):
+    point, said = expected(named), command(capsys, "pick", named.path, *wish)
+    assert said.startswith(f"point {point.id} of {named.path}: lenet on digits\n")
+    for text in (f"accuracy: {100 * point.accuracy:.2f} % on 287 search images",
+                 f", {100 * point.test_accuracy:.2f} % on 359 test images",
+                 f"sparsity: {100 * point.sparsity:.2f} %", f"weights: {point.kept:,} of 11,208",
+                 f"before pruning: {100 * named.record.measured.score:.2f} %", f"pick {named.path} --id {point.id} --export "):
+        assert text in said
+    line = said[said.index("in Python: ") + 11:].splitlines()[0]
+    space = {}
+    exec(line, space)
+    assert int(sum((p != 0).sum() for name, p in space["model"].named_parameters() if name in point.masks())) <= point.kept
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["--accuracy", "0.99999"], r"front: no point has accuracy >= 0\.99999; the front reaches accuracy 0\.\d{4}"),
+    (["--sparsity", "1.1"], r"front: no point has sparsity >= 1\.1; the front reaches sparsity \d\.\d{4}"),
+    (["--id", "x\x1b[2J"], r"pick: no point 'x\\\\?x1b\[2J', expected one of 000 to \d{3}, as in front\.csv"),
+    (["--bytes", "10"], r"pick: no point has bytes at 32 bits a value <= 10; the smallest has [\d,]+"),
+    (["--latency", "1us"], r"pick: no point has latency <= 0\.001 ms, one example on one thread here; the fastest takes "
+     r"[\d.]+ ms; with --slim the dead channels are cut out first"),
+    (["--drop", "much"], r"argument --drop: found 'much', expected a number; see --help"),
+    (["--bytes", "20 apples"], r"argument --bytes: found '20 apples', expected bytes like 20k or 1\.5M; see --help"),
+    (["--latency", "5"], r"argument --latency: found '5', expected a time like 5ms, 300us or 0\.1s; see --help"),
+    ([], r"one of the arguments --drop --accuracy/--score --sparsity --bytes --latency --knee --id is required; see --help"),
+    (["--knee", "--id", "000"], r"argument --id: not allowed with argument --knee; see --help"),
+    (["--knee", "--bits", "7"], r"argument --bits: invalid choice: 7 .*"),
+    (["--drop", "nan"], r"best: found drop=nan, expected a finite number")])
+def test_what_cannot_be_picked_is_one_line_that_says_how_near_the_front_comes(arguments, said, named, capsys):
+    assert re.fullmatch(said, refused(capsys, "pick", named.path, *arguments))
+
+
+def test_a_folder_that_is_none_is_refused_by_each_command(tmp_path, capsys):
+    for words in (["pick", tmp_path, "--knee"], ["compare", tmp_path], ["report", tmp_path]):
+        assert refused(capsys, *words) == f"{tmp_path}: no run there (no config.json in it), expected a folder with config.json"
+
+
+def test_a_picked_point_is_taken_away_and_counted_as_the_file_has_it(named, tmp_path, capsys):
+    file = tmp_path / "small.packed.safetensors"
+    said = command(capsys, "pick", named.path, "--knee", "--export", file, "--bits", "8")
+    assert re.search(r"small\.packed\.safetensors: [\d,]+ bytes, point \d+, .* accuracy of the file, opened in a fresh process, "
+                     r"\d+\.\d\d on 359 examples", said)
+    assert torch.equal(evoprune.load_packed(file, named.structure()).conv1.weight != 0, named.knee().masks()["conv1.weight"])
+    assert refused_after(capsys, "pick", named.path, "--knee", "--export", file).startswith(f"{file}: is there already")
+    found = json.loads(command(capsys, "pick", named.path, "--id", "000", "--export", file, "--overwrite", "--json"))
+    assert found["export"] == {"path": str(file), "bytes": file.stat().st_size} and found["id"] == "000"
+    assert found["accuracy"] == named["000"].accuracy and found["dense"]["id"] == "dense" and found["calls"] is None
+
+
+def refused_after(capsys, *arguments):
+    """The line that a command ends with after it has said what it picked."""
+    assert main([str(a) for a in arguments]) == 2
+    return capsys.readouterr().err.removeprefix("evoprune: ")
+
+
+def test_bytes_are_those_of_the_packed_file_and_the_densest_that_fits_is_taken(named, capsys):
+    sizes = {point.id: packed_bytes(point, 16) for point in named}
+    limit = sorted(sizes.values())[len(sizes) // 2]
+    found = json.loads(command(capsys, "pick", named.path, "--bytes", limit, "--bits", "16", "--json"))
+    assert found["id"] == next(point.id for point in named if sizes[point.id] <= limit)
+
+
+def test_no_more_is_looked_at_than_must_be_and_what_comes_nearest_is_said():
+    costs, looked = [10, 9, 7, 8, 6], []
+
+    def cost(i):
+        looked.append(i)
+        return costs[i]
+
+    assert first_within(range(5), cost, 8, str) == 2 and looked == [0, 1, 2]
+    with pytest.raises(evoprune.EvopruneError, match="^pick: no point has at most: 6$"):
+        first_within(range(5), cost, 5, lambda least: f"at most: {least}")
+
+
+def test_sizes_and_times_are_read_as_people_write_them():
+    assert [bytes_of(text) for text in ("20k", "1.5M", "300000", "2 kB".replace(" ", ""), "1g")] == [2e4, 1.5e6, 3e5, 2e3, 1e9]
+    assert [seconds_of(text) for text in ("5ms", "300us", "0.1 s")] == pytest.approx([5e-3, 3e-4, 0.1])
+    for read, text in ((bytes_of, "-3"), (bytes_of, "k"), (seconds_of, "5"), (seconds_of, "5min"), (seconds_of, "nan s")):
+        with pytest.raises(ValueError):
+            read(text)
+
+
+def test_where_search_and_test_differ_beyond_their_intervals_it_is_said(named, copied, capsys):
+    point = named[0]
+    assert "beyond" not in command(capsys, "pick", named.path, "--id", "000")
+    table = (copied / "front.csv").read_text()
+    low = point.test_accuracy - 0.3
+    (copied / "front.csv").write_text(table.replace(
+        f"{point.test_accuracy},{point.test_low},{point.test_high}", f"{low},{low - 0.01},{low + 0.01}", 1))
+    said = command(capsys, "pick", copied, "--id", "000")
+    assert re.search(r"search and test differ beyond their 95 % intervals \([\d.]+-[\d.]+ on search images\): go by", said)
+    assert json.loads(command(capsys, "pick", copied, "--id", "000", "--json"))["differ"] is True
+
+
+def test_it_says_which_function_building_the_model_calls_and_calls_none(copied, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text("raise SystemExit('called')")
+    text = (copied / "config.json").read_text()
+    (copied / "config.json").write_text(text.replace('"model": "lenet"', '"model": "net.py:make"'))
+    said = command(capsys, "pick", copied, "--knee")
+    assert f"building the model calls the function make of the file {tmp_path}/net.py, as the run's folder says" in said
+    (copied / "config.json").write_text(text.replace('"rebuildable": true', '"rebuildable": false'))
+    assert f"load_front({str(copied)!r}, model=yours)" in command(capsys, "pick", copied, "--knee")
+
+
+def test_report_says_where_it_is_and_makes_one_where_there_is_none(named, copied, tmp_path, capsys):
+    assert command(capsys, "report", named.path).startswith(f"{named.path}/report.html    open it in a browser")
+    (copied / "report.html").unlink()
+    found = json.loads(command(capsys, "report", copied, "--json"))
+    assert found == {"run": str(copied), "report": f"{copied}/report.html", "bytes": (copied / "report.html").stat().st_size}
+    command(capsys, "report", copied, "--out", tmp_path / "other.html")
+    assert (tmp_path / "other.html").read_bytes() == (copied / "report.html").read_bytes()
+    assert refused(capsys, "report", copied, "--out", tmp_path / "other.html").endswith("--overwrite for a file")
+    (named.path / "report.html").write_text(before := (named.path / "report.html").read_text() + " ")
+    assert "damaged or changed since the run wrote it" in refused(capsys, "report", named.path)
+    (named.path / "report.html").write_text(before[:-1])
+
+
+def test_compare_prints_a_table_and_keeps_it_as_csv_and_picture(named, run_folder, tmp_path, capsys):
+    files = tmp_path / "table.csv", tmp_path / "fronts.png"
+    said = command(capsys, "compare", named.path, named.path, "--at", "0.5,0.8", "--csv", files[0], "--plot", files[1])
+    assert "test accuracy at sparsity, %" in said and "so it is" in said and said.count(str(named.path)) == 2
+    assert len(files[0].read_text().splitlines()) == 5 and files[1].read_bytes().startswith(b"\x89PNG")
+    assert refused(capsys, "compare", named.path, "--csv", files[0]) == (
+        f"{files[0]}: is there already; expected another name, or --overwrite for a file")
+    found = json.loads(command(capsys, "compare", named.path, named.path, "--json"))
+    assert len(found["runs"]) == 2 and {row["verdict"] for row in found["rows"]} == {None, "tie"}
+    assert "expected sparsities like 0.9,0.95" in refused(capsys, "compare", named.path, "--at", "95")
+    assert "found a test split of 359 images of data handed in" in refused(capsys, "compare", named.path, run_folder)
+
+
+PROGRAMS = [["pick", "RUN", "--knee", "--json"], ["pick", "RUN", "--drop", "0.1"], ["compare", "RUN", "RUN", "--plot", "p.png"],
+            ["report", "RUN", "--out", "r.html"], *([name, "--help"] for name in COMMANDS)]
+
+
+@pytest.mark.parametrize("words", PROGRAMS, ids=" ".join)
+def test_what_only_looks_imports_no_torch(words, named, tmp_path):
+    words = [str(named.path) if word == "RUN" else word for word in words]
+    program = f"""
+import sys
+from evoprune.main import main
+try:
+    status = main({words!r})
+except SystemExit as stopped:
+    status = stopped.code
+sys.exit(status or 3 * ('torch' in sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_has_help_examples_and_docs(name):
+    text = parser_of(name).format_help()
+    examples = re.findall(rf"^  python -m evoprune\.main ({name} .*)$", text, re.MULTILINE)
+    shown = re.findall(rf"^python -m evoprune\.main ({name} .*)$", README, re.MULTILINE)
+    assert examples and shown and "--json" in text
+    for line in (*examples, *shown):
+        parser_of(name).parse_args(line.split("#")[0].split()[1:])
