@@ -10,7 +10,7 @@ from evoprune.commands import COMMANDS, parser_of
 from evoprune.config import options
 from evoprune.main import parser
 
-README, DOCS = ((ROOT / folder / "README.md").read_text() for folder in (".", "docs"))
+README, DOCS = ((ROOT / folder / "README.md").read_text() for folder in (".", "evoprune"))
 BLOCKS, MORE = (re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL) for text in (README, DOCS))
 
 
@@ -53,7 +53,7 @@ def test_the_readme_is_what_a_user_needs():
     assert len([line for line in README.splitlines() if not line.startswith("| `--")]) <= 250
 
 
-@pytest.mark.parametrize("folder", [".", "results", "docs"])
+@pytest.mark.parametrize("folder", [".", "results", "evoprune"])
 def test_pictures_and_files_that_a_readme_names_exist(folder):
     links = re.findall(r"\]\(([^):]+)\)", (ROOT / folder / "README.md").read_text())
     assert links
