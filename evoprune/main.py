@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("evoprune")
 
 SAME = {"accuracy_floor": ("--score-floor",)}  # other names of a flag
-MATTER = ("model", "data", "weights", "out", "max_seconds", "finetune_epochs")  # most, and stand first
+MATTER = ("model", "data", "weights", "minutes", "out", "max_seconds")  # most, and stand first
 GROUPS = {"model": "what is pruned, and on what", "start": "the search", "total_epochs": "training while searching, and rules to "
           "compare with", "layerwise": "layer by layer", "finetune_epochs": "training after the search",
           "out": "where and how"}  # of settings, each by its first
@@ -44,8 +44,8 @@ EXAMPLES = f"""commands, each with a --help of its own:
 
 examples:
   {PROGRAM}
-  {PROGRAM} --model torchvision:resnet18 --data folder:photos --finetune-epochs 5
-  {PROGRAM} --model net.py:make --weights net.pth --data npz:arrays.npz --max-seconds 3600
+  {PROGRAM} --model torchvision:resnet18 --data folder:photos --minutes 60
+  {PROGRAM} --model net.py:make --weights net.pth --data npz:arrays.npz --finetune-epochs 5
   {PROGRAM} --resume results/lenet-digits
   {PROGRAM} pick results/lenet-digits --drop 0.01 --export small.onnx
 """

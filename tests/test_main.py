@@ -12,8 +12,9 @@ import torch
 from conftest import hashes
 
 from evoprune import prune
-from evoprune.config import options
-from evoprune.main import main, parser, what_next
+from evoprune.commands import COMMANDS, parser_of
+from evoprune.config import PROGRAM, options
+from evoprune.main import GROUPS, MATTER, flag_of, main, parser, what_next
 
 
 def run(capsys, *arguments):
@@ -29,6 +30,23 @@ def test_every_setting_is_a_flag_with_help():
         flag = "--" + ("no-" if about.default is True else "") + name.replace("_", "-")
         assert flag in text
     assert "--resume DIR" in text
+
+
+def test_help_comes_in_groups_what_matters_first_and_ends_with_examples():
+    text = parser().format_help()
+    heads = re.findall(r"^([a-z].*):$", text, re.MULTILINE)
+    assert heads[:3] == ["options", "what matters first", "what is pruned, and on what"] and heads[-2:] == [
+        "commands, each with a --help of its own", "examples"]
+    assert set(GROUPS) <= set(options()) and set(MATTER) <= set(options()) and len(MATTER) == 6
+    first = text[text.index("what matters first:"):text.index("what is pruned, and on what:")]
+    assert all(f"  {flag_of(name)}" in first for name in MATTER)
+    for name in options():
+        assert len(re.findall(rf"^  {flag_of(name)}(?= |$)", text, re.MULTILINE)) == 1, name
+    examples = re.findall(rf"^  {PROGRAM}(.*)$", text[text.index("examples:"):], re.MULTILINE)
+    assert len(examples) >= 4
+    for words in map(shlex.split, examples):
+        (parser_of(words[0]) if words[:1] and words[0] in COMMANDS else parser()).parse_args(
+            words[1:] if words[:1] and words[0] in COMMANDS else words)
 
 
 def test_the_first_command_shows_progress_the_front_the_files_and_what_is_next(capsys, tmp_path, monkeypatch):
