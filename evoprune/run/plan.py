@@ -44,7 +44,7 @@ POPULATIONS = (64, 32, 16, 8)
 DENSITIES = (0.3, 0.05)  # of the masks that are timed
 STEPS = 20  # of training that are timed
 SLOW = 1.0  # seconds of what is timed once, without a warm-up
-LONGEST_SHARE = 0.4  # of the time that the shortest path and search may take
+LONGEST_SHARE = 0.6  # of the time that the shortest path and search may take
 FREE = 0.8  # share of the free memory that may be used
 log = logging.getLogger("evoprune")
 
