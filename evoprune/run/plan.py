@@ -37,12 +37,13 @@ from .settings import default_repair, training_config
 SMALL, FEW_MINUTES, MINUTES = 100_000, 1.0, 10.0  # parameters of a model that gets few minutes
 TARGETS = "0.8,0.9,0.95,0.97,0.98,0.985,0.99,0.995"
 IMPORTS, PLOTS = 5.0, 3.0  # seconds that no part of a plan has
-MASKS_SHARE, PATH_SHARE, SEARCH_SHARE = 0.3, 0.35, 0.1  # of the time, at most: of the first masks, a generation, and the last
+MASKS_SHARE, PATH_SHARE, SEARCH_SHARE = 0.35, 0.35, 0.1  # of the time, at most: of the first masks, a generation, and the last
 # measurement; of the path; of the later generations where there is training, which has the rest
 MOST_SHOTS, LEAST_SHOTS, MOST_EPOCHS, LEAST_STEPS = 160, 20, 200, 50  # epochs and steps a seed job
-POPULATIONS = (64, 32, 16, 8)
+POPULATIONS = (64, 48, 32, 24, 16, 8)
 DENSITIES = (0.3, 0.05)  # of the masks that are timed
 STEPS = 20  # of training that are timed
+PUNCTUAL = 0.9  # share of the minutes that is planned, for what takes longer than it did when it was timed
 SLOW = 1.0  # seconds of what is timed once, without a warm-up
 LONGEST_SHARE = 0.6  # of the time that the shortest path and search may take
 FREE = 0.8  # share of the free memory that may be used
@@ -75,11 +76,11 @@ def planned(config: Config, net: nn.Module, splits: Data, layout: Layout, batch_
     spent = IMPORTS + monotonic() - started
     targets = [each for each in TARGETS.split(",") if reachable(replace(config, targets=each), layout)]
     plan = partial(plan_of, costs, free=free_memory(), repair=default_repair(net, config), targets=targets)
-    found = plan(60 * minutes - spent)
+    found = plan(PUNCTUAL * 60 * minutes - spent)
     config = replace(config, minutes=minutes, **found)
     log.info("plan for %g minute%s: %s; %.1f GB", minutes, "s" * (minutes != 1), in_words(config, costs),
              need(costs, config.population) / 1e9)
-    more = replace(config, **plan(600 * minutes - spent))
+    more = replace(config, **plan(PUNCTUAL * 600 * minutes - spent))
     log.info("--minutes %g would give: %s", 10 * minutes, in_words(more, costs))
     log.info("the same without a clock: %s", " ".join(f"--{name.replace('_', '-')} {value}" for name, value in found.items()
                                                        if value != options()[name].default))
