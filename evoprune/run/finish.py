@@ -60,7 +60,7 @@ def write_finished(run: Run, points: list[Pruned], rows: Rows, folder: Folder) -
     write_run(folder, points, rows, run.layout, run.dense, config.accuracy_floor)
     if run.data.test is not None:
         write_right(folder, points, fingerprint(*map(as_bytes_of, (run.data.test.labels, *leaves(run.data.test.images)))))
-    write_views(folder)
+    write_views(folder, finished=True)
     say_whether_better(run, points)
     folder.write_done(generations=config.generations, evaluations=int(rows[-1]["evaluations"]), points=len(points),
                       batch_size=run.evaluator.batch_size,

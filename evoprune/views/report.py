@@ -22,10 +22,11 @@ MOST, WIDTH = 200, 5.2  # points and layers of a page; inches of its pictures
 CELL = 80  # characters of a cell of a table
 
 
-def report(front: Front) -> str:
-    """Return the page of a run, below 1 MB whatever the run is."""
+def report(front: Front, finished: bool | None = None) -> str:
+    """Return the page of a run, below 1 MB whatever the run is; `finished` where that is known before its files say so."""
     points = thin(beyond_chance(front.points, front.record.chance), MOST)
-    parts = [f"<h1>{text(front.record.title)}</h1>", f"<p>{text(summary(front))}</p>"]
+    finished = front.finished if finished is None else finished
+    parts = [f"<h1>{text(front.record.title)}</h1>", f"<p>{text(summary(front, finished))}</p>"]
     if points:
         parts += [the_front(front, points), the_table(front, points), the_layers(front, points)]
     else:
@@ -38,7 +39,7 @@ def pick_line(front: Front, id: str = "") -> str:
     return f"{PROGRAM} pick {shlex.quote(str(front.path))} --id {id}"
 
 
-def summary(front: Front) -> str:
+def summary(front: Front, finished: bool) -> str:
     """Return in a few words what came out."""
     record, objectives = front.record, front.record.optimised
     score, axis = objectives[objectives.score], objectives[objectives.axis]
@@ -46,7 +47,7 @@ def summary(front: Front) -> str:
     tested = "" if dense.test is None else f", {score.said(dense.test)} on the test split"
     taken = "; ".join(f"{name} takes {p.id}, {score.said(p.score)} at {axis.said(p.values[objectives.axis])} {axis.name}"
                       for name, p in (front.marks() if len(front) else {}).items())
-    unfinished = "" if front.finished else "This run has not finished. "
+    unfinished = "" if finished else "This run has not finished. "
     return (f"{unfinished}{len(front):,} models of {layers.weights:,} weights in {len(layers)} layers. The dense model has "
             f"{score.title} {score.said(dense.score)} on the search split{tested}. {taken}{'.' * bool(taken)}")
 
@@ -97,7 +98,7 @@ def the_table(front: Front, points: Sequence[Point]) -> str:
                     f'data-point="{id}">{id}</button></td>{cell}</tr>')
     left = "" if len(points) == len(front) else f"; {len(points):,} of {len(front):,}, the others are in {FRONT}"
     percents = ", ".join(o.name for o in front.record.optimised if o.percent)
-    return (f'<h2>The models</h2>\n<div class="wide"><table><caption>{text(percents)} in %{left}</caption><thead><tr>{head}</tr>'
+    return (f'<h2>The models</h2>\n<p>{text(percents)} in %{left}</p>\n<div class="wide"><table><thead><tr>{head}</tr>'
             f"</thead><tbody>\n" + "\n".join(body) + "\n</tbody></table></div>")
 
 
