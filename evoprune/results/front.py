@@ -51,8 +51,7 @@ class Point(Measured):
             raise EvopruneError(f"{written.home / own}: not there yet, repaired values are written when the run is finished; go "
                                 f"on with --resume {self.front.path}")
         config = self.front.record.config
-        trained = config.total_epochs or config.layerwise or self.origin.endswith("tune") or (
-            config.finetune_epochs and (written.finished or self.score != self.before))
+        trained = config.total_epochs or config.layerwise or self.trained or (config.finetune_epochs and written.finished)
         if self.repair != "none" or (trained and self.kept < self.weights):
             raise EvopruneError(f"{written.home / own}: missing; expected the file that the run wrote")
         state = written.tensors(DENSE)

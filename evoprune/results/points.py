@@ -60,6 +60,11 @@ class Measured:
         return self.values[self.objectives.score]
 
     @property
+    def trained(self) -> bool:
+        """Whether its values are trained ones: it says so, or has another score than before."""
+        return self.origin.endswith("tune") or (self.repair == "none" and self.before != self.score)
+
+    @property
     def density(self) -> float:
         """The share that is left, by the objective of the axis."""
         return 1 - self.values[self.objectives.axis]

@@ -154,7 +154,7 @@ def in_words(point: Point) -> str:
                   f"({score.shown(point.test_low)}-{score.shown(point.test_high)})")
     if dense.test is not None:
         dense_tested = f", {score.said(dense.test)}"
-    made = {"none": "those of the dense model" if point.before == point.score else "trained ones"}.get(
+    made = {"none": "trained ones" if point.trained else "those of the dense model"}.get(
         point.repair, f"repaired ({point.repair})")
     lines = [f"point {point.id} of {front.path}: {record.title}{'' if front.finished else '; the run has not finished'}",
              f"  {score.title}: {score.said(point.score)} on {images['search']:,} search images{tested}",

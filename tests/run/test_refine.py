@@ -130,7 +130,7 @@ def test_points_of_all_phases_are_what_they_say(refined, lenet, digits):
         assert evoprune.accuracy(model, digits.search) == point.accuracy
         assert evoprune.accuracy(model, digits.test) == point.test_accuracy
         trained = point.origin.endswith("tune")
-        assert point.repair == ("none" if trained or point.origin == "dense" else "least-squares")
+        assert point.trained == trained and point.repair == ("none" if trained or point.origin == "dense" else "least-squares")
         assert trained or point.accuracy_before == point.accuracy
         for name, mask in point.masks().items():
             assert not model.get_parameter(name)[~mask].any()
