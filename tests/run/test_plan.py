@@ -97,7 +97,7 @@ def test_what_cannot_be_planned_is_one_line(settings, message, lenet, digits, tm
 
 def make_quick(patch):
     """Set costs so high that every plan is a small one."""
-    costs = replace(COSTS, path=0.5, mask=0.5, last=0.5, step=0.004)
+    costs = replace(COSTS, path=0.5, mask=0.5, last=0.5, step=0.05)
     patch.setattr(plans, "measured_costs", lambda *given: costs)
     patch.setattr(plans, "TARGETS", "0.8,0.95")
 
@@ -122,14 +122,14 @@ def results(out):
 
 def test_a_plan_says_and_records_what_makes_the_same_run(quick, whole, small, digits, tmp_path, caplog):
     with caplog.at_level(logging.INFO, "evoprune"):
-        evoprune.prune(small, digits, out=tmp_path / "run", minutes=0.5, threads=1)
+        evoprune.prune(small, digits, out=tmp_path / "run", minutes=1.0, threads=1)
     assert results(tmp_path / "run") == results(whole)
     said = next(r.getMessage() for r in caplog.records if r.getMessage().startswith("the same without a clock: "))
     settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
     words = said.split(": ")[1].split()
     flags = {flag[2:].replace("-", "_"): value for flag, value in zip(words[::2], words[1::2])}
     assert flags == {name: str(settings[name]) for name in PLANNED if settings[name] != options()[name].default}
-    assert {"minutes", "plan"} <= settings.keys() and settings["minutes"] == 0.5 and settings["refine_epochs"]
+    assert {"minutes", "plan"} <= settings.keys() and settings["minutes"] == 1 and settings["refine_epochs"]
     typed = {name: options()[name].kind(value) for name, value in flags.items()}
     evoprune.prune(small, digits, out=tmp_path / "flags", threads=1, **typed)
     assert results(tmp_path / "flags") == results(whole)
@@ -143,7 +143,7 @@ def whole(small, digits, tmp_path_factory):
     out = tmp_path_factory.mktemp("planned") / "run"
     with pytest.MonkeyPatch.context() as patch:
         make_quick(patch)
-        evoprune.prune(small, digits, out=out, minutes=0.5, threads=1)
+        evoprune.prune(small, digits, out=out, minutes=1.0, threads=1)
     return out
 
 
@@ -187,8 +187,8 @@ def test_a_model_that_least_squares_take_too_long_for_gets_another_repair(small,
 
 def test_a_dry_run_says_the_plan_and_leaves_nothing(quick, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(["--dry-run", "--minutes", "0.5", "--train-epochs", "1"]) == 0
-    assert "plan for 0.5 minutes: " in (said := capsys.readouterr().out) and said.endswith("a dry run: nothing is written\n")
+    assert main(["--dry-run", "--minutes", "1", "--train-epochs", "1"]) == 0
+    assert "plan for 1 minute: " in (said := capsys.readouterr().out) and said.endswith("a dry run: nothing is written\n")
     assert main(["--dry-run", "--resume", "run"]) == 2
     assert not list(tmp_path.iterdir())
 
