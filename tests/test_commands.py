@@ -97,7 +97,7 @@ def test_a_picked_point_is_taken_away_and_counted_as_the_file_has_it(named, tmp_
     file = tmp_path / "small.packed.safetensors"
     said = command(capsys, "pick", named.path, "--knee", "--export", file, "--bits", "8")
     assert re.search(r"small\.packed\.safetensors: [\d,]+ bytes, point \d+, .* accuracy of the file, opened in a fresh process, "
-                     r"\d+\.\d\d on 359 examples", said)
+                     r"\d+\.\d\d \([\d.-]+\) on 359 examples", said)
     assert torch.equal(evoprune.load_packed(file, named.structure()).conv1.weight != 0, named.knee().masks()["conv1.weight"])
     assert refused_after(capsys, "pick", named.path, "--knee", "--export", file).startswith(f"{file}: is there already")
     found = json.loads(command(capsys, "pick", named.path, "--id", "000", "--export", file, "--overwrite", "--json"))
