@@ -23,7 +23,7 @@ from evoprune.config import Config
 from evoprune.errors import EvopruneError
 from evoprune.evolution.generations import State
 from evoprune.evolution.toolbox import default_toolbox
-from evoprune.evolution.tuned import FIRST_STRATEGY, Budget, weakest_targets
+from evoprune.evolution.tuned import FIRST_STRATEGY, Budget, children_of, kept_at_targets, weakest_targets
 from evoprune.inputs.models import LeNet
 from evoprune.masks.genome import dense_individual, from_masks, kept_weights
 from evoprune.masks.layout import Layer, Layout
@@ -295,7 +295,9 @@ def state_of(order, generation=2):
 
 def bred(make, state, seed=0, aims=None, **more):
     """Jobs of the next generation, whose children keep their parents' masks."""
-    made = make(evaluate, LAYOUT, Config(**SETTINGS), **more)
+    config = Config(**SETTINGS)
+    made = make(evaluate, LAYOUT, config, **more)
+    made.register("before", Budget(1.0, 100, 50, len(kept_at_targets(config, LAYOUT)), 0.4, children_of(config)).before)
     made.register("steps", lambda job: job)
     made.register("mate", lambda a, b, rng: (a, b))
     if aims is not None:

@@ -72,7 +72,7 @@ def test_fewer_bits_round_by_what_they_must_and_keep_zeros(bits, most):
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("density", [1.0, 0.3, 0.002])
 def test_readmes_lines_of_numpy_read_it(density, bits, tmp_path):
-    block, = re.findall(r"```python\n(import json.*?)arrays = .*?```", (ROOT / "docs" / "README.md").read_text(), re.DOTALL)
+    block, = re.findall(r"```python\n(import json.*?)arrays = .*?```", (ROOT / "evoprune" / "README.md").read_text(), re.DOTALL)
     here = {}
     exec(block, here)
     entries, metadata = pack(state(density), bits)
