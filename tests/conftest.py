@@ -73,6 +73,20 @@ class Small(nn.Module):
         return self.fc2(self.fc1(x.flatten(1)).relu())
 
 
+@pytest.fixture(autouse=True, scope="module")
+def plain_views(request):
+    """Let runs of this process have pictures and reports of a few bytes, but where those are looked at: they take a second a run."""
+    if request.path.parent.name == "views" or request.path.name in ("test_plots.py", "test_commands.py", "test_main.py"):
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("front_figure", "layers_figure", "progress_figure"):
+            patch.setattr(f"evoprune.views.pictures.{name}", lambda *given: None)
+        patch.setattr("evoprune.views.pictures.png", lambda figure: b"a picture")
+        patch.setattr("evoprune.views.pictures.report", lambda *given: "a report")
+        yield
+
+
 @pytest.fixture(scope="session")
 def digits():
     return load_data(Config(), most=None)

@@ -173,7 +173,7 @@ def test_a_run_out_of_time_goes_on_where_it_stopped(method, lenet, digits, tmp_p
 
 
 def test_a_stopped_run_of_a_net_with_batch_norm_repairs_nothing(digits, tmp_path, monkeypatch):
-    def stop(progress, row):
+    def stop(progress, row, *rest):
         if row["generation"]:
             raise KeyboardInterrupt
 
