@@ -75,7 +75,7 @@ class Small(nn.Module):
 
 @pytest.fixture(autouse=True, scope="module")
 def plain_views(request):
-    """Let runs of this process have pictures and reports of a few bytes, but where those are looked at: they take a second a run."""
+    """Runs of this process have pictures and reports of a few bytes, but where those are looked at: they take a second a run."""
     if request.path.parent.name == "views" or request.path.name in ("test_plots.py", "test_commands.py", "test_main.py"):
         yield
         return
