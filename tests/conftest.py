@@ -76,7 +76,8 @@ class Small(nn.Module):
 @pytest.fixture(autouse=True, scope="module")
 def plain_views(request):
     """Runs of this process have pictures and reports of a few bytes, but where those are looked at: they take a second a run."""
-    if request.path.parent.name == "views" or request.path.name in ("test_plots.py", "test_commands.py", "test_main.py"):
+    if request.path.parent.name == "views" or request.path.name in ("test_plots.py", "test_commands.py", "test_main.py",
+                                                                            "test_objectives.py"):
         yield
         return
     with pytest.MonkeyPatch.context() as patch:
