@@ -243,6 +243,21 @@ def options() -> dict[str, Option]:
     return {f.name: Option(kinds[f.name], f.default, **f.metadata) for f in fields(Config)}
 
 
+def flag_of(name: str) -> str:
+    """Return the flag of a setting."""
+    return "--" + ("no-" if options()[name].default is True else "") + name.replace("_", "-")
+
+
+def flags(given: dict[str, Any]) -> list[str]:
+    """Return settings as the flags that give them."""
+    found = []
+    for name, value in given.items():
+        is_bool, default = options()[name].kind is bool, options()[name].default
+        if not is_bool or value != default:
+            found += [flag_of(name), *([] if is_bool else [str(value)])]
+    return found
+
+
 def check_setting(name: str, value: Any) -> None:
     """Raise `EvopruneError` unless `value` is one that the setting `name` can take."""
     about = options()[name]

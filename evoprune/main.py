@@ -23,7 +23,7 @@ if __name__ == "__main__":
 
 from evoprune.commands import COMMANDS, Parser, shown_on
 from evoprune.commands import run as run_command
-from evoprune.config import PROGRAM, Config, Option, check_setting, check_used, options
+from evoprune.config import PROGRAM, Config, Option, check_setting, check_used, flag_of, flags, options
 from evoprune.engines.scoop_pool import under_scoop
 from evoprune.errors import EvopruneError
 from evoprune.results.folder import read_to_resume
@@ -71,11 +71,6 @@ def parser() -> argparse.ArgumentParser:
             where.add_argument(flag, *SAME.get(name, ()), dest=name, type=about.kind, choices=about.choices, help=help_of(about),
                                metavar=about.metavar or (None if about.choices else "N" if about.kind is int else "X"))
     return made
-
-
-def flag_of(name: str) -> str:
-    """Return the flag of a setting."""
-    return "--" + ("no-" if options()[name].default is True else "") + name.replace("_", "-")
 
 
 def help_of(about: Option) -> str:
@@ -195,16 +190,6 @@ def what_next(front: Front, given: dict[str, Any], program: str) -> str:
         lines += ["train what is left of each point, and sparser points keep their accuracy:",
                   f"  {command(flags({**again, 'finetune_epochs': 5, **apart}), program)}"]
     return "\n".join(lines)
-
-
-def flags(given: dict[str, Any]) -> list[str]:
-    """Return settings as the flags that give them."""
-    found = []
-    for name, value in given.items():
-        is_bool, default = options()[name].kind is bool, options()[name].default
-        if not is_bool or value != default:
-            found += [flag_of(name), *([] if is_bool else [str(value)])]
-    return found
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import t as student
 
+from evoprune import chance
 from evoprune.results.record import read_record
 
 PAIRS = (("evolve-80", "gradual-fisher-80"), ("evolve-80", "gradual-fisher-80-paced"), ("evolve-48", "gradual-fisher-80"),
@@ -112,10 +113,8 @@ def seconds_of(run: Path) -> float | None:
 
 def holm(ps: np.ndarray) -> np.ndarray:
     """Return p values after Holm's correction; NaN, no test, stays NaN and counts for nothing."""
-    order = np.argsort(ps)  # NaN last
-    tests = int(np.isfinite(ps).sum())
-    corrected = np.empty(len(ps))
-    corrected[order] = np.minimum(np.maximum.accumulate(ps[order] * (tests - np.arange(len(ps)))), 1)
+    corrected, tested = np.full(len(ps), np.nan), np.isfinite(ps)
+    corrected[tested] = chance.holm(ps[tested].tolist())
     return corrected
 
 

@@ -93,13 +93,18 @@ def digits():
     return load_data(Config(), most=None)
 
 
+def trained(make, data, epochs):
+    """A model trained for a few epochs."""
+    torch.manual_seed(0)
+    model = make()
+    tune(model, data.train, recipe_for(model, epochs, seed=0))
+    return model
+
+
 @pytest.fixture(scope="session")
 def lenet(digits):
     """A LeNet trained on digits for a few epochs; do not change it."""
-    torch.manual_seed(0)
-    model = LeNet()
-    tune(model, digits.train, recipe_for(model, 8, seed=0))
-    return model
+    return trained(LeNet, digits, 8)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from ..config import Config, options
+from ..config import Config, flags, options
 from ..errors import EvopruneError
 from ..evaluation.evaluator import Evaluator
 from ..evolution.tuned import SEED_STEPS, SEEDS, kept_at_targets
@@ -39,7 +39,7 @@ TARGETS = "0.8,0.9,0.95,0.97,0.98,0.985,0.99,0.995"
 IMPORTS, PLOTS = 5.0, 3.0  # seconds that no part of a plan has
 MASKS_SHARE, PATH_SHARE, SEARCH_SHARE = 0.35, 0.35, 0.1  # of the time, at most: of the first masks, a generation, and the last
 # measurement; of the path; of the later generations where there is training, which has the rest
-MOST_SHOTS, LEAST_SHOTS, MOST_EPOCHS, LEAST_STEPS = 160, 20, 200, 50  # epochs and steps a seed job
+LEAST_SHOTS, MOST_EPOCHS, LEAST_STEPS = 20, 200, 50  # epochs and steps a seed job
 POPULATIONS = (64, 48, 32, 24, 16, 8)
 DENSITIES = (0.3, 0.05)  # of the masks that are timed
 STEPS = 20  # of training that are timed
@@ -82,8 +82,8 @@ def planned(config: Config, net: nn.Module, splits: Data, layout: Layout, batch_
              need(costs, config.population) / 1e9)
     more = replace(config, **plan(PUNCTUAL * 600 * minutes - spent))
     log.info("--minutes %g would give: %s", 10 * minutes, in_words(more, costs))
-    log.info("the same without a clock: %s", " ".join(f"--{name.replace('_', '-')} {value}" for name, value in found.items()
-                                                       if value != options()[name].default))
+    log.info("the same without a clock: %s", " ".join(flags({name: value for name, value in found.items()
+                                                              if value != options()[name].default})))
     return config
 
 
@@ -95,8 +95,8 @@ def plan_of(costs: Costs, seconds: float, free: float, repair: str, targets: Seq
     left = max(0.0, seconds - PLOTS - population * costs.last)
     trains, shots = costs.step is not None, options()["shots"].default
     if costs.least_squares:
-        shots = int((PATH_SHARE if trains else 0.5) * left / costs.path) // LEAST_SHOTS * LEAST_SHOTS
-        shots = min(max(shots, LEAST_SHOTS), MOST_SHOTS)
+        affordable = int((PATH_SHARE if trains else 0.5) * left / costs.path) // LEAST_SHOTS * LEAST_SHOTS
+        shots = min(max(affordable, LEAST_SHOTS), shots)
         left -= shots * costs.path
     left -= population * costs.mask
     epoch, most = (costs.step or 0.0) * costs.steps_an_epoch, MOST_EPOCHS * SEEDS * len(targets)

@@ -162,7 +162,6 @@ class SearchProgress:
         log.info("generation %d of %d%s: hvlog %.4f, %d points up to %s %s%s%s", row["generation"], self.generations,
                  spent, row["hvlog"], row["points"], self.axis.said(row[self.axis.logged]), self.axis.name, masks, left)
 
-
     def at(self, values: Sequence[Sequence[float]]) -> str:
         """Return the best score at three sparsities, for the bar."""
         objectives, found = self.objectives, []

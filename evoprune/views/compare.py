@@ -79,7 +79,7 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain data."""
-        runs = [{"run": str(s.front.path), "hvlog": hvlog(s.front), "test_hvlog": test_hvlog(s.front)} for s in self.sides]
+        runs = [{"run": str(s.front.path), "hvlog": hvlog(s.front), "test_hvlog": hvlog_on_test(s.front)} for s in self.sides]
         return {"runs": runs, "rows": self.rows(), "notes": self.notes}
 
     def csv(self) -> str:
@@ -98,7 +98,7 @@ class Comparison:
         lines = [line(f"test {score.title} at sparsity, %", heads)]
         for i, side in enumerate(self.sides, 1):
             tested = ["-" if point is None or point.test is None else score.shown(point.test) for point in side.chosen]
-            lines.append(line(f"{i}  {side.name}", [*tested, f"{test_hvlog(side.front):.4f}", f"{hvlog(side.front):.4f}"]))
+            lines.append(line(f"{i}  {side.name}", [*tested, f"{hvlog_on_test(side.front):.4f}", f"{hvlog(side.front):.4f}"]))
         for i, side in enumerate(self.sides[1:], 2):
             if any(side.tests):
                 lines += ["", line(f"{i} less 1", ["-" if t is None else shown(score.scale * t.difference) for t in side.tests]),
@@ -169,8 +169,8 @@ def check(front: Front, first: Front) -> None:
     score = mine.optimised[mine.optimised.score]
     if score != other.optimised[other.optimised.score] or task_of(front) != task_of(first):
         raise EvopruneError(f"{front.path}: found the task {task_of(front)}, expected {task_of(first)} as {first.path} has")
-    if test_split(front) != test_split(first):
-        found, expected = (f"{count:,} images of {data}{cut}" for data, count, cut in (test_split(front), test_split(first)))
+    if split_of(front) != split_of(first):
+        found, expected = (f"{count:,} images of {data}{cut}" for data, count, cut in (split_of(front), split_of(first)))
         raise EvopruneError(f"{front.path}: found a test split of {found}, expected {expected} as {first.path} has")
 
 
@@ -178,7 +178,7 @@ def task_of(front: Front) -> str:
     return front.record.config.task or "classification"
 
 
-def test_split(front: Front) -> tuple[str, int, str]:
+def split_of(front: Front) -> tuple[str, int, str]:
     """Return what config.json says of the test images: of which data, how many, and how they were cut."""
     record, config = front.record, front.record.config
     data = config.data if record.named_data else "data handed in"
@@ -237,7 +237,7 @@ def hvlog(front: Front) -> float:
     return front.record.optimised.hvlog(np.array([p.values for p in front]))
 
 
-def test_hvlog(front: Front) -> float:
+def hvlog_on_test(front: Front) -> float:
     """Return the mean test score over log density from 0.5 to 0.005: at each density that of the point which the search split
     chooses, 0 where there is none."""
     places = sorted({min(max(p.density, SPARSE), DENSE) for p in front} | {SPARSE, DENSE})

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import trained
 from nets import Mixed
 from torch import nn
 
@@ -13,17 +14,13 @@ from evoprune.evolution.starts import STARTS
 from evoprune.evolution.toolbox import default_toolbox
 from evoprune.rules import NEEDS
 from evoprune.run.jobs import RepairPoint
-from evoprune.values.training import recipe_for, tune
 
 SMALL = {"population": 8, "generations": 2, "threads": 1, "seed": 3, "shots": 10}
 
 
 @pytest.fixture(scope="module")
 def mixed(digits):
-    torch.manual_seed(0)
-    model = Mixed()
-    tune(model, digits.train, recipe_for(model, 2, seed=0))
-    return model
+    return trained(Mixed, digits, 2)
 
 
 def keeps_its_promises(front, data):

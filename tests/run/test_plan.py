@@ -5,8 +5,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-import torch
-from conftest import Small, hashes
+from conftest import Small, hashes, trained
 
 import evoprune
 from evoprune import EvopruneError
@@ -15,7 +14,6 @@ from evoprune.main import main
 from evoprune.run import plan as plans
 from evoprune.run.plan import FREE, PLOTS, TARGETS, Costs, need, plan_of, rounded
 from evoprune.run.settings import settle
-from evoprune.values.training import recipe_for, tune
 
 COSTS = Costs(path=0.05, mask=0.04, last=0.06, step=0.002, steps_an_epoch=18, least_squares=True, memory=10**9,
               individual=50_000)
@@ -109,10 +107,7 @@ def quick(monkeypatch):
 
 @pytest.fixture(scope="module")
 def small(digits):
-    torch.manual_seed(0)
-    model = Small()
-    tune(model, digits.train, recipe_for(model, 3, seed=0))
-    return model
+    return trained(Small, digits, 3)
 
 
 def results(out):

@@ -20,8 +20,7 @@ from evoprune import EvopruneError
 from evoprune.chance import holm, mcnemar, two_sided_bootstrap
 from evoprune.inputs.scores import r2, share
 from evoprune.results.written import DONE, RIGHT
-from evoprune.views.compare import chosen, compare, hvlog
-from evoprune.views.compare import test_hvlog as hvlog_of_tests
+from evoprune.views.compare import chosen, compare, hvlog, hvlog_on_test
 
 SETTINGS = {"population": 8, "generations": 2, "threads": 1}
 IMAGES = 203  # no multiple of 8
@@ -118,7 +117,7 @@ def test_points_are_chosen_on_the_search_split_at_or_above_a_sparsity(runs):
 def test_hypervolumes_are_areas_over_log_density(runs):
     grid = np.exp(np.linspace(math.log(0.005), math.log(0.5), 20_001))
     for front in runs:
-        for of, found in ((lambda p: p.test, hvlog_of_tests(front)), (lambda p: p.score, hvlog(front))):
+        for of, found in ((lambda p: p.test, hvlog_on_test(front)), (lambda p: p.score, hvlog(front))):
             heights = [of(p) if (p := chosen(front, 1 - density)) else 0.0 for density in grid]
             assert found == pytest.approx(np.mean(heights), abs=1e-3)
 
