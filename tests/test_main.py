@@ -13,8 +13,8 @@ from conftest import hashes
 
 from evoprune import prune
 from evoprune.commands import COMMANDS, parser_of
-from evoprune.config import PROGRAM, options
-from evoprune.main import GROUPS, MATTER, flag_of, main, parser, what_next
+from evoprune.config import PROGRAM, flag_of, options
+from evoprune.main import GROUPS, MATTER, main, parser, what_next
 
 
 def run(capsys, *arguments):

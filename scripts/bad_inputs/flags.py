@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from evoprune.config import Option, options
-from evoprune.main import flag_of
+from evoprune.config import Option, flag_of, options
 
 from .case import Case, Cases, group, mine, prune, tiny
 
