@@ -5,6 +5,7 @@ The command line, the README's table and a run's config.json are made from the f
 
 from __future__ import annotations
 
+import re
 import typing
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields
@@ -246,6 +247,13 @@ def options() -> dict[str, Option]:
 def flag_of(name: str) -> str:
     """Return the flag of a setting."""
     return "--" + ("no-" if options()[name].default is True else "") + name.replace("_", "-")
+
+
+def keywords(text: str) -> str:
+    """Return advice for the command line as advice for Python: resume=DIR for --resume DIR, batch_size= for --batch-size."""
+    names = {"--resume": "resume", **{flag_of(name): name for name in options()}}
+    joined = re.sub(r"(--(?:resume|engine|plan|knowledge)) (?!or |and |may )", r"\1=", text)
+    return re.sub(r"(--[a-z-]*[a-z])=?", lambda found: f"{names[found[1]]}=" if found[1] in names else found[0], joined)
 
 
 def flags(given: dict[str, Any]) -> list[str]:

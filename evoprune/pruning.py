@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .config import PROGRAM, options
+from .config import PROGRAM, keywords, options
 from .engines.engine import Engine, Local, open_engine
 from .errors import EvopruneError, Stopped, first_line, shown, where_raised, with_type
 from .evolution.generations import State
@@ -59,22 +59,34 @@ def prune(model: nn.Module | str = "lenet", data: Any = "digits", *, resume: str
         KeyboardInterrupt: after the files are written; `resume=DIR` goes on.
     """
     check_given(toolbox, command, progress, on_generation)
-    config = settle(model, data, resume, settings, plans=toolbox is default_toolbox)
-    assert config.out is not None
-    folder = Folder(Path(config.out), resume is not None, config.overwrite)
-    again = how_to_go_on(config.out, command, model, data)
-    with told(folder, toolbox is default_toolbox, again), with_threads(config.threads), progress_shown(progress), folder:
-        finished, handed_in = folder.finished(config.generations), not (isinstance(model, str) or isinstance(data, str))
-        if handed_in or not (finished and folder.resuming):  # else functions that the folder names would be called
-            run = prepare(config, model, data, folder, command, name_of(toolbox))
-            run.on_generation = on_generation
-        if finished and folder.resuming:
-            log.info("%s is finished: nothing to do", config.out)
-        else:
-            start = builder_of(run, folder, isinstance(model, str), isinstance(data, str))
-            with closing(open_engine(config, start)) as engine, registered(run):
-                (layer_by_layer if config.layerwise else all_at_once)(run, toolbox, folder, engine)
-    return load_front(config.out, None if isinstance(model, str) else model)
+    with advising(command):
+        config = settle(model, data, resume, settings, plans=toolbox is default_toolbox)
+        assert config.out is not None
+        folder = Folder(Path(config.out), resume is not None, config.overwrite)
+        again = how_to_go_on(config.out, command, model, data)
+        with told(folder, toolbox is default_toolbox, again), with_threads(config.threads), progress_shown(progress), folder:
+            finished, handed_in = folder.finished(config.generations), not (isinstance(model, str) or isinstance(data, str))
+            if handed_in or not (finished and folder.resuming):  # else functions that the folder names would be called
+                run = prepare(config, model, data, folder, command, name_of(toolbox))
+                run.on_generation = on_generation
+            if finished and folder.resuming:
+                log.info("%s is finished: nothing to do", config.out)
+            else:
+                start = builder_of(run, folder, isinstance(model, str), isinstance(data, str))
+                with closing(open_engine(config, start)) as engine, registered(run):
+                    (layer_by_layer if config.layerwise else all_at_once)(run, toolbox, folder, engine)
+        return load_front(config.out, None if isinstance(model, str) else model)
+
+
+@contextmanager
+def advising(command: str | None) -> Iterator[None]:
+    """Let errors speak of keywords, not flags, where the user is in Python."""
+    try:
+        yield
+    except EvopruneError as error:
+        if command is None:
+            error.args = (keywords(error.args[0]),)
+        raise
 
 
 def dry_run(model: nn.Module | str = "lenet", data: Any = "digits", *, resume: str | Path | None = None, **settings: Any) -> None:

@@ -1,6 +1,6 @@
 import pytest
 
-from evoprune.config import Config, options
+from evoprune.config import Config, keywords, options
 from evoprune.errors import EvopruneError
 
 
@@ -29,3 +29,13 @@ def test_a_wrong_setting_says_what_was_expected(settings, said):
     with pytest.raises(EvopruneError) as error:
         Config(**settings)
     assert str(error.value) == said
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    ("go on with --resume runs/my-run, or choose another --out", "go on with resume=runs/my-run, or choose another out="),
+    ("has 8; --resume may change engine", "has 8; resume= may change engine"),
+    ("found with --plan a/b, lower --batch-size", "found with plan=a/b, lower batch_size="),
+    ("give --knowledge data, --engine local or --no-such flag", "give knowledge=data, engine=local or --no-such flag"),
+])
+def test_advice_for_the_command_line_as_advice_for_python(flags, words):
+    assert keywords(flags) == words

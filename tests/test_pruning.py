@@ -177,7 +177,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_older_one(lenet, digits, tmp_pat
 
 def test_resume_refuses_other_settings_and_models(lenet, digits, run_folder, tmp_path):
     prune(lenet, digits, out=str(tmp_path / "run"), **SMALL)
-    with pytest.raises(evoprune.EvopruneError, match=r"population: found 16, but the run in .* has 8; --resume may change "
+    with pytest.raises(evoprune.EvopruneError, match=r"population: found 16, but the run in .* has 8; resume= may change "
                        r"engine, max_seconds, generations"):
         prune(lenet, digits, resume=tmp_path / "run", population=16)
     with pytest.raises(evoprune.EvopruneError, match="generations: found 99, but the run"):

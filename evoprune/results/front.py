@@ -48,8 +48,8 @@ class Point(Measured):
         if written.has(own):
             return written.tensors(own)
         if self.repair != "none" and not written.finished:
-            raise EvopruneError(f"{written.home / own}: not there yet, repaired values are written when the run is finished; go "
-                                f"on with --resume {self.front.path}")
+            raise EvopruneError(f"{written.home / own}: not there yet, repaired values are written when the run is finished; "
+                                f"resume it")
         config = self.front.record.config
         trained = config.total_epochs or config.layerwise or self.trained or (config.finetune_epochs and written.finished)
         if self.repair != "none" or (trained and self.kept < self.weights):
@@ -164,7 +164,7 @@ class Front(Sequence[Point]):
     def check_points(self) -> None:
         """Raise `EvopruneError` where there is nothing to choose from."""
         if not self.points:
-            raise EvopruneError(f"front: {self.path} has no point; lower --accuracy-floor, or search longer")
+            raise EvopruneError(f"front: {self.path} has no point; lower the accuracy floor, or search longer")
 
     def structure(self) -> nn.Module:
         """Return a new model of this architecture, its values still to be loaded."""
@@ -286,7 +286,7 @@ def load_front(path: str | Path, model: nn.Module | None = None) -> Front:
         raise EvopruneError(f"{path}: no run there ({error}), expected a folder with {CONFIG}") from None
     written.file(CONFIG)
     if not written.has(FRONT):
-        raise EvopruneError(f"{path}: no front yet; go on with --resume {path}")
+        raise EvopruneError(f"{path}: no front yet; resume the run first")
     if record.dense is None:
         raise EvopruneError(f"{path / CONFIG}: dense is missing; expected what the run wrote")
     return Front(path, record, written, model)

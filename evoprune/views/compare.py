@@ -165,7 +165,7 @@ def check(front: Front, first: Front) -> None:
     """Raise `EvopruneError` unless two runs were measured in the same way on as many images of the same data."""
     mine, other = front.record, first.record
     if not len(front) or any(point.test is None for point in front):
-        raise EvopruneError(f"{front.path}: has no test scores to compare; finish it with --resume, or run it with a test split")
+        raise EvopruneError(f"{front.path}: has no test scores to compare; resume it to its end, or run it with a test split")
     score = mine.optimised[mine.optimised.score]
     if score != other.optimised[other.optimised.score] or task_of(front) != task_of(first):
         raise EvopruneError(f"{front.path}: found the task {task_of(front)}, expected {task_of(first)} as {first.path} has")

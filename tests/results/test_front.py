@@ -76,7 +76,7 @@ def test_an_empty_front_says_that_there_is_nothing_to_choose_from(run_folder, tm
     for choose in (front.knee, front.best, lambda: front.best(accuracy=0.5)):
         with pytest.raises(EvopruneError) as error:
             choose()
-        assert str(error.value) == f"front: {tmp_path / 'run'} has no point; lower --accuracy-floor, or search longer"
+        assert str(error.value) == f"front: {tmp_path / 'run'} has no point; lower the accuracy floor, or search longer"
 
 
 def test_points_are_found_by_id_and_place(front):
@@ -120,7 +120,7 @@ def test_a_folder_without_a_front_is_refused(run_folder, tmp_path):
     with pytest.raises(EvopruneError, match="no run there"):
         load_front(tmp_path)
     shutil.copy(run_folder / "config.json", tmp_path)
-    with pytest.raises(EvopruneError, match="no front yet; go on with --resume"):
+    with pytest.raises(EvopruneError, match="no front yet; resume the run first"):
         load_front(tmp_path)
 
 

@@ -128,7 +128,7 @@ def test_a_plan_says_and_records_what_makes_the_same_run(quick, whole, small, di
     typed = {name: options()[name].kind(value) for name, value in flags.items()}
     evoprune.prune(small, digits, out=tmp_path / "flags", threads=1, **typed)
     assert results(tmp_path / "flags") == results(whole)
-    with pytest.raises(EvopruneError, match="population: found with --plan .*, which says it; expected one of them"):
+    with pytest.raises(EvopruneError, match="population: found with plan=.*, which says it; expected one of them"):
         evoprune.prune(small, digits, out=tmp_path / "again", plan=str(tmp_path / "run"), population=8)
 
 
