@@ -99,6 +99,9 @@ class Config:
     # training after the search
     finetune_epochs: int = option(0, "train the front's points this long, their zeros held at zero", low=0, high=100_000)
     front: int = option(16, "train at most this many points, spread evenly in log density", low=1)
+    more_epochs: int | None = option(None, "--resume: train the points of a finished run so many epochs more; those that get "
+                                     "better by more than chance join them (--finetune-epochs, where it had none, and --minutes "
+                                     "say the same)", low=0, high=100_000)
     learning_rate: float | None = option(None, "peak learning rate of all training "
                                          "(0.01 with Adam below a million weights, 0.05 with SGD above)", low=1e-9, high=1e3)
     augment: bool = option(True, "random crops and flips when training on colour images")
@@ -145,7 +148,7 @@ class Config:
         if self.task is not None and self.task not in TASKS and ":" not in self.task:
             raise EvopruneError(f"task: found {self.task!r}, expected {', '.join(TASKS)}, FILE.py:function or "
                                 f"package.module:function")
-        if self.minutes is not None and self.trains_otherwise:
+        if self.minutes is not None and self.trains_otherwise and self.more_epochs is None:
             raise EvopruneError(f"minutes: found {self.minutes:g} with --total-epochs, --finetune-epochs, --method or "
                                 f"--layerwise, which say how to search and train; expected one of them")
         self.check_method()
@@ -179,12 +182,14 @@ class Config:
     @property
     def trains(self) -> bool:
         """Whether the run needs training images with labels."""
-        return bool(self.train_epochs or self.finetune_epochs or self.total_epochs or self.refine_epochs)
+        return bool(self.train_epochs or self.finetune_epochs or self.total_epochs or self.refine_epochs
+                    or self.more_epochs is not None)
 
     @property
     def trains_points(self) -> bool:
         """Whether pruned models get values of their own by training."""
-        return bool(self.finetune_epochs or self.total_epochs or self.refine_epochs or self.layerwise)
+        return bool(self.finetune_epochs or self.total_epochs or self.refine_epochs or self.layerwise
+                    or self.more_epochs is not None)
 
     @property
     def worth(self) -> str | None:
@@ -219,8 +224,8 @@ PLANNED = ("repair", "shots", "population", "generations", "refine_epochs", "tar
 DECIDED = (*PLANNED, "total_epochs", "finetune_epochs", "method", "start", "layerwise",
            "knowledge")  # with one of these no plan is made, unless `minutes` are given
 AUTO = "auto"
-RESUMABLE = ("engine", "max_seconds", "generations", "workers", "job_timeout", "scheduler", "listen",
-             "hostfile")  # what --resume may change, for it changes no result; generations only without tuning
+RESUMABLE = ("engine", "max_seconds", "generations", "workers", "job_timeout", "scheduler", "listen", "hostfile",
+             "more_epochs")  # what --resume may change, for it changes no result; generations only without tuning
 
 
 @dataclass(frozen=True)

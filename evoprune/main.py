@@ -23,7 +23,7 @@ if __name__ == "__main__":
 
 from evoprune.commands import COMMANDS, Parser, shown_on
 from evoprune.commands import run as run_command
-from evoprune.config import PROGRAM, Config, Option, check_setting, check_used, flag_of, flags, options
+from evoprune.config import PROGRAM, Config, Option, check_setting, check_used, flag_of, options
 from evoprune.engines.scoop_pool import under_scoop
 from evoprune.errors import EvopruneError
 from evoprune.results.folder import read_to_resume
@@ -136,7 +136,7 @@ def run(arguments: Sequence[str], given: dict[str, Any], toolbox: Callable[..., 
         front = prune(command=command(arguments, program), toolbox=toolbox or default_toolbox, progress=not quiet, **given)
         log.info("\n%s\n\n%s", front, files(front))
         if front.finished:
-            log.info("%s", what_next(front, given, program))
+            log.info("%s", what_next(front, program))
     return 0
 
 
@@ -172,7 +172,7 @@ def files(front: Front) -> str:
     return "\n".join(lines)
 
 
-def what_next(front: Front, given: dict[str, Any], program: str) -> str:
+def what_next(front: Front, program: str) -> str:
     """Return how to get a model, and what may be worth running next; no word of it comes from the folder."""
     record, lines = front.record, []
     score, wish = record.optimised[record.optimised.score].name, math.floor(990 * record.measured.score) / 1000
@@ -183,12 +183,9 @@ def what_next(front: Front, given: dict[str, Any], program: str) -> str:
         lines += ["", f"choose a model of it, here or in Python:{remark}",
                   f"  {command(['pick', str(front.path), '--' + score, f'{wish:.3f}'])}",
                   f"  import evoprune; model = evoprune.load_front({str(front.path)!r}).best({score}={wish:.3f}).model()"]
-    config = record.config
-    if "resume" not in given and not config.trains_points and config.repair != "least-squares":
-        again = {name: value for name, value in given.items() if name not in ("out", "overwrite")}
-        apart = {"out": f"{front.path}-trained"} if "out" in given else {}
-        lines += ["train what is left of each point, and sparser points keep their accuracy:",
-                  f"  {command(flags({**again, 'finetune_epochs': 5, **apart}), program)}"]
+    if not record.config.trains_points and record.splits["train"]:
+        lines += ["train them; what is better by more than chance joins them, and sparser points keep their accuracy:",
+                  f"  {command(['--resume', str(front.path), '--finetune-epochs', '5'], program)}"]
     return "\n".join(lines)
 
 

@@ -24,8 +24,9 @@ from .evolution.toolbox import Evaluation, Make, default_toolbox, made, name_of
 from .results.folder import Folder, write_run
 from .results.front import Front, load_front
 from .results.points import Pruned, numbered
+from .results.written import LOG
 from .rules import read_method
-from .run.finish import finished_points, measure_on_test, write_finished, write_stopped
+from .run.finish import finished_points, measure_on_test, trained_further, write_finished, write_stopped
 from .run.jobs import RunEvaluator, TrainChild, map_kept
 from .run.layerwise import Layerwise
 from .run.prepare import prepare
@@ -65,7 +66,8 @@ def prune(model: nn.Module | str = "lenet", data: Any = "digits", *, resume: str
         folder = Folder(Path(config.out), resume is not None, config.overwrite)
         again = how_to_go_on(config.out, command, model, data)
         with told(folder, toolbox is default_toolbox, again), with_threads(config.threads), progress_shown(progress), folder:
-            finished, handed_in = folder.finished(config.generations), not (isinstance(model, str) or isinstance(data, str))
+            finished = config.more_epochs is None and folder.finished(config.generations)
+            handed_in = not (isinstance(model, str) or isinstance(data, str))
             if handed_in or not (finished and folder.resuming):  # else functions that the folder names would be called
                 run = prepare(config, model, data, folder, command, name_of(toolbox))
                 run.on_generation = on_generation
@@ -74,7 +76,10 @@ def prune(model: nn.Module | str = "lenet", data: Any = "digits", *, resume: str
             else:
                 start = builder_of(run, folder, isinstance(model, str), isinstance(data, str))
                 with closing(open_engine(config, start)) as engine, registered(run):
-                    (layer_by_layer if config.layerwise else all_at_once)(run, toolbox, folder, engine)
+                    if config.more_epochs is not None:
+                        train_more(run, folder, engine)
+                    else:
+                        (layer_by_layer if config.layerwise else all_at_once)(run, toolbox, folder, engine)
         return load_front(config.out, None if isinstance(model, str) else model)
 
 
@@ -159,6 +164,15 @@ def layer_by_layer(run: Run, toolbox: Make, folder: Folder, engine: Local | Engi
             write_run(folder, numbered(points), rows, run.layout, run.dense, run.config.accuracy_floor)
             write_views(folder)
         raise
+    write_finished(run, points, rows, folder)
+
+
+def train_more(run: Run, folder: Folder, engine: Local | Engine) -> None:
+    """Train the points of a finished run further; a stop leaves them as they were."""
+    assert run.more_from is not None
+    rows: Any = load_front(folder.path).written.rows(LOG, ("generation", "evaluations"))
+    with stoppable():
+        points = trained_further(run, run.more_from, folder, engine)
     write_finished(run, points, rows, folder)
 
 

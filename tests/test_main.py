@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import hashes
 
-from evoprune import prune
+from evoprune import load_front, prune
 from evoprune.commands import COMMANDS, parser_of
 from evoprune.config import PROGRAM, flag_of, options
 from evoprune.main import GROUPS, MATTER, main, parser, what_next
@@ -191,17 +191,17 @@ def test_tips_lead_to_no_loss(capsys, tmp_path, weights_file, monkeypatch):
     monkeypatch.chdir(tmp_path)
     small = ("--weights", weights_file, "--population", 4, "--generations", 0, "--threads", 1, "--train-images", 40,
              "--search-images", 50)
-    for flags, tip in ((("--out", "a b", "--overwrite"), "--out 'a b-trained'"), (("--no-augment",), "--no-augment")):
-        _, out, _ = run(capsys, *small, *flags)
-        again = shlex.split(out.splitlines()[-1])
-        assert out.splitlines()[-1].endswith(shlex.join(again[-4:]) if "--out" in flags else "--finetune-epochs 5")
-        assert again[:3] == ["python", "-m", "evoprune.main"] and "--overwrite" not in again and tip in out
-        if "--out" in flags:
-            before = hashes(tmp_path)
-            assert run(capsys, *again[3:], "--front", 2)[0] == 0
-            assert hashes(tmp_path).items() > before.items()
-    for flags in (("--repair", "least-squares"), ("--finetune-epochs", 1, "--front", 2)):
-        assert "train what is left" not in run(capsys, *small, *flags)[1]
+    _, out, _ = run(capsys, *small, "--out", "a b", "--front", 2)
+    assert out.splitlines()[-1] == "  python -m evoprune.main --resume 'a b' --finetune-epochs 5"
+    before = hashes(tmp_path / "a b" / "models")
+    points = load_front("a b")
+    status, out, _ = run(capsys, *shlex.split(out.splitlines()[-1])[3:])
+    assert status == 0 and "--finetune-epochs" not in out.split("choose a model")[1]
+    after = load_front("a b")
+    dominated = after.read("dominated.csv") if after.written.has("dominated.csv") else []
+    assert all(point.row() in [each.row() for each in [*after, *dominated]] for point in points)
+    assert hashes(tmp_path / "a b" / "models").items() >= before.items()
+    assert "--finetune-epochs" not in run(capsys, *small, "--finetune-epochs", 1, "--front", 2)[1].split("choose a model")[1]
 
 
 def test_the_printed_wish_is_one_that_a_pruned_model_fulfils(lenet, digits, tmp_path, caplog):
@@ -209,7 +209,7 @@ def test_the_printed_wish_is_one_that_a_pruned_model_fulfils(lenet, digits, tmp_
                   start="random", train_images=50, learning_rate=1e-9)
     best = max(p.score for p in front if p.kept < p.weights)
     assert best < 0.99 * front.record.measured.score
-    line = what_next(front, {}, "python -m evoprune.main")
+    line = what_next(front, "python -m evoprune.main")
     wish = float(re.search(r"accuracy=([\d.]+)\)", line)[1])
     assert front.best(accuracy=wish).kept < 11_208 and "# nothing pruned has 0." in line
     caplog.clear()

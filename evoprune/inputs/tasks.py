@@ -66,6 +66,10 @@ class Task:
         numbers = sums.numpy()
         return np.packbits(numbers[:, 0] > 0) if self.share and self.single else np.ascontiguousarray(numbers)
 
+    def kept_again(self, each: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return as a run keeps it what `each` gave and a run's file has, (n, k)."""
+        return np.packbits(each[:, 0] > 0) if self.share and self.single else each
+
     def bootstrapped(self, sums: Tensor) -> tuple[float, float]:
         """Return the 95 % interval of the score over draws of the examples."""
         rng, numbers = np.random.default_rng(0), sums.double().numpy()

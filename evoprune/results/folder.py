@@ -218,17 +218,18 @@ def read_to_resume(path: Path) -> Record:
 
 
 def write_run(folder: Folder, points: Sequence[Pruned], rows: Sequence[dict[str, float]], layout: Layout,
-              dense: Measured, floor: float = 0.0) -> None:  # 6 arguments: all that a run found
+              dense: Measured, floor: float = 0.0, more: bool = False) -> None:  # 7 arguments: all that a run found, and how
     """Write everything but config.json, dense.safetensors, done.json and what is there to look at (`views.pictures`); front.csv
     last, so that it never stands beside masks or models of another front. `rows` are those of the log.
 
-    Points that another dominates, or that are below the floor (training can do both), go to dominated.csv.
+    Points that another dominates, or that are below the floor (training can do both), go to dominated.csv. Where these are `more`
+    points of a finished run, nothing is removed, for nobody could make it again.
     """
     folder.started()
     front = undominated(points, floor)
     kept = {p.measured.id for p in front}
     dominated = [p for p in points if p.measured.id not in kept]
-    for name in (written.FRONT, written.MODELS, written.RIGHT, *written.VIEWS):
+    for name in () if more else (written.FRONT, written.MODELS, written.RIGHT, *written.VIEWS):
         folder.remove(name)
     for p in points:
         if p.state is not None:

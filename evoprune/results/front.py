@@ -6,7 +6,7 @@ import logging
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,10 @@ class Point(Measured):
     """A pruned model: what it measured, and the front whose folder has its mask and values."""
 
     front: Front = field(repr=False, compare=False, kw_only=True)
+
+    def plain(self) -> Measured:
+        """Return what it measured, without the front."""
+        return Measured(**{each.name: getattr(self, each.name) for each in fields(Measured)})
 
     def masks(self) -> dict[str, Tensor]:
         """Return a bool mask a searched layer, of the parameter's shape, True = kept."""

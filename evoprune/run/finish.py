@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 from ..engines.engine import Engine, Local
 from ..errors import EvopruneError
@@ -11,11 +12,15 @@ from ..evolution.generations import State
 from ..evolution.selection import non_dominated
 from ..files import as_bytes_of, fingerprint, from_safetensors
 from ..inputs.nested import leaves
-from ..inputs.splits import example_sums, score
+from ..inputs.splits import Split, example_sums, score
 from ..inputs.tasks import constant_score
+from ..masks.genome import Individual
+from ..masks.tensors import named_masks
 from ..results.folder import Folder, write_right, write_run
-from ..results.points import Pruned, before_and_after, numbered, pruned, thin
-from ..values.inherited import with_values
+from ..results.front import load_front
+from ..results.points import Pruned, before_and_after, numbered, pruned, thin, undominated
+from ..results.written import DOMINATED, FRONT, model_file
+from ..values.inherited import values_of, with_values
 from ..views.pictures import write_views
 from .jobs import RepairPoint, Tested, TrainPoint, tested_on, with_state
 from .layerwise import Rows
@@ -54,12 +59,67 @@ def all_together(run: Run, points: list[Pruned], later: State) -> list[Pruned]:
     return joined(run, (simple, [point for point in points if point.individual.generation], others))
 
 
+def trained_further(run: Run, more_from: int, folder: Folder, engine: Local | Engine) -> list[Pruned]:
+    """Return the points of a finished run, as they are, and those of them that are better by more than chance when they have been
+    trained further, gently where their values are not the dense ones.
+
+    Raises:
+        Stopped: `max_seconds` have passed; what is trained is kept for --resume.
+        EvopruneError: the test images are others than the run's.
+    """
+    there = read_points(run, more_from, folder)
+    front = [point for point in undominated(there, run.config.accuracy_floor) if point.density < 1]
+    further = [begun(run, point) for point in thin(front, run.config.front)]
+    found = joined(run, (there, train_points(run, further, folder, engine)))
+    new = [point for point in found if not point.measured.id]
+    for i, point in enumerate(new):
+        point.note(id=f"{more_from + i:03d}")
+    log.info("%d of %d points are better than what was there by more than chance", len(new), len(further))
+    measure_on_test(run, found)
+    return found
+
+
+def read_points(run: Run, more_from: int, folder: Folder) -> list[Pruned]:
+    """Return the points that a run had when it was finished, as its files have them, by id; later ones are not looked at."""
+    front, test = load_front(folder.path), run.data.test
+    files = front.written
+    there = {p.id: p for name in (DOMINATED, FRONT) if files.has(name) for p in front.read(name) if int(p.id) < more_from}
+    right = None if test is None else files.per_image(list(there.values()), len(test))
+    if right is not None and test is not None and right.split != name_of_images(test):
+        raise EvopruneError(f"data: found other test images than those of the run in {folder.path}; expected the same")
+    points = []
+    for id, found in sorted(there.items()):
+        state = files.tensors(model_file(id)) if files.has(model_file(id)) else None
+        points.append(Pruned(found.plain(), files.individual(id, run.layout), state))
+        if right is None:  # of an older run, which has not kept it: measured again
+            points[-1].note(test=None)
+        else:
+            points[-1].right = run.data.search.task.kept_again(right.points[id])
+    return points
+
+
+def begun(run: Run, point: Pruned) -> Pruned:
+    """Return a point that starts from the values of another, without an id."""
+    repaired = "+repair" * (point.measured.repair != "none")
+    measured = replace(point.measured, id="", test=None, before=point.measured.score,
+                       origin=f"{point.measured.origin}{repaired}+tune")
+    individual = Individual(point.individual)
+    if point.state is not None:
+        individual.values = values_of(with_state(run, point.state), named_masks(individual, run.layout))
+    return Pruned(measured, individual)
+
+
+def name_of_images(split: Split) -> str:
+    """Return what tells images and labels from others."""
+    return fingerprint(*map(as_bytes_of, (split.labels, *leaves(split.images))))
+
+
 def write_finished(run: Run, points: list[Pruned], rows: Rows, folder: Folder) -> None:
     """Write the files of a run that came to its end."""
     config, retrained = run.config, sum(p.state is not None for p in points)
-    write_run(folder, points, rows, run.layout, run.dense, config.accuracy_floor)
+    write_run(folder, points, rows, run.layout, run.dense, config.accuracy_floor, run.more_from is not None)
     if run.data.test is not None:
-        write_right(folder, points, fingerprint(*map(as_bytes_of, (run.data.test.labels, *leaves(run.data.test.images)))))
+        write_right(folder, points, name_of_images(run.data.test))
     write_views(folder, finished=True)
     say_whether_better(run, points)
     folder.write_done(generations=config.generations, evaluations=int(rows[-1]["evaluations"]), points=len(points),
@@ -159,7 +219,7 @@ def measure_on_test(run: Run, points: list[Pruned]) -> None:
 
 
 def train_points(run: Run, points: list[Pruned], folder: Folder, engine: Local | Engine) -> list[Pruned]:
-    """Train points from the dense values, their zeros held, and measure them; those already trained are read back.
+    """Train points from the values that they have, their zeros held, and measure them; those already trained are read back.
 
     Returns all but those whose training was given up.
 
@@ -167,9 +227,10 @@ def train_points(run: Run, points: list[Pruned], folder: Folder, engine: Local |
         Stopped: `max_seconds` have passed; what is trained is kept for --resume.
     """
     names = {id(point): f"point {i + 1} of {len(points)}" for i, point in enumerate(points)}
-    labels = {id(point): f"{run.identity}:{point.individual.key().hex()}" for point in points}
+    more = "" if run.more_from is None else f":{run.config.more_epochs} more"
+    labels = {id(point): f"{run.identity}:{point.individual.key().hex()}{more}" for point in points}
     for point in points:
-        point.note(repair="none")  # training starts from the dense values
+        point.note(repair="none")
         point.state = folder.read_trained(point.individual.key().hex(), labels[id(point)])
     missing = [point for point in points if point.state is None]
 

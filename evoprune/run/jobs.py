@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..engines.engine import Engine, Local
 from ..engines.worker import ignore
 from ..evaluation.evaluator import Evaluator
-from ..evolution.tuned import Job
+from ..evolution.tuned import GENTLE, Job
 from ..files import fingerprint, to_safetensors
 from ..inputs.models import copied, set_state
 from ..inputs.splits import Split, example_sums, score
@@ -111,7 +111,8 @@ def tested_on(test: Split, sums: Tensor) -> Tested:
 
 @dataclass(frozen=True)
 class TrainPoint:
-    """The state dict of an individual trained from the dense values, its zeros held, as the bytes of a safetensors file."""
+    """The state dict of an individual trained from the dense values, or, gently, from those it has, its zeros held, as the bytes
+    of a safetensors file."""
 
     identity: str
 
@@ -120,11 +121,12 @@ class TrainPoint:
         run = registered_run(self.identity)
         config, key = run.config, individual.key().hex()
         assert run.data.train is not None
-        net = copied(run.model).to(config.device)
+        net = with_values(run.model, run.layout, individual).to(config.device)
         kept = named_masks(individual, run.layout)
         seed = int(hashlib.sha256(f"{config.seed}:{key}".encode()).hexdigest()[:12], 16)
-        recipe = recipe_for(net, config.finetune_epochs, seed, config.learning_rate, config.augment)
-        tune(net, run.data.train, recipe, kept, training_progress(what))
+        recipe = recipe_for(net, config.more_epochs or config.finetune_epochs, seed, config.learning_rate, config.augment)
+        gently = replace(recipe, learning_rate=GENTLE * recipe.learning_rate) if individual.values else recipe
+        tune(net, run.data.train, gently, kept, training_progress(what))
         return to_safetensors(net.state_dict())
 
 

@@ -8,31 +8,32 @@ import logging
 import os
 import re
 import resource
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from ..config import Config, flags, options
+from ..config import AUTO, Config, flags, options
 from ..errors import EvopruneError
 from ..evaluation.evaluator import Evaluator
 from ..evolution.tuned import SEED_STEPS, SEEDS, kept_at_targets
 from ..inputs.models import copied
-from ..inputs.splits import Data
-from ..masks.genome import Individual, from_masks
+from ..inputs.splits import Data, Split
+from ..masks.genome import Individual, dense_individual, from_masks
 from ..masks.layout import Layout
 from ..masks.saliency import gene_scores, keep_top
 from ..masks.tensors import named_masks
 from ..results.points import Measured
+from ..results.record import Record
 from ..rules import target_sparsities
 from ..values.repair import PATH_IMAGES
-from ..values.training import recipe_for, steps_an_epoch, tune
+from ..values.training import Recipe, recipe_for, steps_an_epoch, tune
 from .run import Run, make_evaluator
-from .settings import default_repair, training_config
+from .settings import BY_CLOCK, default_repair, settle_for_model, training_config
 
 SMALL, FEW_MINUTES, MINUTES = 100_000, 1.0, 10.0  # parameters of a model that gets few minutes
 TARGETS = "0.8,0.9,0.95,0.97,0.98,0.985,0.99,0.995"
@@ -64,6 +65,21 @@ class Costs:
     individual: int
 
 
+def by_clock(config: Config, net: nn.Module, splits: Data, record: Record, old: Record | None, started: float) -> Config:
+    # 6 arguments: the parts of a run before there is one
+    """Return the settings with what is planned, if anything is: a whole run, or training for a finished one."""
+    layout = record.layers()
+    if config.plan == AUTO and (old is None or old.dense is None):
+        assert record.search_batch_size is not None
+        sizes = record.batch_size, record.search_batch_size
+        return settle_for_model(planned(config, net, splits, layout, sizes, record.measured, started), net)
+    if config.more_epochs == BY_CLOCK:
+        assert old is not None and record.more_from is not None
+        points = min(record.more_from - 1, config.front)
+        return replace(with_epochs(config, net, splits, layout, points, monotonic() - started), minutes=old.config.minutes)
+    return config
+
+
 def planned(config: Config, net: nn.Module, splits: Data, layout: Layout, batch_sizes: tuple[int, int], dense: Measured,
             started: float) -> Config:
     """Return the settings with a plan, and say it. `batch_sizes` are those of what is reported and of the search; the run was
@@ -85,6 +101,23 @@ def planned(config: Config, net: nn.Module, splits: Data, layout: Layout, batch_
     log.info("the same without a clock: %s", " ".join(flags({name: value for name, value in found.items()
                                                               if value != options()[name].default})))
     return config
+
+
+def with_epochs(config: Config, net: nn.Module, splits: Data, layout: Layout, points: int, spent: float) -> Config:
+    # 6 arguments: see `planned`
+    """Return the settings with as many epochs more for each of so many points as there is time for, some of it `spent`.
+
+    Raises:
+        EvopruneError: there is no time for one.
+    """
+    step, an_epoch = step_costs(config, net, splits, dense_individual(layout), layout)
+    assert config.minutes is not None
+    epochs = int((PUNCTUAL * 60 * config.minutes - spent - PLOTS) / max(1, points) / step / an_epoch)
+    if epochs < 1:
+        raise EvopruneError(f"minutes: found {config.minutes:g}, in which {points} points cannot be trained for an epoch of "
+                            f"{step * an_epoch:.3g} s; expected more, or fewer --front")
+    log.info("%d points are trained for %d epochs more", points, rounded(epochs))
+    return replace(config, more_epochs=rounded(epochs))
 
 
 def plan_of(costs: Costs, seconds: float, free: float, repair: str, targets: Sequence[str]) -> dict[str, Any]:
@@ -155,11 +188,7 @@ def measured_costs(config: Config, net: nn.Module, splits: Data, layout: Layout,
             return None
         path = timed(partial(a_step, run.plain_evaluator(PATH_IMAGES)), masks)
     last = timed(run.last, masks)
-    step, an_epoch = None, 1
-    if splits.train is not None:
-        recipe = recipe_for(net, 0, 0, config.learning_rate, config.augment)
-        an_epoch = steps_an_epoch(len(splits.train), recipe.batch_size)
-        step = timed_training(net, splits, replace(recipe, epochs=STEPS / an_epoch), masks[-1], layout)
+    step, an_epoch = (None, 1) if splits.train is None else step_costs(config, net, splits, masks[-1], layout)
     return Costs(path, mask, last, step, an_epoch, solves, peak_memory(), 2 * layout.weights + sum(len(b) for b in masks[0]))
 
 
@@ -181,14 +210,21 @@ def timed(function: Callable[[Individual], Any], masks: list[Individual]) -> flo
     return (monotonic() - started) / len(masks)
 
 
-def timed_training(net: nn.Module, splits: Data, recipe: Any, individual: Individual, layout: Layout) -> float:
-    """Return the seconds of a training step."""
+def step_costs(config: Config, net: nn.Module, splits: Data, individual: Individual, layout: Layout) -> tuple[float, int]:
+    """Return the seconds of a training step, and how many there are in an epoch."""
     assert splits.train is not None
+    recipe = recipe_for(net, 0, 0, config.learning_rate, config.augment)
+    an_epoch = steps_an_epoch(len(splits.train), recipe.batch_size)
+    return timed_step(net, splits.train, replace(recipe, epochs=STEPS / an_epoch), named_masks(individual, layout)), an_epoch
+
+
+def timed_step(net: nn.Module, train: Split, recipe: Recipe, masks: Mapping[str, Tensor]) -> float:
+    """Return the seconds of a training step."""
     found = []
     for _ in range(2):  # the first one imports and warms up
-        trained = copied(net).to(splits.train.labels.device)
+        trained = copied(net).to(train.labels.device)
         started = monotonic()
-        tune(trained, splits.train, recipe, named_masks(individual, layout, splits.train.labels.device))
+        tune(trained, train, recipe, masks)
         found.append((monotonic() - started) / STEPS)
     return min(found)
 

@@ -31,15 +31,16 @@ from ..masks.layers import USUAL, LeftOut, aliases, find_layers, left_out, pruna
 from ..masks.layout import Layout
 from ..objectives import Objectives
 from ..results.folder import Folder
+from ..results.front import load_front
 from ..results.machine import device_name, versions
 from ..results.points import columns
 from ..results.record import Record
-from ..results.written import CONFIG, DENSE
+from ..results.written import CONFIG, DENSE, DOMINATED, FRONT
 from ..rules import read_method, read_units, rule_names
 from ..values.repair import LAST_IMAGES
 from ..values.training import recipe_for
 from .dense import measure_dense, train_dense
-from .plan import planned
+from .plan import by_clock
 from .run import Run, calibration_images, make_evaluator
 from .settings import search_batch_size, settle_for_model, training_config
 
@@ -72,22 +73,33 @@ def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder, c
         constant=constant_score(task_of(config.task), splits.search.labels), layout=tuple(layout), std=splits.search.std,
         threads=config.threads or torch.get_num_threads(), weights=layout.total, batch_size=batch_size_for(activation, device),
         objectives=optimised(config.objectives, config.task), device=device_name(device), versions=versions(),
-        aliases=aliases(net, layout), inputs=described(splits.search.inputs(slice(0, LIKE))), toolbox=toolbox, left_out=apart)
+        aliases=aliases(net, layout), inputs=described(splits.search.inputs(slice(0, LIKE))), toolbox=toolbox, left_out=apart,
+        more_from=points_before(folder, old, config))
     say(record, old)
     if config.train_epochs and resumed is None:
         train_first(net, splits, record, folder)
     dense = measure_dense(net, splits, record.batch_size, outputs, layout, record.optimised)
     size = search_batch_size(config, net, layout, splits, record.batch_size, old)
     record = replace(record, search_batch_size=size, dense=dense)
-    if config.plan == AUTO and (old is None or old.dense is None):
-        config = settle_for_model(planned(config, net, splits, layout, (record.batch_size, size), record.measured, started), net)
-        record = replace(record, settings=config.settings())
+    config = by_clock(config, net, splits, record, old, started)
+    record = replace(record, settings=config.settings())
     evaluator = make_evaluator(net, layout, splits, config, size, record.batch_size)
     say_unsolved(evaluator, config)
     identity = identity_of(config, layout, (record.batch_size, size), splits, net)
-    run = Run(config, net, splits, layout, record.batch_size, evaluator, record.measured, identity, deadline(config.max_seconds))
+    run = Run(config, net, splits, layout, record.batch_size, evaluator, record.measured, identity, deadline(config.max_seconds),
+              more_from=record.more_from)
     write_start(run, record, folder, resumed is not None)
     return run
+
+
+def points_before(folder: Folder, old: Record | None, config: Config) -> int | None:
+    """Return how many points a finished run has, or had before more training began; None: there is none."""
+    if old is None or config.more_epochs is None:
+        return None
+    if not folder.finished(config.generations):
+        return old.more_from
+    front = load_front(folder.path)
+    return 1 + max(int(point.id) for name in (FRONT, DOMINATED) if front.written.has(name) for point in front.read(name))
 
 
 def train_first(net: nn.Module, splits: Data, record: Record, folder: Folder) -> None:
@@ -157,7 +169,9 @@ def deadline(seconds: float | None) -> float:
 
 def write_start(run: Run, record: Record, folder: Folder, resumed: bool) -> None:
     """Write what a run starts from, now that everything has been checked; a resumed one's config.json when it has gone on."""
-    if folder.resuming:
+    if run.more_from is not None:
+        pass  # a finished run is read from its files
+    elif folder.resuming:
         check_checkpoint(folder, run.layout, run.identity, run.config)
     else:
         folder.set_aside()

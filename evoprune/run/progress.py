@@ -134,7 +134,8 @@ class SearchProgress:
     def evaluated(self, i: int, of: int) -> None:
         """Count one more mask measured; `i` of `of` in this batch."""
         self.pace.done += not self.trains
-        what = f"generation {int(self.bred.done) + self.begun} of {self.generations}, child {i} of {of}"
+        which = f"generation {int(self.bred.done) + self.begun} of {self.generations}, " if self.generations else ""
+        what = f"{which}child {i} of {of}"
         pace, left = self.pace, f"{self.left()} left" if self.pace.sure() else ""
         if on_bar(what, pace.done / max(pace.planned, 1e-9), "; ".join(filter(None, (self.front, left)))) or self.trains:
             return

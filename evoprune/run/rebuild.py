@@ -6,7 +6,7 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -36,6 +36,7 @@ class RunBuilder:
     identity: str
     model: nn.Module | None = None  # handed in, not named; travels to workers of `processes` only
     data: Data | None = None
+    more_epochs: int | None = None  # that a finished run gets, which its folder knows when the first has been trained
 
     def __call__(self) -> None:
         """Build the run unless this process has it.
@@ -61,14 +62,14 @@ def registered(run: Run) -> Iterator[None]:
 def builder_of(run: Run, folder: Folder, named_model: bool, named_data: bool) -> RunBuilder:
     """Return what workers build the run from."""
     return RunBuilder(str(folder.path.resolve()), os.getcwd(), run.identity, None if named_model else run.model,
-                      None if named_data else run.data.to(torch.device("cpu")))
+                      None if named_data else run.data.to(torch.device("cpu")), run.config.more_epochs)
 
 
 def rebuild(start: RunBuilder) -> Run:
     """Return the run as its folder describes it, on this process's device."""
     path = Path(start.folder)
     record = read_record(path / CONFIG)
-    config = record.config
+    config = replace(record.config, more_epochs=start.more_epochs)
     load_objectives(config.objectives)
     assert record.search_batch_size is not None
     torch.set_num_threads(config.threads or 1)

@@ -43,6 +43,7 @@ class Run:
     dense: Measured  # what the model measured before pruning
     identity: str  # of model, data and settings: a checkpoint belongs to it or is refused
     deadline: float  # of the monotonic clock
+    more_from: int | None = None  # points of a finished run that are trained further
     on_generation: Callable[[dict[str, float]], None] | None = None  # the user's, called with each row of the log
 
     @property

@@ -24,11 +24,12 @@ from ..inputs.splits import Data
 from ..masks.layout import Layout
 from ..results.folder import read_to_resume
 from ..results.record import Record
-from ..results.written import CONFIG, home_of
+from ..results.written import CONFIG, home_of, read_done
 from ..rules import read_method, target_sparsities
 from ..values.repair import norms_of
 
 TUNED_POPULATION, CHILD_EPOCHS = 16, 3.0  # of a tuned run, unless given
+BY_CLOCK = 0  # epochs to add, until they are planned
 log = logging.getLogger("evoprune")
 
 
@@ -76,6 +77,8 @@ def settle(model: nn.Module | str, data: Any, resume: str | Path | None, given: 
 
 def with_plan(config: Config, given: dict[str, Any], plans: bool) -> Config:
     """Return the settings with the plan of the run that --plan names, or that says that one is to be made."""
+    if config.more_epochs is not None:
+        raise EvopruneError(f"more_epochs: found {config.more_epochs} without a finished run to --resume; expected both")
     if config.plan is not None and config.plan != AUTO:
         if twice := [name for name in (*DECIDED, "minutes") if name in given]:
             raise EvopruneError(f"{twice[0]}: found with --plan {config.plan}, which says it; expected one of them")
@@ -134,18 +137,41 @@ def settle_resumed(path: Path, handed: dict[str, Any], asked: dict[str, Any]) ->
         if not named and isinstance(handed[name], str):
             raise EvopruneError(f"{name}: the run in {path} was started with one handed in ({getattr(config, name)}); resume "
                                 f"with evoprune.prune(model, data, resume={str(path)!r})")
+    config, asked = with_more(config, asked, read_done(home_of(path)) is not None)
     for name, value in asked.items():
         if (name in ("model", "data") and value == options()[name].default) or getattr(config, name) == value:
             continue
         if name == "out":
             raise EvopruneError(f"out: found {value!r} together with --resume {path}; a run goes on in its own folder")
-        later = config.finetune_epochs or config.refine_epochs or config.layerwise
+        later = config.finetune_epochs or config.refine_epochs or config.layerwise or record.config.more_epochs is not None
         if name not in RESUMABLE or (name == "generations" and later):
             raise EvopruneError(f"{name}: found {value!r}, but the run in {path} has {getattr(config, name)!r}; --resume "
                                 f"may change {', '.join(RESUMABLE)} (generations only without training after the search, or "
                                 f"layerwise)")
         config = replace(config, **{name: value})
     return replace(config, max_seconds=asked.get("max_seconds"))
+
+
+def with_more(config: Config, asked: dict[str, Any], finished: bool) -> tuple[Config, dict[str, Any]]:
+    """Return the settings with the training that is to be added to a finished run, and what else is asked: --more-epochs, or
+    --finetune-epochs where it has had none, or --minutes, for which no number of epochs stands yet."""
+    if not finished:
+        if asked.get("more_epochs") not in (None, config.more_epochs):
+            raise EvopruneError(f"more_epochs: found {asked['more_epochs']}, but the run in {config.out} is not finished; "
+                                f"resume it without, then add training")
+        return config, asked
+    config, rest = replace(config, more_epochs=None), dict(asked)
+    epochs = rest.pop("more_epochs", None)
+    if epochs is None and not config.finetune_epochs:
+        epochs = rest.pop("finetune_epochs", None) or None  # none, or 0
+    minutes = rest.pop("minutes", None)
+    if epochs == BY_CLOCK:
+        raise EvopruneError("more_epochs: found 0, expected at least 1")
+    if epochs is not None and minutes is not None:
+        raise EvopruneError(f"minutes: found {minutes} with {epochs} epochs to add; expected one of them")
+    if epochs is not None or minutes is not None:
+        config = replace(config, more_epochs=BY_CLOCK if epochs is None else epochs, minutes=minutes or config.minutes)
+    return config, rest
 
 
 def free_folder(config: Config) -> str:

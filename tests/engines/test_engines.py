@@ -38,7 +38,7 @@ COMMAND = [sys.executable, "-m", "evoprune.main"]
 
 
 def results(folder):
-    return (folder / "front.csv").read_bytes(), (folder / "masks.npz").read_bytes()
+    return tuple((folder / name).read_bytes() for name in ("front.csv", "masks.npz", "right.npz"))
 
 
 @pytest.fixture(scope="module", autouse=True)
