@@ -108,6 +108,12 @@ def lenet(digits):
 
 
 @pytest.fixture(scope="session")
+def small(digits):
+    """The least model, trained for a few epochs; do not change it."""
+    return trained(Small, digits, 3)
+
+
+@pytest.fixture(scope="session")
 def weights_file(lenet, tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "lenet.pth"
     torch.save(lenet.state_dict(), path)

@@ -16,9 +16,9 @@ SETTINGS = {"repair": "least-squares", "shots": 5, "population": 6, "generations
 
 
 @pytest.fixture(scope="module")
-def small_run(lenet, digits, tmp_path_factory):
+def small_run(small, digits, tmp_path_factory):
     """A finished run without training; do not change it."""
-    return evoprune.prune(lenet, digits, out=tmp_path_factory.mktemp("more") / "run", **SETTINGS).path
+    return evoprune.prune(small, digits, out=tmp_path_factory.mktemp("more") / "run", **SETTINGS).path
 
 
 @pytest.fixture
@@ -27,10 +27,10 @@ def run(small_run, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def trained(small_run, lenet, digits, tmp_path_factory):
+def trained(small_run, small, digits, tmp_path_factory):
     """That run with five epochs more, in one go; do not change it."""
     path = shutil.copytree(small_run, tmp_path_factory.mktemp("more") / "run")
-    return evoprune.prune(lenet, digits, resume=path, finetune_epochs=5).path
+    return evoprune.prune(small, digits, resume=path, finetune_epochs=5).path
 
 
 def rows(path):
@@ -69,7 +69,7 @@ def test_points_stay_and_those_that_training_makes_better_join_them(small_run, t
     assert right is not None and right.points.keys() == after.keys()  # held against front.csv when it is read
 
 
-def test_training_starts_gently_from_repaired_values(lenet, digits, run, monkeypatch):
+def test_training_starts_gently_from_repaired_values(small, digits, run, monkeypatch):
     from evoprune.run import jobs
 
     seen = []
@@ -81,13 +81,13 @@ def test_training_starts_gently_from_repaired_values(lenet, digits, run, monkeyp
 
     monkeypatch.setattr(jobs, "tune", seeing)
     repaired = [point.state_dict()["fc1.weight"] for point in evoprune.load_front(run)]
-    evoprune.prune(lenet, digits, resume=run, more_epochs=1)
+    evoprune.prune(small, digits, resume=run, more_epochs=1)
     assert [(rate, epochs) for rate, epochs, _ in seen] == [(0.005, 1)] * len(seen) and len(seen) <= 3
     assert all(any(torch.equal(began, values) for values in repaired) for _, _, began in seen)
 
 
 @pytest.mark.parametrize("engine", ["local", "processes"])
-def test_stopped_anywhere_it_goes_on_to_the_same_files(lenet, digits, run, trained, engine, monkeypatch):
+def test_stopped_anywhere_it_goes_on_to_the_same_files(small, digits, run, trained, engine, monkeypatch):
     """Stopped after the first trained point, then before each file of the results."""
     state = {"writes": 0, "stop": "trained"}
 
@@ -112,32 +112,32 @@ def test_stopped_anywhere_it_goes_on_to_the_same_files(lenet, digits, run, train
     for stop in ("trained", "masks.npz", "front.csv", RIGHT, "done.json") if engine == "local" else ("trained",):
         state["stop"] = stop
         with pytest.raises(KeyboardInterrupt):
-            evoprune.prune(lenet, digits, resume=run, **asked, **workers)
+            evoprune.prune(small, digits, resume=run, **asked, **workers)
         assert len(evoprune.load_front(run)) > 3 and not (run / "done.json").exists()  # there is a front at any moment
         asked = {}
     state["stop"] = None
-    evoprune.prune(lenet, digits, resume=run, **workers)
+    evoprune.prune(small, digits, resume=run, **workers)
     assert same(run, trained)
 
 
-def test_what_is_finished_has_nothing_to_do_and_can_be_trained_again(lenet, digits, trained, tmp_path):
+def test_what_is_finished_has_nothing_to_do_and_can_be_trained_again(small, digits, trained, tmp_path):
     path = shutil.copytree(trained, tmp_path / "run")
     before = hashes(path)
-    evoprune.prune(lenet, digits, resume=path)
+    evoprune.prune(small, digits, resume=path)
     assert hashes(path) == before
-    evoprune.prune(lenet, digits, resume=path, more_epochs=2)
+    evoprune.prune(small, digits, resume=path, more_epochs=2)
     first, second = rows(trained), rows(path)
     assert all(second[id] == first[id] for id in first)
     assert evoprune.load_front(path).record.more_from == len(first)
 
 
-def test_minutes_plan_the_epochs(lenet, digits, run, caplog):
+def test_minutes_plan_the_epochs(small, digits, run, caplog):
     caplog.set_level("INFO", "evoprune")
     from evoprune.run import plan
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "timed_step", lambda *_: 0.005)  # seconds; 18 steps an epoch
-        evoprune.prune(lenet, digits, resume=run, minutes=0.1)
+        evoprune.prune(small, digits, resume=run, minutes=0.1)
     record = evoprune.load_front(run).record
     assert record.config.more_epochs == 8 and record.config.minutes is None  # (0.9 * 6 s - 3 s) / 3 points / 0.09 s is 8.9
     assert "3 points are trained for 8 epochs more" in caplog.text
@@ -154,7 +154,7 @@ def no_engine(*_):
     ({"more_epochs": 1, "engine": "processes"}, "engine: none here"),
     ({"minutes": 0.1, "front": 3}, "minutes: found 0.1, in which 3 points cannot be trained for an epoch"),
 ])
-def test_what_cannot_be_added_leaves_the_run_as_it_was(lenet, digits, run, settings, said, monkeypatch):
+def test_what_cannot_be_added_leaves_the_run_as_it_was(small, digits, run, settings, said, monkeypatch):
     from evoprune.run import plan
 
     monkeypatch.setattr(plan, "timed_step", lambda *_: 1.0)
@@ -162,17 +162,17 @@ def test_what_cannot_be_added_leaves_the_run_as_it_was(lenet, digits, run, setti
         monkeypatch.setattr("evoprune.pruning.open_engine", no_engine)
     before = hashes(run)
     with pytest.raises(EvopruneError, match=said):
-        evoprune.prune(lenet, digits, resume=run, **settings)
+        evoprune.prune(small, digits, resume=run, **settings)
     assert hashes(run) == before
 
 
-def test_it_is_for_finished_runs_and_their_own_test_images(lenet, digits, run, tmp_path):
+def test_it_is_for_finished_runs_and_their_own_test_images(small, digits, run, tmp_path):
     with pytest.raises(EvopruneError, match="more_epochs: found 3 without a finished run to resume=; expected both"):
-        evoprune.prune(lenet, digits, out=tmp_path / "new", more_epochs=3)
+        evoprune.prune(small, digits, out=tmp_path / "new", more_epochs=3)
     others = evoprune.Data((digits.train.images, digits.train.labels), (digits.search.images, digits.search.labels),
                            (digits.test.images.flip(0), digits.test.labels.flip(0)))
     with pytest.raises(EvopruneError, match="data: found other test images than those of the run in"):
-        evoprune.prune(lenet, others, resume=run, more_epochs=1)
+        evoprune.prune(small, others, resume=run, more_epochs=1)
     (run / "done.json").unlink()
     with pytest.raises(EvopruneError, match="is not finished; resume it without, then add training"):
-        evoprune.prune(lenet, digits, resume=run, more_epochs=1)
+        evoprune.prune(small, digits, resume=run, more_epochs=1)

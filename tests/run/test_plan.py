@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from conftest import Small, hashes, trained
+from conftest import hashes
 
 import evoprune
 from evoprune import EvopruneError
@@ -103,11 +103,6 @@ def make_quick(patch):
 @pytest.fixture
 def quick(monkeypatch):
     make_quick(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def small(digits):
-    return trained(Small, digits, 3)
 
 
 def results(out):
