@@ -19,6 +19,7 @@ from .rules import KNOWLEDGE, SURGEON, TASKS, check_rules, read_method, read_uni
 ENGINES = ("local", "processes", "scoop", "dask")
 PROGRAM = "python -m evoprune.main"  # as everyone can start it
 LONGEST = 4096  # characters of a setting
+AUTO = "auto"
 
 
 def option(default: Any, help: str, *, low: float | None = None, high: float | None = None,
@@ -104,6 +105,8 @@ class Config:
                                      "say the same)", low=0, high=100_000)
     learning_rate: float | None = option(None, "peak learning rate of all training "
                                          "(0.01 with Adam below a million weights, 0.05 with SGD above)", low=1e-9, high=1e3)
+    train_precision: str = option("fp32", "of all training; with bf16 values stay fp32; auto times a step of each and takes the "
+                                  "faster", choices=("fp32", "bf16", AUTO))
     augment: bool = option(True, "random crops and flips when training on colour images")
     # where and how
     out: str | None = option(None, "folder of the run (results/MODEL-DATA, numbered if it is taken)", metavar="DIR")
@@ -207,6 +210,7 @@ USED: dict[str, tuple[str, Callable[[Config], bool]]] = {  # settings that only 
     **dict.fromkeys(("rounds", "caps", "layer_rule"), ("--layerwise", lambda config: config.layerwise)),
     "scheduler": ("--engine dask", lambda config: config.engine == "dask"),
     **dict.fromkeys(("listen", "hostfile"), ("--engine scoop", lambda config: config.engine == "scoop")),
+    "train_precision": ("training", lambda config: config.trains or config.plan is not None),
     "job_timeout": ("--engine processes, scoop or dask", lambda config: config.engine != "local")}
 
 
@@ -223,7 +227,6 @@ def check_used(given: Iterable[str], config: Config) -> None:
 PLANNED = ("repair", "shots", "population", "generations", "refine_epochs", "targets")  # what a plan says
 DECIDED = (*PLANNED, "total_epochs", "finetune_epochs", "method", "start", "layerwise",
            "knowledge")  # with one of these no plan is made, unless `minutes` are given
-AUTO = "auto"
 RESUMABLE = ("engine", "max_seconds", "generations", "workers", "job_timeout", "scheduler", "listen", "hostfile",
              "more_epochs")  # what --resume may change, for it changes no result; generations only without tuning
 

@@ -13,17 +13,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from ..inputs.models import copied
 from ..inputs.nested import Inputs, applied
 from ..masks.channels import NORMS
-from ..values.fast import average_2x2, is_average_2x2, tanh_
+from ..values.fast import average_2x2, channels_last_wins, is_average_2x2, tanh_
 
-WIDE = 16  # input channels from which on channels_last is faster (measured: LeNet slower, ResNet and MobileNet faster)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 log = logging.getLogger("evoprune")
-
-
-def channels_last_wins(model: nn.Module) -> bool:
-    """Say whether most 2d convolutions are wide enough for channels_last to be faster: the same on every machine."""
-    wide = [m.in_channels >= WIDE for m in model.modules() if isinstance(m, nn.Conv2d)]
-    return sum(wide) > len(wide) / 2
 
 
 def rewritten(plain: nn.Module, inputs: Inputs, fold: bool = True) -> tuple[nn.Module, int]:

@@ -20,7 +20,8 @@ from torch import Tensor, fx, nn
 from ..inputs.models import copied
 from ..inputs.nested import Inputs, applied, leaves, mapped
 from ..inputs.splits import Split
-from .graph import channels_last_wins, rewritten, same, split_graph
+from ..values.fast import channels_last_wins
+from .graph import rewritten, same, split_graph
 
 CHECKED = 8  # images on which a rewritten model is compared with the plain one
 log = logging.getLogger("evoprune")

@@ -24,7 +24,8 @@ log = logging.getLogger("evoprune")
 
 def train_dense(net: nn.Module, train: Split, config: Config) -> None:
     """Train the dense model in place."""
-    recipe = recipe_for(net, config.train_epochs or 0, config.seed, config.learning_rate, config.augment)
+    recipe = recipe_for(net, config.train_epochs or 0, config.seed, config.learning_rate, config.augment,
+                        config.train_precision)
     log.info("training the dense model: %d epochs of %s images", recipe.epochs, f"{len(train):,}")
     net.to(train.labels.device)
     tune(net, train, recipe, progress=training_progress("the dense model"))

@@ -124,7 +124,8 @@ class TrainPoint:
         net = with_values(run.model, run.layout, individual).to(config.device)
         kept = named_masks(individual, run.layout)
         seed = int(hashlib.sha256(f"{config.seed}:{key}".encode()).hexdigest()[:12], 16)
-        recipe = recipe_for(net, config.more_epochs or config.finetune_epochs, seed, config.learning_rate, config.augment)
+        recipe = recipe_for(net, config.more_epochs or config.finetune_epochs, seed, config.learning_rate, config.augment,
+                            config.train_precision)
         gently = replace(recipe, learning_rate=GENTLE * recipe.learning_rate) if individual.values else recipe
         tune(net, run.data.train, gently, kept, training_progress(what))
         return to_safetensors(net.state_dict())
@@ -143,7 +144,7 @@ class TrainChild:
         net = (repaired(run, job.individual) if job.repaired else with_values(run.model, run.layout, job.individual)).to(
             train.labels.device)
         kept = named_masks(job.individual, run.layout, train.labels.device)
-        recipe = recipe_for(net, 0, job.seed, run.config.learning_rate, run.config.augment)
+        recipe = recipe_for(net, 0, job.seed, run.config.learning_rate, run.config.augment, run.config.train_precision)
         steps, more = job.steps, min(round(job.growth * job.kept), run.layout.weights) - sum(int(m.sum()) for m in kept.values())
         if more > 0 and steps > GROW_STEPS:
             kept = grown(net, train, kept, run.layout, more, GROW_STEPS * recipe.batch_size, job.seed)

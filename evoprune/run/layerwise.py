@@ -141,7 +141,8 @@ def train_stage(run: Run, net: nn.Module, individual: Individual, number: int, s
     hold_zeros([net.get_parameter(name) for name in kept], kept)
     before = after = score(net.eval(), run.data.search, run.batch_size)
     if config.finetune_epochs and run.data.train is not None:
-        recipe = recipe_for(net, config.finetune_epochs, config.seed + 1 + number, config.learning_rate, config.augment)
+        recipe = recipe_for(net, config.finetune_epochs, config.seed + 1 + number, config.learning_rate, config.augment,
+                            config.train_precision)
         tune(net, run.data.train, recipe, kept, training_progress("the layers so far"))
         after = score(net.eval(), run.data.search, run.batch_size)
     values = {name: value.detach().cpu().clone() for name, value in net.state_dict().items()}

@@ -15,6 +15,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..config import AUTO, Config, flags, options
@@ -23,13 +24,14 @@ from ..evaluation.evaluator import Evaluator
 from ..evolution.tuned import SEED_STEPS, SEEDS, kept_at_targets
 from ..inputs.models import copied
 from ..inputs.splits import Data, Split
-from ..masks.genome import Individual, dense_individual, from_masks
+from ..masks.genome import Individual, from_masks
 from ..masks.layout import Layout
 from ..masks.saliency import gene_scores, keep_top
 from ..masks.tensors import named_masks
 from ..results.points import Measured
 from ..results.record import Record
 from ..rules import target_sparsities
+from ..values.fast import has_bf16
 from ..values.repair import PATH_IMAGES
 from ..values.training import Recipe, recipe_for, steps_an_epoch, tune
 from .run import Run, make_evaluator
@@ -43,7 +45,7 @@ MASKS_SHARE, PATH_SHARE, SEARCH_SHARE = 0.35, 0.35, 0.1  # of the time, at most:
 LEAST_SHOTS, MOST_EPOCHS, LEAST_STEPS = 20, 200, 50  # epochs and steps a seed job
 POPULATIONS = (64, 48, 32, 24, 16, 8)
 DENSITIES = (0.3, 0.05)  # of the masks that are timed
-STEPS = 20  # of training that are timed
+STEPS, FEW_STEPS = 20, 3  # of training that are timed, for a plan, and to choose a precision
 PUNCTUAL = 0.9  # share of the minutes that is planned, for what takes longer than it did when it was timed
 SLOW = 1.0  # seconds of what is timed once, without a warm-up
 LONGEST_SHARE = 0.6  # of the time that the shortest path and search may take
@@ -76,7 +78,7 @@ def by_clock(config: Config, net: nn.Module, splits: Data, record: Record, old: 
     if config.more_epochs == BY_CLOCK:
         assert old is not None and record.more_from is not None
         points = min(record.more_from - 1, config.front)
-        return replace(with_epochs(config, net, splits, layout, points, monotonic() - started), minutes=old.config.minutes)
+        return replace(with_epochs(config, net, splits, points, monotonic() - started), minutes=old.config.minutes)
     return config
 
 
@@ -103,14 +105,33 @@ def planned(config: Config, net: nn.Module, splits: Data, layout: Layout, batch_
     return config
 
 
-def with_epochs(config: Config, net: nn.Module, splits: Data, layout: Layout, points: int, spent: float) -> Config:
-    # 6 arguments: see `planned`
+def with_precision(config: Config, net: nn.Module, splits: Data) -> Config:
+    """Return the settings with the precision in which a step of training takes less time, where that is to be found out.
+
+    Raises:
+        EvopruneError: bf16 was asked for, and the device has none.
+    """
+    bf16 = has_bf16(torch.device(config.device))
+    if config.train_precision == "bf16" and not bf16:
+        raise EvopruneError(f"train_precision: found 'bf16', which this {config.device} has not; expected fp32 or {AUTO}")
+    if config.train_precision != AUTO:
+        return config
+    found = "fp32"
+    if splits.train is not None and bf16:
+        took = {each: step_costs(replace(config, train_precision=each), net, splits, {}, FEW_STEPS)[0]
+                for each in ("fp32", "bf16")}
+        found = min(took, key=lambda each: took[each])
+        log.info("training in %s: a step takes %.3g s in fp32, %.3g s in bf16", found, took["fp32"], took["bf16"])
+    return replace(config, train_precision=found)
+
+
+def with_epochs(config: Config, net: nn.Module, splits: Data, points: int, spent: float) -> Config:
     """Return the settings with as many epochs more for each of so many points as there is time for, some of it `spent`.
 
     Raises:
         EvopruneError: there is no time for one.
     """
-    step, an_epoch = step_costs(config, net, splits, dense_individual(layout), layout)
+    step, an_epoch = step_costs(config, net, splits, {})
     assert config.minutes is not None
     epochs = int((PUNCTUAL * 60 * config.minutes - spent - PLOTS) / max(1, points) / step / an_epoch)
     if epochs < 1:
@@ -188,7 +209,7 @@ def measured_costs(config: Config, net: nn.Module, splits: Data, layout: Layout,
             return None
         path = timed(partial(a_step, run.plain_evaluator(PATH_IMAGES)), masks)
     last = timed(run.last, masks)
-    step, an_epoch = (None, 1) if splits.train is None else step_costs(config, net, splits, masks[-1], layout)
+    step, an_epoch = (None, 1) if splits.train is None else step_costs(config, net, splits, named_masks(masks[-1], layout))
     return Costs(path, mask, last, step, an_epoch, solves, peak_memory(), 2 * layout.weights + sum(len(b) for b in masks[0]))
 
 
@@ -210,22 +231,23 @@ def timed(function: Callable[[Individual], Any], masks: list[Individual]) -> flo
     return (monotonic() - started) / len(masks)
 
 
-def step_costs(config: Config, net: nn.Module, splits: Data, individual: Individual, layout: Layout) -> tuple[float, int]:
+def step_costs(config: Config, net: nn.Module, splits: Data, masks: Mapping[str, Tensor],
+               count: int = STEPS) -> tuple[float, int]:
     """Return the seconds of a training step, and how many there are in an epoch."""
     assert splits.train is not None
-    recipe = recipe_for(net, 0, 0, config.learning_rate, config.augment)
+    recipe = recipe_for(net, 0, 0, config.learning_rate, config.augment, config.train_precision)
     an_epoch = steps_an_epoch(len(splits.train), recipe.batch_size)
-    return timed_step(net, splits.train, replace(recipe, epochs=STEPS / an_epoch), named_masks(individual, layout)), an_epoch
+    return timed_step(net, splits.train, replace(recipe, epochs=count / an_epoch), masks, count), an_epoch
 
 
-def timed_step(net: nn.Module, train: Split, recipe: Recipe, masks: Mapping[str, Tensor]) -> float:
-    """Return the seconds of a training step."""
+def timed_step(net: nn.Module, train: Split, recipe: Recipe, masks: Mapping[str, Tensor], count: int) -> float:
+    """Return the seconds of one of so many training steps, that a recipe takes."""
     found = []
     for _ in range(2):  # the first one imports and warms up
         trained = copied(net).to(train.labels.device)
         started = monotonic()
         tune(trained, train, recipe, masks)
-        found.append((monotonic() - started) / STEPS)
+        found.append((monotonic() - started) / count)
     return min(found)
 
 

@@ -40,7 +40,7 @@ from ..rules import read_method, read_units, rule_names
 from ..values.repair import LAST_IMAGES
 from ..values.training import recipe_for
 from .dense import measure_dense, train_dense
-from .plan import by_clock
+from .plan import by_clock, with_precision
 from .run import Run, calibration_images, make_evaluator
 from .settings import search_batch_size, settle_for_model, training_config
 
@@ -66,7 +66,7 @@ def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder, c
     config, splits = with_task(config, splits, answers)
     outputs = int(answers.shape[splits.search.task.dimension]) if answers.dim() > 1 else 1
     check_together(net, splits, config, layout)
-    config = config if config.plan == AUTO else settle_for_model(config, net)
+    config = with_precision(config if config.plan == AUTO else settle_for_model(config, net), net, splits)
     record = Record(
         outputs=outputs, named_data=isinstance(data, str), settings=config.settings(), rebuildable=isinstance(model, str),
         command=(old and old.command) or command, splits=splits.sizes(), channels=channels_of(splits), mean=splits.search.mean,
@@ -87,7 +87,7 @@ def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder, c
     say_unsolved(evaluator, config)
     identity = identity_of(config, layout, (record.batch_size, size), splits, net)
     run = Run(config, net, splits, layout, record.batch_size, evaluator, record.measured, identity, deadline(config.max_seconds),
-              more_from=record.more_from)
+              record.more_from)
     write_start(run, record, folder, resumed is not None)
     return run
 

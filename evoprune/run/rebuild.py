@@ -21,6 +21,7 @@ from ..inputs.tasks import task_of
 from ..results.folder import Folder
 from ..results.record import read_record
 from ..results.written import CONFIG, DENSE
+from ..values.fast import has_bf16
 from .prepare import get_data, get_model, identity_of, layers_of
 from .run import Run, make_evaluator
 
@@ -75,6 +76,8 @@ def rebuild(start: RunBuilder) -> Run:
     torch.set_num_threads(config.threads or 1)
     if config.device == "cuda":
         torch.cuda.set_device(take_slot() % torch.cuda.device_count())
+    if config.train_precision == "bf16" and not has_bf16(torch.device(config.device)):
+        raise EvopruneError(f"train_precision: the run trains in bf16, which {platform.node()} has not; give it other workers")
     splits = start.data or get_data(config, config.data)
     net = start.model or get_model(config, config.model, splits, record, path / DENSE)
     splits = splits.to(torch.device(config.device), dtype_of(net)).for_task(task_of(config.task))

@@ -9,12 +9,13 @@ from torch import nn
 
 import evoprune
 from evoprune.evaluation.evaluator import Evaluator
-from evoprune.evaluation.graph import Average2x2, TanhInPlace, channels_last_wins, rewritten
+from evoprune.evaluation.graph import Average2x2, TanhInPlace, rewritten
 from evoprune.evaluation.prepared import PreparedModel, fastest_batch_size
 from evoprune.evolution.starts import first_population
 from evoprune.inputs.models import LeNet5, logits_of, resnet18
 from evoprune.masks.genome import get_bits
 from evoprune.masks.layers import find_layers
+from evoprune.values.fast import channels_last_wins
 from evoprune.values.training import Recipe, tune
 
 

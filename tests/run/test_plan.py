@@ -11,8 +11,10 @@ import evoprune
 from evoprune import EvopruneError
 from evoprune.config import AUTO, DECIDED, PLANNED, Config, options
 from evoprune.main import main
+from evoprune.run import jobs
 from evoprune.run import plan as plans
 from evoprune.run.plan import FREE, PLOTS, TARGETS, Costs, need, plan_of, rounded
+from evoprune.run.rebuild import RunBuilder, rebuild
 from evoprune.run.settings import settle
 
 COSTS = Costs(path=0.05, mask=0.04, last=0.06, step=0.002, steps_an_epoch=18, least_squares=True, memory=10**9,
@@ -189,3 +191,24 @@ def test_costs_are_those_of_the_model_and_the_data(small, digits, tmp_path, capl
     settings = Config(**json.loads((tmp_path / "run" / "config.json").read_text())["settings"])
     assert settings.refine_epochs is None  # one small layer of the model cannot be so sparse
     assert any(r.getMessage().startswith("plan for 0.1 minutes: ") for r in caplog.records)
+
+
+def test_the_precision_of_training_is_timed_once_recorded_and_what_trains(small, digits, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(plans, "has_bf16", lambda device: True)
+    monkeypatch.setattr(plans, "timed_step", lambda net, train, recipe, *rest: 0.1 if recipe.precision == "bf16" else 0.2)
+    tune = jobs.tune
+    monkeypatch.setattr(jobs, "tune", lambda *given: seen.append(given[2].precision) or tune(*given))
+    settings = {"population": 4, "generations": 0, "finetune_epochs": 1, "front": 2, "threads": 1, "start": "random"}
+    front = evoprune.prune(small, digits, out=tmp_path / "run", train_precision="auto", **settings)
+    assert front.record.config.train_precision == "bf16" and set(seen) == {"bf16"}
+    monkeypatch.setattr(plans, "has_bf16", lambda device: False)
+    front = evoprune.prune(small, digits, out=tmp_path / "without", train_precision="auto", **settings)
+    assert front.record.config.train_precision == "fp32"
+    with pytest.raises(EvopruneError, match="train_precision: found 'bf16', which this cpu has not; expected fp32 or auto"):
+        evoprune.prune(small, digits, out=tmp_path / "none", train_precision="bf16", **settings)
+    with pytest.raises(EvopruneError, match="train_precision: found 'bf16', which does nothing without training"):
+        evoprune.prune(small, digits, out=tmp_path / "none", train_precision="bf16", generations=1)
+    monkeypatch.setattr("evoprune.run.rebuild.has_bf16", lambda device: False)
+    with pytest.raises(EvopruneError, match="train_precision: the run trains in bf16, which .* has not; give it other workers"):
+        rebuild(RunBuilder(str(tmp_path / "run"), ".", "", small, digits))

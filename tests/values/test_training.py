@@ -6,6 +6,8 @@ from torch import nn
 
 from evoprune import accuracy
 from evoprune.inputs.models import resnet18
+from evoprune.inputs.splits import as_split
+from evoprune.values.fast import has_bf16, in_fp32
 from evoprune.values.training import Recipe, augmented, recipe_for, schedule, tune
 
 RECIPE = Recipe(1, "adam", 0.01, 64, seed=0, augment=True)
@@ -87,3 +89,67 @@ def test_a_last_batch_of_one_is_left_out(digits):
     steps = []
     tune(model, train, RECIPE, progress=lambda step, of: steps.append((step, of)))
     assert steps == [(1, 2), (2, 2)] and int(model[2].num_batches_tracked) == 1 and not model.training
+
+
+class Wide(nn.Module):
+    """Two convolutions, wide enough for channels_last; `view` takes what comes out of them or not."""
+
+    def __init__(self, view=False):
+        super().__init__()
+        self.conv1, self.conv2, self.norm = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 3, stride=2), nn.BatchNorm2d(16)
+        self.fc = nn.Linear(16 * 9, 4)
+        self.view, self.orders = view, set()
+
+    def forward(self, x):
+        self.orders.add(x.is_contiguous())
+        x = self.norm(self.conv2(self.conv1(x).relu())).relu()
+        return self.fc(x.view(len(x), -1) if self.view else x.flatten(1))
+
+
+@pytest.fixture(scope="module")
+def wide_images():
+    torch.manual_seed(0)
+    return as_split((torch.randn(96, 16, 8, 8), torch.randint(4, (96,))), "train")
+
+
+def tuned(wide_images, view=False, precision="fp32", epochs=3):
+    torch.manual_seed(0)
+    net = Wide(view)
+    tune(net, wide_images, Recipe(epochs, "sgd", 0.05, 32, 0, False, precision), masks_for(net))
+    return net
+
+
+def values_of(net):
+    return torch.cat([value.flatten().float() for value in net.state_dict().values()])
+
+
+def test_channels_last_trains_the_same_and_leaves_values_in_their_order(wide_images, monkeypatch):
+    fast = tuned(wide_images)
+    assert fast.orders == {False} and all(p.is_contiguous() for p in fast.parameters())
+    monkeypatch.setattr("evoprune.values.training.channels_last_wins", lambda model: False)
+    plain = tuned(wide_images)
+    assert plain.orders == {True} and not torch.equal(values_of(fast), values_of(plain))
+    assert torch.allclose(values_of(fast), values_of(plain), atol=1e-4)
+
+
+def test_a_model_that_views_its_channels_keeps_its_order(wide_images, monkeypatch):
+    net = tuned(wide_images, view=True)
+    assert net.orders == {True, False}  # it was tried
+    monkeypatch.setattr("evoprune.values.training.channels_last_wins", lambda model: False)
+    assert torch.equal(values_of(net), values_of(tuned(wide_images, view=True)))
+
+
+@pytest.mark.skipif(not has_bf16(torch.device("cpu")), reason="no bf16 on this processor")
+def test_bf16_trains_fp32_values_about_as_far_and_repeats(wide_images):
+    exact, rounded, again = tuned(wide_images, epochs=20), *(tuned(wide_images, precision="bf16", epochs=20) for _ in range(2))
+    assert {value.dtype for value in rounded.state_dict().values()} == {torch.float32, torch.int64}
+    assert torch.equal(values_of(rounded), values_of(again)) and not torch.equal(values_of(rounded), values_of(exact))
+    scores = [accuracy(net, wide_images) for net in (Wide().eval(), exact, rounded)]
+    assert scores[0] < 0.5 and abs(scores[1] - scores[2]) < 0.1 and min(scores[1:]) > 0.9
+
+
+def test_what_a_model_returns_is_judged_in_fp32():
+    x = torch.ones(2, dtype=torch.bfloat16)
+    found = in_fp32({"logits": x, "more": (x, [x, None])})
+    assert found["logits"].dtype == found["more"][0].dtype == found["more"][1][0].dtype == torch.float32
+    assert found["more"][1][1] is None and in_fp32(torch.ones(2, dtype=torch.float64)).dtype == torch.float64
