@@ -9,14 +9,12 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from .config import PROGRAM
+from .config import PROGRAM, as_flags
 from .errors import EvopruneError, printable
-from .files import write_atomic
 from .results.front import load_front
-from .results.written import REPORT
+from .results.written import REPORT, free_file, write_file
 from .views.pick import Wish, bytes_of, described, in_words, next_step, picked, seconds_of
 
 
@@ -88,6 +86,13 @@ def measure(name: str, read: Callable[[str], float], like: str) -> Callable[[str
     return value
 
 
+def bits_of(text: str) -> int:
+    """Return 32, 16 or 8; raise ValueError for anything else."""
+    if text not in ("32", "16", "8"):
+        raise ValueError
+    return int(text)
+
+
 def pick_flags(parser: Parser) -> None:
     """Add the flags of pick."""
     parser.add_argument("run", metavar="RUN", help="the folder of a run")
@@ -106,20 +111,29 @@ def pick_flags(parser: Parser) -> None:
     take.add_argument("--export", metavar="FILE", help="write it: .safetensors, .packed.safetensors, .pt, .pt2 or .onnx; it is "
                       "opened again in a fresh process, and what it scores there is said")
     take.add_argument("--slim", action="store_true", help="cut out channels that nothing needs (.pt2, .onnx, --latency)")
-    take.add_argument("--bits", type=int, default=32, choices=(32, 16, 8), help="bits a value (.packed.safetensors, --bytes)")
+    take.add_argument("--bits", type=measure("bits", bits_of, "32, 16 or 8"), default=32, metavar="N",
+                      help="bits a value: 32, 16 or 8 (.packed.safetensors, --bytes)")
     take.add_argument("--overwrite", action="store_true", help="replace FILE")
 
 
 def pick(given: argparse.Namespace) -> Any:
     """Choose a point, say what it is, and write it if asked."""
     wish = Wish(**{name: getattr(given, name) for name in Wish.__dataclass_fields__})
+    if given.export is None:
+        nothing = {"overwrite": given.overwrite, "bits": given.bits != 32 and wish.bytes is None,
+                   "slim": given.slim and wish.latency is None}
+        refuse_idle([f"--{name}" for name, idle in nothing.items() if idle], "--export")
+    else:
+        from .results.export import checked
+
+        checked(given.export, given.bits, given.slim, given.overwrite)
     point = picked(load_front(given.run), wish, given.bits, given.slim)
     if not given.json:
         say(in_words(point))
     found = described(point)
     if given.export is None:
         if not given.json:
-            say(f"take it away: {next_step(point)}")
+            say(f"take it away: {next_step(point, wish, given.bits, given.slim)}")
         return found
     path = point.export(given.export, bits=given.bits, slim=given.slim, overwrite=given.overwrite)
     return {**found, "export": {"path": str(path), "bytes": path.stat().st_size}}
@@ -151,25 +165,24 @@ def compare(given: argparse.Namespace) -> Any:
     from .results.plots import png
     from .views.compare import compare as compared
 
-    kept = {name: free(getattr(given, name), given.overwrite) for name in ("csv", "plot") if getattr(given, name)}
+    suffixes = {"csv": (".csv",), "plot": (".png",)}
+    kept = {name: free_file(name, getattr(given, name), ends, given.overwrite) for name, ends in suffixes.items()
+            if getattr(given, name) is not None}
+    refuse_idle(["--overwrite"] * (given.overwrite and not kept), "--csv or --plot")
     found = compared(given.runs, given.at)
     if not given.json:
         say(printable(str(found)))
     if "csv" in kept:
-        write_atomic(kept["csv"], found.csv())
+        write_file(kept["csv"], found.csv())
     if "plot" in kept:
-        write_atomic(kept["plot"], png(found.figure()))
+        write_file(kept["plot"], png(found.figure()))
     return found.to_dict()
 
 
-def free(name: str, overwrite: bool) -> Path:
-    """Return the path of a file that may be written."""
-    path = Path(name)
-    if path.is_dir() or (path.exists() and not overwrite):
-        raise EvopruneError(f"{path}: is there already; expected another name, or --overwrite for a file")
-    if not path.resolve().parent.is_dir():
-        raise EvopruneError(f"{path}: no folder {path.parent}, expected one that is there")
-    return path
+def refuse_idle(idle: Sequence[str], without: str) -> None:
+    """Raise `EvopruneError` for flags that do nothing."""
+    if idle:
+        raise EvopruneError(f"{', '.join(idle)}: does nothing without {without}; leave it out, or give that too")
 
 
 def report_flags(parser: Parser) -> None:
@@ -183,12 +196,13 @@ def report(given: argparse.Namespace) -> Any:
     """Write the report of a run, or say where it is."""
     from .views.report import report as reported
 
+    refuse_idle(["--overwrite"] * (given.overwrite and given.out is None), "--out")
     front = load_front(given.run)
     if given.out is None and front.written.has(REPORT):
         path = front.written.file(REPORT)
     else:
-        path = front.path / REPORT if given.out is None else free(given.out, given.overwrite)
-        write_atomic(path, reported(front))
+        path = front.path / REPORT if given.out is None else free_file("out", given.out, (".html",), given.overwrite)
+        write_file(path, reported(front))
     if not given.json:
         say(f"{printable(str(path))}    open it in a browser; it needs no network")
     return {"run": str(front.path), "report": str(path), "bytes": path.stat().st_size}
@@ -224,7 +238,11 @@ def run(arguments: Sequence[str]) -> int:
     """
     given = parser_of(arguments[0]).parse_args(arguments[1:])
     with shown_on(sys.stderr if given.json else sys.stdout):
-        found = COMMANDS[arguments[0]][-1](given)
+        try:
+            found = COMMANDS[arguments[0]][-1](given)
+        except EvopruneError as error:
+            error.args = (as_flags(error.args[0]),)
+            raise
         if given.json:
             say(json.dumps(found, indent=2, allow_nan=False))
     return 0

@@ -260,8 +260,14 @@ def flag_of(name: str) -> str:
 def keywords(text: str) -> str:
     """Return advice for the command line as advice for Python: resume=DIR for --resume DIR, batch_size= for --batch-size."""
     names = {"--resume": "resume", **{flag_of(name): name for name in options()}}
-    joined = re.sub(r"(--(?:resume|engine|plan|knowledge)) (?!or |and |may )", r"\1=", text)
+    joined = re.sub(r"(--(?:resume|engine|plan|knowledge)) (?!or |and |may )([^\s,;]+)", r"\1='\2'", text)
     return re.sub(r"(--[a-z-]*[a-z])=?", lambda found: f"{names[found[1]]}=" if found[1] in names else found[0], joined)
+
+
+def as_flags(text: str) -> str:
+    """Return advice for Python as advice for the command line: --bits 8 for bits=8, --overwrite for overwrite=True."""
+    return re.sub(r"\b(bits|drop|slim|score|accuracy|sparsity|overwrite)=(\S+)",
+                  lambda found: f"--{found[1]}" + (f" {found[2]}" if found[2] != "True" else ""), text)
 
 
 def flags(given: dict[str, Any]) -> list[str]:

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def write_atomic(path: Path, content: bytes | str) -> None:
-    """Write a file that is there whole or not at all, whenever the power goes."""
-    part = path.with_name(path.name + ".part")
+def write_atomic(path: Path, content: bytes | str, part: Path | None = None) -> None:
+    """Write a file that is there whole or not at all, whenever the power goes; what is there of it before that is the `part`."""
+    part = part or path.with_name(path.name + ".part")
     try:
         with open(part, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)

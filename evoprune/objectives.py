@@ -68,6 +68,15 @@ class Objective:
         """Return the best of some values, the worst there can be if there is none."""
         return float(self.weight * max([self.weight * self.worst, *(self.weight * value for value in values)]))
 
+    def share(self, value: float) -> float:
+        """Return where a value is between the worst and the best, 0..1."""
+        return min(1.0, max(0.0, (value - self.worst) / (self.best - self.worst)))
+
+    def beside(self, limit: float, values: Sequence[float]) -> tuple[str, str]:
+        """Return in words a limit, and what comes nearest to it, in four digits that a wish may have."""
+        nearest = math.floor(1e4 * self.weight * self.best_of(values) + 1e-9) / 1e4
+        return f"{self.name} {'>=' if self.weight > 0 else '<='} {limit:.6g}", f"{self.name} {self.weight * nearest:.4f}"
+
     def shown(self, value: float) -> str:
         """Return a value as a table shows it."""
         return f"{self.scale * value:.2f}" if self.percent else f"{value:g}"
@@ -176,7 +185,9 @@ class Objectives(tuple[Objective, ...]):
         """What `hvlog` is."""
         if self.others:
             return "hvlog: the share of all that could be, from worst to best, that the front reaches"
-        return f"hvlog: the mean {self[self.score].title} of the front over log density, from 50 to 0.5 % of the weights"
+        score = self[self.score]
+        scaled = "" if (score.worst, score.best) == (0, 1) else f", scaled from {score.worst:g}..{score.best:g} to 0..1"
+        return f"hvlog: the mean {score.title} of the front over log density, from 50 to 0.5 % of the weights{scaled}"
 
     def hvlog(self, values: Floats) -> float:
         """Return the share of the space from the worst to the best that values (n, objectives) dominate, the axis in log density

@@ -183,8 +183,9 @@ def say_searched(run: Run, state: State) -> None:
         log.info("the accuracy floor saved %s image evaluations", f"{run.evaluator.saved:,}")
     full = options()["population"].default * (options()["generations"].default + 1)
     evolves = config.total_epochs is None and read_method(config.method).kind == "evolve"
-    if evolves and config.population * (config.generations + 1) < full and images <= 5000:
-        say_full_size(full, images, state.log[-1]["seconds"] / state.evaluations)
+    usual = min(5000, (images + len(run.data.train or ())) // 5)  # as many as are searched on unless told
+    if evolves and config.population * (config.generations + 1) < full and images <= usual:
+        say_full_size(full, usual, state.log[-1]["seconds"] / state.evaluations / images)
 
 
 @contextmanager

@@ -8,13 +8,13 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, hashes
 
 import evoprune
 from evoprune.commands import COMMANDS, parser_of
 from evoprune.main import main
 from evoprune.results.written import DONE
-from evoprune.views.pick import bytes_of, first_within, packed_bytes, seconds_of
+from evoprune.views.pick import Wish, bytes_of, first_within, next_step, packed_bytes, seconds_of
 
 README = (ROOT / "README.md").read_text()
 
@@ -72,7 +72,16 @@ def test_pick_takes_what_a_front_takes_and_says_what_it_is(wish, expected, named
 
 @pytest.mark.parametrize(("arguments", "said"), [
     (["--accuracy", "0.99999"], r"front: no point has accuracy >= 0\.99999; the front reaches accuracy 0\.\d{4}"),
-    (["--sparsity", "1.1"], r"front: no point has sparsity >= 1\.1; the front reaches sparsity \d\.\d{4}"),
+    (["--sparsity", "0.99999"], r"front: no point has sparsity >= 0\.99999; the front reaches sparsity 0\.\d{4}"),
+    (["--sparsity", "50"], r"best: found --sparsity 50\.0, expected a number from 0 to 1"),
+    (["--drop", "-1"], r"best: found --drop -1\.0, expected a number from 0 to inf"),
+    (["--knee", "--bits", "8"], r"--bits: does nothing without --export; leave it out, or give that too"),
+    (["--knee", "--slim", "--overwrite"], r"--overwrite, --slim: does nothing without --export; .*"),
+    (["--knee", "--export", "a.foo"], r"export: found 'a\.foo', expected a name that ends in \.packed\.safetensors, .*"),
+    (["--knee", "--export", "nowhere/a.pt"], r"nowhere/a\.pt: no folder nowhere, expected one that is there"),
+    (["--knee", "--export", "a.pt", "--bits", "8"], r"export: found --bits 8, expected 32, or in \.packed\.safetensors 16 or 8"),
+    (["--knee", "--export", "README.md"], r"export: found 'README\.md', expected a name that ends in .*"),
+    (["--knee", "--export", ""], r"export: found '', expected the name of a file that ends in .*"),
     (["--id", "x\x1b[2J"], r"pick: no point 'x\\\\?x1b\[2J', expected one of 000 to \d{3}, as in front\.csv"),
     (["--bytes", "10"], r"pick: no point has bytes at 32 bits a value <= 10; the smallest has [\d,]+"),
     (["--latency", "1us"], r"pick: no point has latency <= 0\.001 ms, one example on one thread here; the fastest takes "
@@ -82,8 +91,8 @@ def test_pick_takes_what_a_front_takes_and_says_what_it_is(wish, expected, named
     (["--latency", "5"], r"argument --latency: found '5', expected a time like 5ms, 300us or 0\.1s; see --help"),
     ([], r"one of the arguments --drop --accuracy/--score --sparsity --bytes --latency --knee --id is required; see --help"),
     (["--knee", "--id", "000"], r"argument --id: not allowed with argument --knee; see --help"),
-    (["--knee", "--bits", "7"], r"argument --bits: invalid choice: 7 .*"),
-    (["--drop", "nan"], r"best: found drop=nan, expected a finite number")])
+    (["--knee", "--bits", "7"], r"argument --bits: found '7', expected 32, 16 or 8; see --help"),
+    (["--drop", "nan"], r"best: found --drop nan, expected a number from 0 to inf")])
 def test_what_cannot_be_picked_is_one_line_that_says_how_near_the_front_comes(arguments, said, named, capsys):
     assert re.fullmatch(said, refused(capsys, "pick", named.path, *arguments))
 
@@ -99,16 +108,78 @@ def test_a_picked_point_is_taken_away_and_counted_as_the_file_has_it(named, tmp_
     assert re.search(r"small\.packed\.safetensors: [\d,]+ bytes, point \d+, .* accuracy of the file, opened in a fresh process, "
                      r"\d+\.\d\d \([\d.-]+\) on 359 examples", said)
     assert torch.equal(evoprune.load_packed(file, named.structure()).conv1.weight != 0, named.knee().masks()["conv1.weight"])
-    assert refused_after(capsys, "pick", named.path, "--knee", "--export", file).startswith(f"{file}: is there already")
+    assert refused(capsys, "pick", named.path, "--knee", "--export", file) == (
+        f"{file}: is there already; expected another name, or --overwrite for a file")
     found = json.loads(command(capsys, "pick", named.path, "--id", "000", "--export", file, "--overwrite", "--json"))
     assert found["export"] == {"path": str(file), "bytes": file.stat().st_size} and found["id"] == "000"
     assert found["accuracy"] == named["000"].accuracy and found["dense"]["id"] == "dense" and found["calls"] is None
 
 
-def refused_after(capsys, *arguments):
-    """The line that a command ends with after it has said what it picked."""
-    assert main([str(a) for a in arguments]) == 2
-    return capsys.readouterr().err.removeprefix("evoprune: ")
+def test_what_a_refusal_says_can_be_had_can_be_had(named, capsys):
+    said = refused(capsys, "pick", named.path, "--sparsity", "0.99999")
+    sparsest = max(point.sparsity for point in named)
+    nearest = said.split()[-1]
+    assert sparsest - 1e-4 < float(nearest) <= sparsest
+    assert json.loads(command(capsys, "pick", named.path, "--sparsity", nearest, "--json"))["sparsity"] == sparsest
+
+
+@pytest.mark.parametrize("bits", [32, 8])
+def test_a_packed_file_has_no_more_bytes_than_were_wished_for(bits, named, tmp_path, capsys):
+    most = packed_bytes(named.knee(), bits)
+    file = named.knee().export(tmp_path / "a.packed.safetensors", bits=bits)
+    assert most - 100 < file.stat().st_size <= most
+    said = command(capsys, "pick", named.path, "--bytes", most, "--bits", bits)
+    assert said.rstrip().endswith(f"--export small.packed.safetensors{' --bits 8' * (bits == 8)}")
+
+
+def test_what_takes_a_point_away_is_what_was_wished_for(named):
+    point = named[0]
+    assert next_step(point, Wish(latency=1.0), 32, True).endswith(f"--id {point.id} --export small.pt2 --slim")
+    assert next_step(point, Wish(drop=0.1), 32, False).endswith(f"--id {point.id} --export small.safetensors")
+
+
+def test_ids_are_numbers(named, capsys):
+    assert json.loads(command(capsys, "pick", named.path, "--id", "0", "--json"))["id"] == "000"
+
+
+def test_the_knee_is_better_than_a_guess_and_what_is_not_is_said_to_be_no_better(named, capsys, monkeypatch):
+    chance = sorted(point.accuracy for point in named)[len(named) // 2]
+    monkeypatch.setattr("evoprune.results.record.Record.chance", chance)
+    assert named.knee().accuracy > chance
+    worst = min(named, key=lambda point: point.accuracy)
+    line = f"no better than one answer for all examples, which has {100 * chance:.2f} %"
+    assert line in command(capsys, "pick", named.path, "--id", worst.id)
+    assert line not in command(capsys, "pick", named.path, "--knee")
+
+
+@pytest.mark.parametrize("words", [["report", "--out", "x.html"], ["compare", "--csv", "x.csv"], ["compare", "--plot", "x.png"],
+                                   ["pick", "--knee", "--export", "x.pt"]])
+def test_a_file_that_cannot_be_written_is_one_line(words, named, tmp_path, capsys, monkeypatch):
+    def full(path, *given):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("evoprune.results.written.write_atomic", full)
+    name, *rest = words
+    assert main([name, str(named.path), *rest]) == 2
+    assert re.fullmatch(r"evoprune: x\.\w+: No space left on device; .*\n", capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
+
+
+def test_flags_and_files_that_cannot_be_are_refused(named, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = shutil.copytree(named.path, tmp_path / "run")
+    before = hashes(run)
+    for words, line in ((["report", run, "--overwrite"], "--overwrite: does nothing without --out"),
+                        (["compare", run, "--overwrite"], "--overwrite: does nothing without --csv or --plot"),
+                        (["report", run, "--out", "a.pdf"], "out: found 'a.pdf', expected a name that ends in .html"),
+                        (["compare", run, "--plot", "a.svg"], "plot: found 'a.svg', expected a name that ends in .png"),
+                        (["compare", run, "--csv", run / "front.csv", "--overwrite"], "is one of a run's own files"),
+                        (["report", run, "--out", run / "report.html", "--overwrite"], "is one of a run's own files")):
+        assert line in refused(capsys, *words)
+    (tmp_path / "y.html.part").write_text("precious")
+    command(capsys, "report", run, "--out", "y.html")
+    assert (tmp_path / "y.html.part").read_text() == "precious" and hashes(run) == before
 
 
 def test_bytes_are_those_of_the_packed_file_and_the_densest_that_fits_is_taken(named, capsys):

@@ -32,10 +32,10 @@ def test_a_wrong_setting_says_what_was_expected(settings, said):
 
 
 @pytest.mark.parametrize(("flags", "words"), [
-    ("go on with --resume runs/my-run, or choose another --out", "go on with resume=runs/my-run, or choose another out="),
+    ("go on with --resume runs/my-run, or choose another --out", "go on with resume='runs/my-run', or choose another out="),
     ("has 8; --resume may change engine", "has 8; resume= may change engine"),
-    ("found with --plan a/b, lower --batch-size", "found with plan=a/b, lower batch_size="),
-    ("give --knowledge data, --engine local or --no-such flag", "give knowledge=data, engine=local or --no-such flag"),
+    ("found with --plan a/b, lower --batch-size", "found with plan='a/b', lower batch_size="),
+    ("give --knowledge data, --engine local or --no-such flag", "give knowledge='data', engine='local' or --no-such flag"),
 ])
 def test_advice_for_the_command_line_as_advice_for_python(flags, words):
     assert keywords(flags) == words

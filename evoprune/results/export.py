@@ -25,7 +25,7 @@ from safetensors.numpy import save
 from torch import Tensor, nn
 
 from ..errors import EvopruneError, first_line, shown
-from ..files import from_safetensors, to_safetensors, write_atomic
+from ..files import from_safetensors, to_safetensors
 from ..inputs.datasets import nested_tensors
 from ..inputs.models import logits_of, private_copy
 from ..inputs.named import names_function, says_what_it_calls
@@ -38,6 +38,7 @@ from ..masks.packed import BITS, pack
 from ..values.sparse import sparsely_run, timed
 from .machine import device_name
 from .reload import program, tensors
+from .written import free_file, write_file
 
 Point = Any  # of results.front, which comes later
 STATES, PROGRAMS = (".packed.safetensors", ".safetensors", ".pt"), (".pt2", ".onnx")
@@ -62,8 +63,7 @@ class Made:
 def export(point: Point, path: str | Path, bits: int = 32, slim: bool = False, data: Any = None, overwrite: bool = False) -> Path:
     """Write a point to a file; see `Point.export`."""
     # 6 arguments: they are a user's wishes
-    path = Path(path)
-    kind = checked(path, bits, slim, overwrite)
+    path, kind = checked(path, bits, slim, overwrite)
     state = point.state_dict()
     split = counted(point, data, next((v.dtype for v in state.values() if v.is_floating_point()), torch.float32))
     batch = point.front.record.config.latency_batch
@@ -81,33 +81,28 @@ def export(point: Point, path: str | Path, bits: int = 32, slim: bool = False, d
                 made = Made(kind, path, point.model(slim=slim), state, inputs, split, batch)
                 write_program(kind, made.model, inputs, part)  # type: ignore[arg-type]  # a model there is
             told = reopened(made, part, point)
-            write_atomic(path, part.read_bytes())
+            write_file(path, part.read_bytes())
     except OSError as error:
         raise EvopruneError(f"{path}: {error.strerror}; nothing is written") from None
     say(point, made, told)
     return path
 
 
-def checked(path: Path, bits: int, slim: bool, overwrite: bool) -> str:
-    """Return the kind of a file; raise `EvopruneError` for what cannot be."""
-    kind = next((each for each in (*STATES, *PROGRAMS) if path.name.endswith(each)), None)
-    if kind is None:
-        raise EvopruneError(f"export: found {path.name}, expected a name that ends in {', '.join((*STATES, *PROGRAMS))}")
+def checked(name: str | Path, bits: int, slim: bool, overwrite: bool) -> tuple[Path, str]:
+    """Return where a file is to lie, and its kind; raise `EvopruneError` for what cannot be."""
+    path = free_file("export", name, (*STATES, *PROGRAMS), overwrite)
+    kind = next(each for each in (*STATES, *PROGRAMS) if path.name.lower().endswith(each))
     if bits not in BITS or (bits != 32 and kind != STATES[0]):
         raise EvopruneError(f"export: found bits={shown(bits)}, expected 32, or in {STATES[0]} 16 or 8")
     if slim and kind in STATES:
         raise EvopruneError(f"export: a state dict ({kind}) has the shapes of your model; a slim one goes into .pt2 or .onnx")
-    if path.is_dir() or (path.exists() and not overwrite):
-        raise EvopruneError(f"{path}: is there already; expected another name, or overwrite=True for a file")
-    if not path.resolve().parent.is_dir():
-        raise EvopruneError(f"{path}: no folder {path.parent}, expected one that is there")
     if kind == ".onnx":
         try:
             import onnxruntime  # noqa: F401
             import onnxscript  # noqa: F401
         except ImportError as error:
             raise EvopruneError(f"export: {first_line(error)}; pip install 'evoprune[onnx]'") from None
-    return kind
+    return path, kind
 
 
 def counted(point: Point, data: Any, dtype: torch.dtype) -> Split | None:
@@ -126,7 +121,7 @@ def counted(point: Point, data: Any, dtype: torch.dtype) -> Split | None:
 def as_content(kind: str, state: dict[str, Tensor], bits: int, point: Point, split: Split | None) -> tuple[bytes,
                                                                                                      dict[str, Tensor]]:
     """Return a file of a state dict, and the values that it has."""
-    facts = {"run": point.front.path.name, "point": point.id, "kept": f"{point.kept} of {point.weights} weights"}
+    facts = facts_of(point)
     if kind == ".pt":
         buffer = io.BytesIO()
         torch.save({name: value.detach().cpu().clone().contiguous() for name, value in state.items()}, buffer)
@@ -141,6 +136,11 @@ def as_content(kind: str, state: dict[str, Tensor], bits: int, point: Point, spl
     if bits != 32 and split is not None and (model := model_of(point, found)) is not None:
         facts["measured"] = f"{score(model, split, point.front.record.batch_size)} on {len(split)} examples"
     return save(entries, {**metadata, **facts}), {name: found[name] for name in state}
+
+
+def facts_of(point: Point) -> dict[str, str]:
+    """Return what the head of a file says of its point."""
+    return {"run": point.front.path.name, "point": point.id, "kept": f"{point.kept} of {point.weights} weights"}
 
 
 def model_of(point: Point, state: dict[str, Tensor]) -> nn.Module | None:
@@ -215,7 +215,7 @@ def measured(point: Point, split: Split | None, sums: Tensor | None) -> str:
     """Return what was counted again, in words, beside what front.csv says; `sums` are those of each example."""
     objective = point.objectives[point.objectives.score]
     if split is None or sums is None:
-        return f"{objective.title} was not counted again: hand in data="
+        return f"{objective.title} was not counted again, for want of data: Python can hand in data="
     stated = "" if point.test is None else f", {objective.shown(point.test)} in the run's front"
     return (f"{objective.title} of the file, opened in a fresh process, {objective.within(*split.task.tested(sums))} on "
             f"{len(split):,} examples{stated}")

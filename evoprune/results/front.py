@@ -15,7 +15,7 @@ import numpy as np
 from ..config import check_setting
 from ..errors import EvopruneError, printable, shown
 from ..objectives import Floats
-from .points import LAYER_COLUMNS, Measured, check_points, columns, from_row
+from .points import LAYER_COLUMNS, Measured, beyond_chance, check_points, columns, from_row
 from .record import Record, read_record
 from .tables import as_html, as_text
 from .written import CONFIG, DENSE, FRONT, LAYERS, Written, model_file
@@ -144,17 +144,20 @@ class Front(Sequence[Point]):
         wishes = {objectives[objectives.score].name if name == "score" else name: wish for name, wish in wishes.items()}
         if unknown := set(wishes) - set(objectives.names):
             raise TypeError(f"best: found {', '.join(sorted(unknown))}, expected {', '.join(objectives.names)} or drop")
+        bounds = {o.name: (o.worst, o.best) for o in (objectives[objectives.score], objectives[objectives.axis])}
         for name, wish in {"drop": drop, **wishes}.items():
-            if wish is not None and not (isinstance(wish, (int, float, np.number)) and math.isfinite(wish)):
-                raise EvopruneError(f"best: found {name}={shown(wish)}, expected a finite number")
+            low, high = bounds.get(name, (0.0 if name == "drop" else -math.inf, math.inf))
+            number = isinstance(wish, (int, float, np.number)) and math.isfinite(wish)
+            if wish is not None and not (number and low <= wish <= high):
+                expected = f"a number from {low:g} to {high:g}" if name in bounds or name == "drop" else "a finite number"
+                raise EvopruneError(f"best: found {name}={shown(wish)}, expected {expected}")
         asked = {i: wish for i, o in enumerate(objectives) if (wish := wishes.get(o.name)) is not None}
         if drop is not None:
             asked[objectives.score] = max(asked.get(objectives.score, -math.inf), self.record.measured.score - drop - 1e-12)
         fits = [p for p in self.points if all(objectives[i].fits(p.values[i], limit) for i, limit in asked.items())]
         if not fits:
-            wanted = [f"{objectives[i].name} {'>=' if objectives[i].weight > 0 else '<='} {limit}" for i, limit in asked.items()]
-            reached = [f"{objectives[i].name} {objectives[i].best_of([p.values[i] for p in self.points]):.4f}" for i in asked]
-            raise EvopruneError(f"front: no point has {' and '.join(wanted)}; the front reaches {' and '.join(reached)}")
+            pairs = [objectives[i].beside(limit, [p.values[i] for p in self.points]) for i, limit in asked.items()]
+            raise EvopruneError("front: no point has {}; the front reaches {}".format(*map(" and ".join, zip(*pairs))))
         if all(p.kept == p.weights for p in fits):
             log.warning("front: only the unpruned model has what was asked for")
         first, second = (objectives.axis, objectives.score)[::1 if objectives.score in asked else -1]
@@ -163,7 +166,8 @@ class Front(Sequence[Point]):
     def knee(self) -> Point:
         """Return the point at the knee of the front, see `Objectives.knee`."""
         self.check_points()
-        return self.points[self.record.optimised.knee(np.array([p.values for p in self.points]))]
+        points = beyond_chance(self.points, self.record.chance)
+        return points[self.record.optimised.knee(np.array([p.values for p in points]))]
 
     def check_points(self) -> None:
         """Raise `EvopruneError` where there is nothing to choose from."""
@@ -177,7 +181,7 @@ class Front(Sequence[Point]):
         if self._model is not None:
             return private_copy(self._model)
         if not self.record.rebuildable:
-            raise EvopruneError(f"{self.path}: made from a model handed in; call load_front(dir, model=mine) with it")
+            raise EvopruneError(f"{self.path}: made from a model handed in; in Python, load_front(dir, model=mine) takes it")
         from ..inputs.named import build_model, says_what_it_calls
 
         says_what_it_calls(self.record.config.model, "building the model", "load_front(dir, model=mine)")

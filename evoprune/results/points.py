@@ -10,18 +10,19 @@ import math
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ..masks.genome import Individual, kept_genes, pruned_weights
 from ..masks.layout import Layout
-from ..objectives import Objectives
+from ..objectives import SPARSITY, Objectives
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+AnyPoint = TypeVar("AnyPoint", bound="Measured")
 LEAST_DENSITY = 0.002  # density; points beyond it are hardly better than chance and are not worth a place each
 TESTED = ("test", "test_low", "test_high")  # parts of a measured point
 LAYER_COLUMNS = ("id", "layer", "weights", "kept", "sparsity")
@@ -107,7 +108,12 @@ def check_points(points: Sequence[Measured], weights: int) -> None:
             raise ValueError(f"found the id {point.id!r:.40}, expected digits")
         if not (point.origin.isprintable() and point.repair.isprintable()):
             raise ValueError(f"found {point.origin!r:.40} in {point.id}, expected plain text")
-        if not 0 <= point.kept <= point.weights == weights or not all(map(math.isfinite, (*point.values, point.before))):
+        numbers = [x for x in (*point.values, point.before, point.test, point.test_low, point.test_high) if x is not None]
+        score, sparsity = point.objectives[point.objectives.score], [o.name for o in point.objectives].index(SPARSITY.name)
+        bounded = (point.score, point.before, *(x for x in (point.test, point.test_low, point.test_high) if x is not None))
+        if (not 0 <= point.kept <= point.weights == weights or not all(map(math.isfinite, numbers)) or point.generation < 0
+                or not all(score.worst <= x <= score.best for x in bounded)
+                or abs(1 - point.kept / point.weights - point.values[sparsity]) > 1e-9):
             raise ValueError(f"found numbers in {point.id} that cannot be, of {weights} weights")
     if len({point.id for point in points}) < len(points):
         raise ValueError("found an id twice")
@@ -173,7 +179,7 @@ def undominated(points: Sequence[Pruned], floor: float = 0.0) -> list[Pruned]:
     return [points[i] for i in objectives.front(values) if reached[i]]
 
 
-def beyond_chance(points: Sequence[Measured], chance: float | None) -> list[Measured]:
+def beyond_chance(points: Sequence[AnyPoint], chance: float | None) -> list[AnyPoint]:
     """Return the points that are better than one answer for all examples, and what is not pruned; all where that is not known, or
     none is."""
     found = [p for p in points if chance is None or p.score > chance or p.kept == p.weights]

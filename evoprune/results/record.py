@@ -146,6 +146,9 @@ def check_record(record: Record) -> None:
             raise EvopruneError(f"{name}: found {value}, expected at least 1")
     if record.search_batch_size is None and record.dense is not None:
         raise EvopruneError("search_batch_size: found null, expected at least 1")
+    counts = [record.splits.get(name) or 0 for name in ("train", "search", "test")]
+    if any(type(count) is not int or count < 0 for count in counts) or not counts[1]:
+        raise EvopruneError(f"splits: found {shown(record.splits)}, expected how many images train, search and test have")
     if not record.layout or record.layers().weights > record.weights:
         raise EvopruneError(f"layout: found {len(record.layout)} layers of {record.layers().weights} weights, expected some of "
                             f"{record.weights}")
@@ -177,7 +180,9 @@ def read_json(path: Path, kind: type[Kind], check: Callable[[Kind], None] = lamb
         content = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(f"no {path.name} in it") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise EvopruneError(f"{path}: {error.strerror}; expected what the run wrote") from None
+    except (ValueError, RecursionError) as error:
         raise EvopruneError(f"{path}: {first_line(error)}; expected what the run wrote") from None
     try:
         found: Kind = read(content, kind, "")

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import EvopruneError, with_type
-from ..files import load_safetensors
+from ..errors import EvopruneError, shown, with_type
+from ..files import load_safetensors, write_atomic
 from ..masks.genome import Individual, is_mask, kept_genes
 from ..masks.layout import Layout
 from .points import LAYER_COLUMNS, Measured
@@ -75,6 +75,39 @@ def hashes(home: Path) -> dict[str, str]:
 def sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def free_file(what: str, name: Any, suffixes: Sequence[str], overwrite: bool) -> Path:
+    """Return the path of a new file of a user's, whose name ends in one of `suffixes`; `what` it is for.
+
+    Raises:
+        EvopruneError: it cannot be, is there already, or is one of a run's.
+    """
+    if not isinstance(name, (str, Path)) or not str(name) or "\0" in str(name):
+        raise EvopruneError(f"{what}: found {shown(name)}, expected the name of a file that ends in {', '.join(suffixes)}")
+    path = Path(name)
+    if not path.name.lower().endswith(tuple(suffixes)):
+        raise EvopruneError(f"{what}: found {shown(path.name)}, expected a name that ends in {', '.join(suffixes)}")
+    try:
+        if path.is_dir() or (os.path.lexists(path) and not overwrite):
+            raise EvopruneError(f"{path}: is there already; expected another name, or overwrite=True for a file")
+    except OSError as error:
+        raise EvopruneError(f"{path}: {error.strerror}; expected another name") from None
+    if not path.parent.is_dir():
+        raise EvopruneError(f"{path}: no folder {path.parent}, expected one that is there")
+    folder = path.resolve().parent
+    home = folder.parent if folder.name in (MODELS, CHECKPOINT) else folder
+    if (home / CONFIG).exists() and (home != folder or path.name in FILES):
+        raise EvopruneError(f"{path}: is one of a run's own files; expected another name")
+    return path
+
+
+def write_file(path: Path, content: bytes | str) -> None:
+    """Write a user's file, whole or not at all; raise `EvopruneError` where that cannot be."""
+    try:
+        write_atomic(path, content, path.with_name(f"{path.name}.{os.getpid()}.part"))
+    except OSError as error:
+        raise EvopruneError(f"{path}: {error.strerror}; nothing is written") from None
 
 
 @dataclass(frozen=True)

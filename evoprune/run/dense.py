@@ -26,7 +26,7 @@ def train_dense(net: nn.Module, train: Split, config: Config) -> None:
     """Train the dense model in place."""
     recipe = recipe_for(net, config.train_epochs or 0, config.seed, config.learning_rate, config.augment,
                         config.train_precision)
-    log.info("training the dense model: %d epochs of %s images", recipe.epochs, f"{len(train):,}")
+    log.info("training the dense model: %d epoch%s of %s images", recipe.epochs, "s" * (recipe.epochs != 1), f"{len(train):,}")
     net.to(train.labels.device)
     tune(net, train, recipe, progress=training_progress("the dense model"))
     net.cpu()

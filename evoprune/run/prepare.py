@@ -117,7 +117,7 @@ def with_task(config: Config, splits: Data, outputs: torch.Tensor) -> tuple[Conf
         if split is not None:
             check_task(task, outputs, split.labels, f"data: {name}")
     if config.task is None and task.name != CLASSIFICATION.name:
-        log.info("task: %s, measured by %s, as the targets look; --task names another", task.name, task.metric)
+        log.info("task: %s, measured by %s, as the targets look; --task, in Python task=, says otherwise", task.name, task.metric)
     return replace(config, task=config.task or task.name), splits.for_task(task)
 
 

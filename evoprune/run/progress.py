@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +16,7 @@ from ..objectives import Objectives
 
 SAY_EVERY = 3.0  # seconds between lines of progress
 AT = (0.8, 0.95, 0.99)  # sparsities at which the bar has the front
+NARROW = 80  # columns of a terminal below which there is no room for a bar
 SURE = 1.0  # seconds of a phase before its end can be guessed
 log = logging.getLogger("evoprune")
 
@@ -28,10 +32,13 @@ class Bar:
         from tqdm import tqdm
 
         if self.bar is None:
-            form = "{desc} |{bar}|{postfix}"
-            self.bar = tqdm(total=1.0, bar_format=form, dynamic_ncols=True, leave=False, miniters=0, desc=what)
+            self.bar = tqdm(total=1.0, dynamic_ncols=True, leave=False, miniters=0, bar_format="{desc}", desc=what)
+        if shutil.get_terminal_size().columns < NARROW:  # what is left comes first, for the end is cut off
+            what, rest = re.sub(r"(\d+) of (\d+)", r"\1/\2", what), "; ".join(reversed(rest.split("; ")))
+            self.bar.bar_format = "{desc}; " + rest
+        else:
+            self.bar.bar_format = "{desc} |{bar}| " + rest
         self.bar.set_description_str(what, refresh=False)
-        self.bar.set_postfix_str(rest, refresh=False)
         self.bar.update(min(1.0, share) - self.bar.n)
 
     def end(self) -> None:
@@ -45,8 +52,10 @@ BARS: list[Bar] = []  # of this process, at most one
 
 
 def looked_at() -> bool:
-    """Return whether a person looks, at a terminal or a notebook."""
-    return "ipykernel" in sys.modules or (sys.stdout.isatty() and sys.stderr.isatty())
+    """Return whether a person looks, at a terminal that says how large it is, or a notebook."""
+    if "ipykernel" in sys.modules:
+        return True
+    return sys.stdout.isatty() and sys.stderr.isatty() and min(os.get_terminal_size(sys.stderr.fileno())) > 0
 
 
 @contextmanager
@@ -191,6 +200,6 @@ def progress_of(what: str, units: str) -> Callable[[int, int], None]:
 
 
 def say_full_size(masks: int, images: int, each: float) -> None:
-    """Say how long a search of the default size would take, after one that took `each` seconds a mask on so many images."""
-    log.info("a search of the default size (%s masks, 5,000 images) would take about %s here", f"{masks:,}",
-             clock(each * masks * 5000 / images))
+    """Say how long a search of the default size would take, after one that took `each` seconds a mask and image."""
+    log.info("a search of the default size (%s masks, %s images) would take about %s here", f"{masks:,}", f"{images:,}",
+             clock(each * masks * images))

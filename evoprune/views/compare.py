@@ -15,7 +15,7 @@ import numpy as np
 from ..chance import LEVEL, holm, mcnemar, two_sided_bootstrap
 from ..errors import EvopruneError, printable
 from ..inputs.scores import VALUES
-from ..objectives import DENSE, SPARSE
+from ..objectives import DENSE, SPARSE, Objectives
 from ..results.front import Front, Point, load_front
 from ..results.plots import density_axis, density_of, plain, score_axis, subplots
 from ..results.points import beyond_chance, table_csv
@@ -164,7 +164,8 @@ def compare(paths: Sequence[str | Path], at: Sequence[float] | None = None) -> C
 def check(front: Front, first: Front) -> None:
     """Raise `EvopruneError` unless two runs were measured in the same way on as many images of the same data."""
     mine, other = front.record, first.record
-    if not len(front) or any(point.test is None for point in front):
+    front.check_points()
+    if any(point.test is None for point in front):
         raise EvopruneError(f"{front.path}: has no test scores to compare; resume it to its end, or run it with a test split")
     score = mine.optimised[mine.optimised.score]
     if score != other.optimised[other.optimised.score] or task_of(front) != task_of(first):
@@ -215,34 +216,45 @@ def tested(fronts: Sequence[Front], rights: Sequence[Right | None],
 
 def notes(sides: Sequence[Side], count: int) -> list[str]:
     """Return what has to be known to read the table."""
-    first, words = sides[0], sides[0].front.record.optimised.hvlog_in_words
+    first, words = sides[0], measure_of(sides[0].front).hvlog_in_words
     said = [f"Each is the point that the search split chooses at that sparsity or above. {words}, as these points score on the "
             f"test split; search: on the search split."]
     without = [side.name for side in sides if side.right is None]
+    sparsest = max(100 * point.values[point.objectives.axis] for side in sides for point in side.front)
+    if not any(point for side in sides for point in side.chosen):
+        said.append(f"No run reaches these sparsities: the sparsest point has {math.floor(100 * sparsest) / 100:g} %.")
     if count and first.right is not None:
         one = next(iter(first.right.points.values())).shape[1] == 1
         how, images = "exact McNemar test" if one else "paired bootstrap", first.front.record.splits["test"]
-        said.append(f"p: {how} on {images:,} test images; Holm's correction over {count} pairs of points. It is about these "
-                    f"models: another seed gives others.")
+        pairs = f"{count} pair{'s' * (count > 1)} of points"
+        said.append(f"p: {how} on {images:,} test images; Holm's correction over {pairs}. It is about these models: another seed "
+                    f"gives others.")
     if without and len(sides) > 1:
         said.append(f"Not tested, for want of {RIGHT}, which earlier versions did not write: {', '.join(without)}. That the "
                     f"test images are the same is what {CONFIG} says.")
-    elif not count and len(sides) > 1:
+    elif len(sides) > 1 and task_of(first.front) not in VALUES:
         said.append("Not tested: no code of a task of the user's own is run here.")
     return said
 
 
+def measure_of(front: Front) -> Objectives:
+    """Return the two objectives that runs are compared by, whatever else they optimise."""
+    objectives = front.record.optimised
+    return Objectives((objectives[objectives.score], objectives[objectives.axis]))
+
+
 def hvlog(front: Front) -> float:
     """Return `Objectives.hvlog` of a front, on the search split."""
-    return front.record.optimised.hvlog(np.array([p.values for p in front]))
+    return measure_of(front).hvlog(np.array([(p.score, 1 - p.density) for p in front]))
 
 
 def hvlog_on_test(front: Front) -> float:
-    """Return the mean test score over log density from 0.5 to 0.005: at each density that of the point which the search split
-    chooses, 0 where there is none."""
+    """Return the mean test score over log density from 0.5 to 0.005, scaled to 0..1: at each density that of the point which the
+    search split chooses, 0 where there is none."""
+    score = measure_of(front)[0]
     places = sorted({min(max(p.density, SPARSE), DENSE) for p in front} | {SPARSE, DENSE})
     total = 0.0
     for low, high in zip(places, places[1:]):
         point = chosen(front, 1 - low)
-        total += 0.0 if point is None else (point.test or 0.0) * math.log(high / low)
+        total += 0.0 if point is None else score.share(point.test or 0.0) * math.log(high / low)
     return total / math.log(DENSE / SPARSE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Callable, Sequence
@@ -42,9 +43,10 @@ def picked(front: Front, wish: Wish, bits: int = 32, slim: bool = False) -> Poin
     """
     front.check_points()
     if wish.id is not None:
-        if wish.id not in (ids := [point.id for point in front]):
-            raise EvopruneError(f"pick: no point {printable(wish.id)!r}, expected one of {ids[0]} to {ids[-1]}, as in {FRONT}")
-        return front.points[ids.index(wish.id)]
+        name = wish.id.zfill(3) if wish.id.isdecimal() else wish.id
+        if name not in (ids := [point.id for point in front]):
+            raise EvopruneError(f"pick: no point {printable(name)!r}, expected one of {ids[0]} to {ids[-1]}, as in {FRONT}")
+        return front.points[ids.index(name)]
     if wish.knee:
         return front.knee()
     if wish.bytes is not None:
@@ -54,7 +56,7 @@ def picked(front: Front, wish: Wish, bits: int = 32, slim: bool = False) -> Poin
         tip = "" if slim else "; with --slim the dead channels are cut out first"
         return first_within(thin(front.points, TRIED), lambda point: latency(point, slim), wish.latency,
                              lambda found: f"latency <= {1e3 * (wish.latency or 0):g} ms, one example on one thread here; the "
-                             f"fastest takes {1e3 * found:.3g} ms{tip}")
+                             f"fastest takes {math.ceil(1e6 * found) / 1e3:g} ms{tip}")
     objectives = front.record.optimised
     axis = {objectives[objectives.axis].name: wish.axis}
     return front.best(drop=wish.drop, score=wish.score, **axis)
@@ -71,13 +73,16 @@ def first_within(points: Sequence[Point], cost: Callable[[Point], float], limit:
 
 
 def packed_bytes(point: Point, bits: int) -> int:
-    """Return the size of a point's packed file, but for what is said in its head."""
+    """Return the size of a point's packed file, at most."""
     from safetensors.numpy import save
 
     from ..masks.packed import pack
+    from ..results.export import facts_of
 
     entries, metadata = pack(point.state_dict(), bits)
-    return len(save(entries, metadata))
+    images = point.front.record.splits.get("test")
+    measured = {} if bits == 32 else {"measured": f"{-1 / 3!r} on {images} examples"}  # no number is longer
+    return len(save(entries, {**metadata, **facts_of(point), **measured}))
 
 
 def latency(point: Point, slim: bool) -> float:
@@ -94,7 +99,7 @@ def latency(point: Point, slim: bool) -> float:
 
 def bytes_of(text: str) -> float:
     """Return a number of bytes from text like 20k, 1.5M or 300000; raise ValueError for what is none."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kmg]?)b?", text.strip().lower())
+    found = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?)([kmg]?)b?", text.strip().lower())
     if not found:
         raise ValueError
     return float(found[1]) * UNITS[found[2]]
@@ -165,12 +170,16 @@ def in_words(point: Point) -> str:
         low, high = search_interval(point) or (0.0, 0.0)
         lines.append(f"  search and test differ beyond their 95 % intervals ({score.shown(low)}-{score.shown(high)} on search "
                      f"images): go by the test split")
+    if (chance := record.chance) is not None and point.score <= chance and point.kept < point.weights:
+        lines.append(f"  no better than one answer for all examples, which has {score.said(chance)}")
     lines.append(f"in Python: {python(front, point)}")
     if (function := calls(front)) is not None:
         lines.append(f"building the model calls the function {function}, as the run's folder says: only if you trust it")
     return printable("\n".join(lines))
 
 
-def next_step(point: Point) -> str:
-    """Return the command that takes a point away."""
-    return f"{PROGRAM} pick {shlex.quote(str(point.front.path))} --id {point.id} --export small.safetensors"
+def next_step(point: Point, wish: Wish, bits: int, slim: bool) -> str:
+    """Return the command that takes a point away, as it was wished for."""
+    file = "small.pt2 --slim" if slim else "small.safetensors" if wish.bytes is None else "small.packed.safetensors" + (
+        f" --bits {bits}" * (bits != 32))
+    return f"{PROGRAM} pick {shlex.quote(str(point.front.path))} --id {point.id} --export {file}"

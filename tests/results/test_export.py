@@ -161,7 +161,7 @@ def test_a_packed_file_is_read_into_a_model_that_skips_zeros(run_folder, lenet, 
 def test_a_model_and_data_handed_in(run_folder, lenet, digits, said, tmp_path):
     point = evoprune.load_front(run_folder, model=lenet)[1]
     point.export(tmp_path / "a.pt2")
-    assert "was not counted again: hand in data= (outputs for 64 random inputs differ by" in said.messages[-2]
+    assert "was not counted again, for want of data: Python can hand in data= (outputs for 64 random inputs differ by" in said.messages[-2]
     point.export(tmp_path / "b.safetensors", data=(digits.test.images, digits.test.labels))
     assert f"{100 * point.test:.2f} (" in said.messages[-2] and ") on 359 examples" in said.messages[-2]
     alone = evoprune.load_front(run_folder)[1]
@@ -182,7 +182,7 @@ def test_a_state_dict_of_a_received_folder_runs_none_of_its_code(tmp_path, monke
     point = evoprune.load_front("run")[0]
     for name in ("a.safetensors", "a.pt", "a.packed.safetensors", "b.packed.safetensors"):
         point.export(name, bits=8 if name.startswith("b") else 32)
-        assert "was not counted again: hand in data=" in said.messages[-2]
+        assert "was not counted again, for want of data: Python can hand in data=" in said.messages[-2]
     assert not (tmp_path / "called").exists()
     point.export("a.pt2")
     assert (tmp_path / "called").exists() and any("calls the function make of the file" in m for m in said.messages)
@@ -250,7 +250,7 @@ def test_a_file_that_is_there_stays_unless_asked(run_folder, lenet, tmp_path, mo
 
 
 @pytest.mark.parametrize(("name", "options", "said"), [
-    ("a.bin", {}, "export: found a.bin, expected a name that ends in .packed.safetensors, .safetensors, .pt, .pt2, .onnx"),
+    ("a.bin", {}, "export: found 'a.bin', expected a name that ends in .packed.safetensors, .safetensors, .pt, .pt2, .onnx"),
     ("a.pt", {"bits": 8}, "export: found bits=8, expected 32, or in .packed.safetensors 16 or 8"),
     ("a.packed.safetensors", {"bits": 4}, "export: found bits=4, expected 32"),
     ("a.safetensors", {"slim": True}, "export: a state dict (.safetensors) has the shapes of your model; a slim one goes into"),

@@ -112,7 +112,7 @@ def test_layers_csv_adds_up_to_front_csv(front, run_folder):
 
 
 def test_a_model_handed_in_must_be_handed_in_again(run_folder):
-    with pytest.raises(EvopruneError, match=r"made from a model handed in; call load_front\(dir, model=mine\)"):
+    with pytest.raises(EvopruneError, match=r"made from a model handed in; in Python, load_front\(dir, model=mine\) takes it"):
         load_front(run_folder)[0].model()
 
 

@@ -34,6 +34,9 @@ def test_folders_of_earlier_versions_load_look_and_choose():
     ({"weights": 0.5}, "weights: found 0.5, expected int"),
     ({"rebuildable": 1}, "rebuildable: found 1, expected bool"),
     ({"splits": []}, "splits: found [], expected object"),
+    ({"splits": {}}, "splits: found {}, expected how many images train, search and test have"),
+    ({"splits": {"search": 9, "test": "x"}}, "splits: found {'search': 9, 'test': 'x'}, expected how many images train, search "
+                                             "and test have"),
     ({"mean": ["a"]}, "mean[0]: found 'a', expected float"),
     ({"device": None}, "device: found None, expected str"),
     ({"dense": {"accuracy": 1.0}}, "dense.test_accuracy is missing, expected what the run wrote"),

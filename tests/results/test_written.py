@@ -12,7 +12,7 @@ from test_robustness import Tokens
 import evoprune
 from evoprune import EvopruneError, load_front, prune
 from evoprune.masks.genome import kept_genes
-from evoprune.results.written import DONE, FILES, MODELS
+from evoprune.results.written import DONE, FILES, MODELS, free_file
 
 SMALL = {"population": 4, "generations": 2, "threads": 1}
 
@@ -23,6 +23,25 @@ def plain(lenet, digits, tmp_path_factory):
     out = tmp_path_factory.mktemp("plain") / "run"
     prune(lenet, digits, out=str(out), **SMALL)
     return out
+
+
+@pytest.mark.parametrize(("name", "line"), [
+    (None, "export: found None, expected the name of a file that ends in .pt, .onnx"),
+    (3, "export: found 3, expected the name of a file that ends in .pt, .onnx"),
+    ("a\0.pt", "export: found 'a\\x00.pt', expected the name of a file that ends in .pt, .onnx"),
+    ("a.foo", "export: found 'a.foo', expected a name that ends in .pt, .onnx"),
+    (f"{'a' * 300}.pt", f"{'a' * 300}.pt: File name too long; expected another name"),
+    ("link.pt", "link.pt: is there already; expected another name, or overwrite=True for a file"),
+    ("folder.pt", "folder.pt: is there already; expected another name, or overwrite=True for a file"),
+    ("none/a.pt", "none/a.pt: no folder none, expected one that is there")])
+def test_a_file_that_cannot_be_is_one_line(name, line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link.pt").symlink_to("nowhere/x.pt")
+    (tmp_path / "folder.pt").mkdir()
+    with pytest.raises(EvopruneError) as error:
+        free_file("export", name, (".pt", ".onnx"), False)
+    assert str(error.value) == line
+    assert free_file("export", "A.PT", (".pt",), False).name == "A.PT" and free_file("out", "link.pt", (".pt",), True)
 
 
 @pytest.fixture
@@ -216,8 +235,8 @@ def test_tied_weights_of_an_older_run_are_found_in_the_model(received):
     (lambda out: load_front(None), "load_front: found NoneType, expected the folder of a run"),
     (lambda out: load_front(out, "lenet"), "load_front: found 'lenet' for a model, expected an nn.Module"),
     (lambda out: load_front(out, torch.nn.Linear(3, 3))[0].model(), r"weights: .*run, point 000: .* is missing|has no"),
-    (lambda out: load_front(out).best(accuracy="a"), "best: found accuracy='a', expected a finite number"),
-    (lambda out: load_front(out).best(drop=float("nan")), "best: found drop=nan, expected a finite number"),
+    (lambda out: load_front(out).best(accuracy="a"), "best: found accuracy='a', expected a number from 0 to 1"),
+    (lambda out: load_front(out).best(drop=float("nan")), "best: found drop=nan, expected a number from 0 to inf"),
     (lambda out: prune(resume=5), "resume: found 5, expected the folder of a run"),
 ])
 def test_misuse_is_one_line(call, said, copied):

@@ -8,6 +8,7 @@ import sys
 import termios
 from contextlib import suppress
 from itertools import count
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from conftest import Small
 from evoprune import EvopruneError, prune
 from evoprune.objectives import USUAL
 from evoprune.run import progress
-from evoprune.run.progress import Pace, SearchProgress, clock, training_progress
+from evoprune.run.progress import Bar, Pace, SearchProgress, clock, looked_at, training_progress
 
 ROW = {"generation": 1, "evaluations": 20, "epochs": 2.0, "hvlog": 0.5, "points": 3, "max_sparsity": 0.9}
 
@@ -158,6 +159,27 @@ def test_on_a_terminal_there_is_a_bar_and_quiet_has_none(tmp_path):
         os.close(master)
         assert bool(re.search(rb"generation \d+ of 90, child \d of 8 \|.*accuracy .* at 80 %, ", text)) is bar
         assert (b"test accuracy (95 %)" in text) is bar and (text == b"") is not bar
+
+
+@pytest.mark.parametrize(("columns", "shown"), [
+    (200, r"generation 2 of 3, child 1 of 4 \|.+\| accuracy 80\.00; 0:22 left"),
+    (79, r"generation 2/3, child 1/4; 0:22 left; accuracy 80\.00")])
+def test_a_narrow_terminal_has_the_time_left_in_place_of_the_bar(columns, shown, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    bar = Bar()
+    bar.show("generation 2 of 3, child 1 of 4", 0.4, "accuracy 80.00; 0:22 left")
+    bar.bar.ncols, bar.bar.dynamic_ncols = columns, None
+    bar.bar.refresh()
+    assert re.search(shown, capsys.readouterr().err.split("\r")[-1])
+    bar.end()
+
+
+def test_a_terminal_of_no_size_has_lines(monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setattr("sys.stderr", SimpleNamespace(isatty=lambda: True, fileno=lambda: 2))
+    for size, looked in (((40, 0), False), ((0, 0), False), ((40, 24), True)):
+        monkeypatch.setattr("os.get_terminal_size", lambda file: size)  # noqa: B023  # called in this turn
+        assert looked_at() is looked
 
 
 @pytest.mark.parametrize("wrong", [{"progress": "yes"}, {"on_generation": 3}])

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from statistics import median
 
 import numpy as np
@@ -19,8 +20,9 @@ import evoprune
 from evoprune import EvopruneError
 from evoprune.chance import holm, mcnemar, two_sided_bootstrap
 from evoprune.inputs.scores import r2, share
+from evoprune.objectives import USUAL
 from evoprune.results.written import DONE, RIGHT
-from evoprune.views.compare import chosen, compare, hvlog, hvlog_on_test
+from evoprune.views.compare import chosen, compare, hvlog, hvlog_on_test, notes
 
 SETTINGS = {"population": 8, "generations": 2, "threads": 1}
 IMAGES = 203  # no multiple of 8
@@ -202,7 +204,45 @@ def test_runs_on_other_test_images_are_refused(runs, tmp_path):
         assert refused([first, run]).startswith(f"{run}: {said}")
     run = changed(copy_of(runs[1], tmp_path / "untested"), "front.csv",
                   lambda text: re.sub(rb"(,203|\d+),0\.\d+,0\.\d+,0\.\d+,(0\.\d+|1\.0),(\d+,)", rb"\1,,,,\2,\3", text))
-    assert refused([first, run]).startswith(f"{run}: has no test scores to compare; finish it with --resume")
+    assert refused([first, run]).startswith(f"{run}: has no test scores to compare; resume it to its end")
+
+
+def test_more_objectives_change_nothing_about_what_runs_are_compared_by(runs, tmp_path):
+    (tmp_path / "mine.py").write_text("""
+from evoprune.masks.genome import kept_genes
+from evoprune.objectives import Objective, measures
+@measures(Objective("kept_layers", weight=-1.0, worst=4.0, best=0.0))
+def kept_layers(individual, layout):
+    return float(sum(kept_genes(bits) > 0 for bits in individual))
+def mine(): pass
+""")
+    net, data = examples(10)
+    names = f"accuracy,sparsity,{tmp_path / 'mine.py'}:kept_layers"
+    three = evoprune.prune(net, data, out=str(tmp_path / "three"), objectives=names, **SETTINGS)
+    assert hvlog(three) == pytest.approx(USUAL.hvlog(np.array([p.values[:2] for p in three])), abs=1e-12)
+    for order in ([three.path, runs[0].path], [runs[0].path, three.path]):
+        found = compare(order)
+        assert "hvlog: the mean accuracy of the front over log density, from 50 to 0.5 % of the weights, as" in found.notes[0]
+        assert {run["run"]: run["hvlog"] for run in found.to_dict()["runs"]}[str(three.path)] == hvlog(three)
+
+
+def test_sparsities_that_no_run_reaches_are_said_to_be_out_of_reach(runs):
+    sides = [replace(side, chosen=[None]) for side in compare([runs[0].path, runs[1].path], [0.9]).sides]
+    said = notes(sides, 0)
+    sparsest = max(point.sparsity for run in runs for point in run)
+    assert any(note.startswith("No run reaches these sparsities: the sparsest point has ") for note in said)
+    assert float(re.search(r"point has ([\d.]+) %", " ".join(said))[1]) == math.floor(1e4 * sparsest) / 100
+    assert not any("a task of the user's own" in note for note in said)
+
+
+@pytest.mark.parametrize(("old", "new"), [
+    (rb"\n000,[\d.]+,", rb"\n000,2.0,"), (rb"\n(000,[\d.]+),[\d.]+,", rb"\n\1,0.5,"),
+    (rb"\n(000,.*),\d+,([^,]*,[^,]*)\n", rb"\n\1,-1,\2\n"),
+    (rb"\n((000,)([\d.]+,){4})[\d.]+,", rb"\n\1nan,")])
+def test_numbers_that_cannot_be_are_one_line(old, new, runs, tmp_path):
+    run = changed(copy_of(runs[1], tmp_path / "run"), "front.csv", lambda text: re.sub(old, new, text, count=1))
+    assert (run / "front.csv").read_bytes() != (runs[1].path / "front.csv").read_bytes()
+    assert refused([run]).startswith(f"{run / 'front.csv'}: damaged (ValueError: found numbers in 000 that cannot be, of ")
 
 
 def test_a_damaged_file_is_one_line(runs, tmp_path):
