@@ -15,6 +15,9 @@ python -m evoprune.main --device cuda --total-epochs 30 --targets 0.8,0.9,0.95 -
 python -m evoprune.main --device cuda --total-epochs 30 --targets 0.8,0.9,0.95 --engine processes --workers 2 --threads 1 \
   --out "$run/workers"
 cmp "$run"/{tuned,workers}/front.csv
+python -m evoprune.main --device cuda --resume "$run/repaired" --finetune-epochs 2
+python -m evoprune.main --device cuda --model resnet18 --train-epochs 2 --train-precision bf16 --generations 1 \
+  --population 8 --finetune-epochs 1 --front 2 --out "$run/bf16-trained"
 python -m evoprune.main --device cuda --unit filter --skip fc2 --generations 3 --repair least-squares --out "$run/filters"
 python -m evoprune.main --device cuda --unit filter --skip fc2 --total-epochs 30 --targets 0.5,0.8 --out "$run/filters-tuned"
 for task in cancer diabetes attributes mosaic; do  # binary, regression, multi-label, segmentation
