@@ -7,6 +7,7 @@ from nets import Mixed
 from torch import nn
 
 import evoprune
+from evoprune.config import keywords
 from evoprune.engines.engine import Local
 from evoprune.errors import EvopruneError
 from evoprune.evaluation.accuracy import accuracy
@@ -63,8 +64,8 @@ def test_a_last_repair_that_no_worker_survives_stops_the_run_and_resume_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(Local, "map", given_up)
         with pytest.raises(EvopruneError, match=r"^engine local: no worker survived the last repair of point 2 of \d+; the "
-                                                rf"search is saved: go on with --resume {run} and fewer --workers, a longer "
-                                                r"--job-timeout or --engine local$"):
+                                                rf"search is saved: go on with resume='{run}' and fewer workers=, a longer "
+                                                r"job_timeout= or engine='local'$"):
             evoprune.prune(mixed, digits, out=run, repair="bn", **SMALL)
     assert not (run / "done.json").exists()
     assert evoprune.prune(mixed, digits, resume=run).finished
@@ -174,7 +175,7 @@ def test_training_starts_from_the_dense_values(lenet, digits, tmp_path):
 def test_bad_input_is_told_in_one_line(settings, said, lenet, digits, tmp_path):
     with pytest.raises(EvopruneError) as error:
         evoprune.prune(lenet, digits, out=tmp_path / "run", **settings)
-    assert str(error.value) == said and not (tmp_path / "run").exists()
+    assert str(error.value) == keywords(said) and not (tmp_path / "run").exists()
 
 
 def test_fisher_without_a_train_split_is_told(lenet, digits, tmp_path):

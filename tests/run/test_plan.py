@@ -9,7 +9,7 @@ from conftest import hashes
 
 import evoprune
 from evoprune import EvopruneError
-from evoprune.config import AUTO, DECIDED, PLANNED, Config, options
+from evoprune.config import AUTO, DECIDED, PLANNED, Config, keywords, options
 from evoprune.main import main
 from evoprune.run import jobs
 from evoprune.run import plan as plans
@@ -91,7 +91,7 @@ def test_a_clock_is_read_only_where_nothing_says_how_to_search_or_train():
 def test_what_cannot_be_planned_is_one_line(settings, message, lenet, digits, tmp_path):
     with pytest.raises(EvopruneError) as error:
         evoprune.prune(lenet, digits, out=tmp_path / "run", **settings)
-    assert str(error.value) == message
+    assert str(error.value) == keywords(message)
     assert not (tmp_path / "run").exists()
 
 
