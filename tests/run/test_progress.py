@@ -147,7 +147,7 @@ def test_on_a_terminal_there_is_a_bar_and_quiet_has_none(tmp_path):
     for flags, bar in (((), True), (("--quiet",), False)):
         master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 200, 0, 0))
-        command = [sys.executable, "-m", "evoprune.main", "--generations", "90", "--train-epochs", "1", "--population", "8",
+        command = [sys.executable, "-m", "evoprune.main", "--generations", "30", "--train-epochs", "1", "--population", "8",
                    "--threads", "1", *flags]
         process = subprocess.Popen(command, cwd=tmp_path, stdout=slave, stderr=slave)
         os.close(slave)
@@ -157,7 +157,7 @@ def test_on_a_terminal_there_is_a_bar_and_quiet_has_none(tmp_path):
                 text += more
         assert process.wait(60) == 0
         os.close(master)
-        assert bool(re.search(rb"generation \d+ of 90, child \d of 8 \|.*accuracy .* at 80 %, ", text)) is bar
+        assert bool(re.search(rb"generation \d+ of 30, child \d of 8 \|.*accuracy .* at 80 %, ", text)) is bar
         assert (b"test accuracy (95 %)" in text) is bar and (text == b"") is not bar
 
 
