@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -146,6 +147,14 @@ def test_bf16_trains_fp32_values_about_as_far_and_repeats(wide_images):
     assert torch.equal(values_of(rounded), values_of(again)) and not torch.equal(values_of(rounded), values_of(exact))
     scores = [accuracy(net, wide_images) for net in (Wide().eval(), exact, rounded)]
     assert scores[0] < 0.5 and abs(scores[1] - scores[2]) < 0.1 and min(scores[1:]) > 0.9
+
+
+@pytest.mark.skipif(not has_bf16(torch.device("cpu")), reason="no bf16 on this processor")
+def test_a_loss_gets_fp32(wide_images):
+    seen = []
+    task = replace(wide_images.task, loss=lambda output, labels: seen.append(output.dtype) or output.sum())
+    tuned(replace(wide_images, task=task), precision="bf16", epochs=1)
+    assert set(seen) == {torch.float32}
 
 
 def test_what_a_model_returns_is_judged_in_fp32():
