@@ -228,7 +228,7 @@ PLANNED = ("repair", "shots", "population", "generations", "refine_epochs", "tar
 DECIDED = (*PLANNED, "total_epochs", "finetune_epochs", "method", "start", "layerwise",
            "knowledge")  # with one of these no plan is made, unless `minutes` are given
 RESUMABLE = ("engine", "max_seconds", "generations", "workers", "job_timeout", "scheduler", "listen", "hostfile",
-             "more_epochs")  # what --resume may change, for it changes no result; generations only without tuning
+             "more_epochs")  # what --resume may change: no result but by what it adds; generations only without tuning
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,9 @@ def channels_last(model: nn.Module, inputs: Inputs) -> Iterator[Callable[[Inputs
     def ordered(inputs: Inputs) -> Inputs:
         return mapped(lambda x: x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x, inputs)
 
+    if not channels_last_wins(model):
+        yield same
+        return
     training = model.training
     try:
         model.to(memory_format=torch.channels_last)

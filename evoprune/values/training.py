@@ -20,7 +20,7 @@ from ..inputs.splits import Split
 from ..masks.layout import Layout
 from ..masks.saliency import NEEDS_DATA, gene_scores, keep_top
 from ..masks.tensors import expanded
-from .fast import channels_last, channels_last_wins, deterministic, fast_training, in_fp32, same
+from .fast import channels_last, deterministic, fast_training, in_fp32, same
 
 SMALL = 1_000_000  # parameters; below, Adam learns faster, above, SGD with momentum generalises better
 WARM_UP = 0.05  # share of the steps
@@ -92,7 +92,7 @@ def tune(model: nn.Module, train: Split, recipe: Recipe, masks: Mapping[str, Ten
 
     Returns the masks as they are at the end, which with `shrink` have lost weights.
     """
-    # 6 arguments: what, on what, how, and two ways to look in; 50 lines: one loop, in which nothing stands twice
+    # 6 arguments: what, on what, how, and two ways to look in; 48 lines: one loop, in which nothing stands twice
     device = train.labels.device
     parameters = dict(model.named_parameters())
     kept = {name: mask.to(parameters[name].device) for name, mask in (masks or {}).items()}
@@ -103,10 +103,9 @@ def tune(model: nn.Module, train: Split, recipe: Recipe, masks: Mapping[str, Ten
     an_epoch, steps = steps_an_epoch(len(train), recipe.batch_size), steps_in(recipe, len(train))
     before, weights = sum(int(mask.sum()) for mask in kept.values()), sum(mask.numel() for mask in kept.values())
     order_of = torch.Generator().manual_seed(recipe.seed)
-    bf16, few = recipe.precision == "bf16", train.inputs(slice(0, 2))
-    last = channels_last_wins(model) and (bf16 or device.type == "cpu")
+    bf16 = recipe.precision == "bf16"
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), deterministic(), fast_training(model), \
-            channels_last(model, few) if last else nullcontext(same) as ordered:
+            channels_last(model, train.inputs(slice(0, 2))) if bf16 or device.type == "cpu" else nullcontext(same) as ordered:
         torch.manual_seed(recipe.seed)  # dropout and augmentation
         model.train()
         for step in range(steps):

@@ -127,7 +127,7 @@ def values_of(net):
 def test_channels_last_trains_the_same_and_leaves_values_in_their_order(wide_images, monkeypatch):
     fast = tuned(wide_images)
     assert fast.orders == {False} and all(p.is_contiguous() for p in fast.parameters())
-    monkeypatch.setattr("evoprune.values.training.channels_last_wins", lambda model: False)
+    monkeypatch.setattr("evoprune.values.fast.channels_last_wins", lambda model: False)
     plain = tuned(wide_images)
     assert plain.orders == {True} and not torch.equal(values_of(fast), values_of(plain))
     assert torch.allclose(values_of(fast), values_of(plain), atol=1e-4)
@@ -136,7 +136,7 @@ def test_channels_last_trains_the_same_and_leaves_values_in_their_order(wide_ima
 def test_a_model_that_views_its_channels_keeps_its_order(wide_images, monkeypatch):
     net = tuned(wide_images, view=True)
     assert net.orders == {True, False}  # it was tried
-    monkeypatch.setattr("evoprune.values.training.channels_last_wins", lambda model: False)
+    monkeypatch.setattr("evoprune.values.fast.channels_last_wins", lambda model: False)
     assert torch.equal(values_of(net), values_of(tuned(wide_images, view=True)))
 
 
