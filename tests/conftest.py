@@ -22,11 +22,13 @@ from evoprune.masks.layers import find_layers
 from evoprune.masks.saliency import gene_scores
 from evoprune.masks.tensors import masks
 from evoprune.values.training import recipe_for, tune
+from evoprune.views import pictures
 
 ROOT = Path(__file__).parent.parent
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored, by what tests start too
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+DRAWN = {name: getattr(pictures, name) for name in ("front_figure", "layers_figure", "progress_figure", "png", "report")}
 
 
 def knowing(weights, layout):
@@ -81,10 +83,10 @@ def plain_views(request):
         yield
         return
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("front_figure", "layers_figure", "progress_figure"):
-            patch.setattr(f"evoprune.views.pictures.{name}", lambda *given: None)
-        patch.setattr("evoprune.views.pictures.png", lambda figure: b"a picture")
-        patch.setattr("evoprune.views.pictures.report", lambda *given: "a report")
+        for name in DRAWN:
+            patch.setattr(pictures, name, lambda *given: None)
+        patch.setattr(pictures, "png", lambda figure: b"a picture")
+        patch.setattr(pictures, "report", lambda *given: "a report")
         yield
 
 
@@ -127,9 +129,12 @@ def layout(lenet):
 
 @pytest.fixture(scope="session")
 def run_folder(lenet, digits, tmp_path_factory):
-    """The folder of a finished small run with training; do not change it."""
+    """The folder of a finished small run with training, its pictures drawn; do not change it."""
     out = tmp_path_factory.mktemp("runs") / "tuned"
-    evoprune.prune(lenet, digits, out=str(out), population=8, generations=3, finetune_epochs=1, front=4, threads=1)
+    with pytest.MonkeyPatch.context() as patch:  # whichever module asks for it first
+        for name, function in DRAWN.items():
+            patch.setattr(pictures, name, function)
+        evoprune.prune(lenet, digits, out=str(out), population=8, generations=3, finetune_epochs=1, front=4, threads=1)
     return out
 
 
