@@ -30,14 +30,14 @@ from resnet20 import resnet20  # noqa: E402
 from evoprune.inputs.models import resnet18  # noqa: E402
 from evoprune.inputs.splits import as_split  # noqa: E402
 from evoprune.results.machine import device_name, versions  # noqa: E402
-from evoprune.values.training import Recipe, make_optimizer, recipe_for, schedule, tune  # noqa: E402
+from evoprune.values.training import Recipe, recipe_for, schedule, tune  # noqa: E402
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {"resnet20": (resnet20, 3), "resnet18": (resnet18, 1)}  # steps a turn
 
 
 def plainly(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, steps: int) -> None:
     """Train in the usual loop."""
-    optimizer = make_optimizer(model, recipe)
+    optimizer = torch.optim.SGD(model.parameters(), recipe.learning_rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
     model.train()
     for step in range(steps):
         batch = torch.arange(step * recipe.batch_size, (step + 1) * recipe.batch_size) % len(labels)

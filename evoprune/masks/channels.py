@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from ..inputs.models import copied
@@ -62,11 +61,21 @@ def find_channels(model: nn.Module, layout: Layout, inputs: Inputs) -> list[Chan
         with opened(net):
             graph = fx.GraphModule(net, Tracer().trace(net))
         with torch.no_grad():
-            ShapeProp(graph).propagate(*arguments_of(net, inputs))
+            Shapes(graph).run(*arguments_of(net, inputs))
     except Exception:  # noqa: BLE001  # tracing runs the user's code on stand-ins, which may raise anything
         log.info("dead paths are not looked for: torch.fx cannot trace the model")
         return []
     return Reader(graph, layout).read()
+
+
+class Shapes(fx.Interpreter):
+    """Notes the shape of every tensor, as torch's own ShapeProp does, which imports a second's worth of symbolic algebra."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            n.meta["shape"] = tuple(result.shape)
+        return result
 
 
 class Tracer(fx.Tracer):
@@ -193,8 +202,8 @@ class Reader:
 
 def shape_of(node: fx.Node) -> tuple[int, ...] | None:
     """Return the shape of a node's value, None if it is not one tensor."""
-    meta: Any = node.meta.get("tensor_meta")
-    return tuple(meta.shape) if hasattr(meta, "shape") else None
+    shape: tuple[int, ...] | None = node.meta.get("shape")
+    return shape
 
 
 def numel(shape: Sequence[int]) -> int:

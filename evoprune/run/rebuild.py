@@ -87,8 +87,8 @@ def rebuild(start: RunBuilder) -> Run:
         raise EvopruneError(f"the model or data that a worker on {platform.node()} reads are not those of {path}; give every "
                             f"worker the same files and the same evoprune")
     evaluator = make_evaluator(net, layout, splits, config, record.search_batch_size, record.batch_size)
-    if config.trains_points or config.repair == "least-squares":
-        torch.optim.SGD([torch.zeros(1)])  # the first one imports 900 modules: seconds that are no job's (--job-timeout)
+    if config.repair == "least-squares":
+        torch.optim.LBFGS([torch.zeros(1)])  # the first one imports 900 modules: seconds that are no job's (--job-timeout)
     return Run(config, net, splits, layout, record.batch_size, evaluator, record.measured, identity, float("inf"))
 
 

@@ -21,11 +21,11 @@ from ..masks.layout import Layout
 from ..masks.saliency import NEEDS_DATA, gene_scores, keep_top
 from ..masks.tensors import expanded
 from .fast import channels_last, deterministic, fast_training, in_fp32, same
+from .optimizer import Optimizer
 
 SMALL = 1_000_000  # parameters; below, Adam learns faster, above, SGD with momentum generalises better
 WARM_UP = 0.05  # share of the steps
 PRUNINGS, PRUNE_EVERY = 40, 50  # times that a mask loses weights, but not more than so many steps apart
-DECAY = 0.999  # of the mean squared gradients, as Adam's
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,8 @@ def tune(model: nn.Module, train: Split, recipe: Recipe, masks: Mapping[str, Ten
     kept = {name: mask.to(parameters[name].device) for name, mask in (masks or {}).items()}
     masked = [parameters[name] for name in kept]
     hold_zeros(masked, kept)
-    optimizer = make_optimizer(model, recipe)
-    squares = Squares(masked, optimizer) if shrink and shrink.saliency in NEEDS_DATA else None
+    needs_squares = shrink is not None and shrink.saliency in NEEDS_DATA
+    optimizer = Optimizer(model.parameters(), recipe.optimizer, needs_squares)
     an_epoch, steps = steps_an_epoch(len(train), recipe.batch_size), steps_in(recipe, len(train))
     before, weights = sum(int(mask.sum()) for mask in kept.values()), sum(mask.numel() for mask in kept.values())
     order_of = torch.Generator().manual_seed(recipe.seed)
@@ -113,22 +113,18 @@ def tune(model: nn.Module, train: Split, recipe: Recipe, masks: Mapping[str, Ten
                 order = torch.randperm(len(train), generator=order_of).to(device)
             batch = order[step % an_epoch * recipe.batch_size:][:recipe.batch_size]
             if len(batch) >= 2 or len(train) < 2:  # batch norm cannot train on one image
-                for group in optimizer.param_groups:
-                    group["lr"] = recipe.learning_rate * schedule(step, steps)
                 inputs = train.inputs(batch)
                 if recipe.augment and isinstance(inputs, Tensor) and train.labels.dim() < 3:  # pixels keep their labels
                     inputs = augmented(inputs)
                 with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                     outputs = applied(model, ordered(inputs))
                 loss = train.task.loss(in_fp32(outputs) if bf16 else outputs, train.labels[batch])
-                optimizer.zero_grad()
+                model.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
-                if squares is not None:
-                    squares.update()
-                optimizer.step()
+                optimizer.step(recipe.learning_rate * schedule(step, steps))
             if shrink and ((step + 1) % shrink.every(steps) == 0 or step + 1 == steps):
                 count = shrink.kept if step + 1 == steps else shrink.kept_at(step + 1, steps, before, weights)
-                means = None if squares is None else [mean.pow(shrink.mix) for mean in squares.values]
+                means = [optimizer.squares.get(p, torch.zeros_like(p)).pow(shrink.mix) for p in masked] if needs_squares else None
                 kept = dict(zip(kept, shrunk(masked, list(kept.values()), shrink, count, means)))
             hold_zeros(masked, kept)
             progress(step + 1, steps)
@@ -161,32 +157,6 @@ def grown(model: nn.Module, train: Split, masks: Mapping[str, Tensor], layout: L
               for layer, gradient, mask in zip(layout, gradients, masks.values())]
     new = expanded(keep_top(scores, more, layout), layout)
     return {name: mask | grow for (name, mask), grow in zip(masks.items(), new)}
-
-
-class Squares:
-    """Running means of the squared gradients: Adam's own second moments, or the same kept beside another optimizer."""
-
-    def __init__(self, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer):
-        self.parameters, self.state = parameters, optimizer.state
-        self.own = [] if isinstance(optimizer, torch.optim.Adam) else [torch.zeros_like(p) for p in parameters]
-
-    def update(self) -> None:
-        """Take the gradients of a step in."""
-        for mean, p in zip(self.own, self.parameters):
-            if p.grad is not None:
-                mean.mul_(DECAY).addcmul_(p.grad, p.grad, value=1 - DECAY)
-
-    @property
-    def values(self) -> list[Tensor]:
-        """The means; of use only beside each other, since they start at zero."""
-        return self.own or [self.state[p]["exp_avg_sq"] if p in self.state else torch.zeros_like(p) for p in self.parameters]
-
-
-def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    if recipe.optimizer == "adam":
-        return torch.optim.Adam(trained, recipe.learning_rate, fused=True)
-    return torch.optim.SGD(trained, recipe.learning_rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
 
 
 def schedule(step: int, steps: int) -> float:

@@ -3,13 +3,14 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from sklearn.datasets import load_digits
 from torch import nn
 
 from evoprune.config import Config
 from evoprune.errors import EvopruneError
 from evoprune.inputs.models import LeNet
 from evoprune.inputs.named import build_model, load_model, read_weights
-from evoprune.inputs.sources import load_data
+from evoprune.inputs.sources import load_data, read_digits
 
 
 def folders(root, sizes=((8, 8), (8, 8)), classes=("cat", "dog")):
@@ -31,6 +32,12 @@ def arrays(path, **changes):
             "x_test": rng.integers(0, 255, (20, 8, 8), dtype=np.uint8), "y_test": np.arange(20) % 4, **changes}
     np.savez(path, **{k: v for k, v in made.items() if v is not None})
     return f"npz:{path}"
+
+
+def test_digits_are_those_of_scikit_learn():
+    theirs, ours = load_digits(), read_digits("").train
+    assert np.array_equal(ours.labels, theirs.target)
+    assert np.array_equal(ours.read(np.arange(1797), None)[:, 0].numpy(), (theirs.images * (255 / 16)).round())
 
 
 def test_digits_are_cut_into_three_that_share_no_image():
