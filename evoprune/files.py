@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -20,6 +21,9 @@ import numpy.typing as npt
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+LABEL = "evoprune"  # in the metadata of a kept file: what it belongs to
+log = logging.getLogger("evoprune")
 
 
 def write_atomic(path: Path, content: bytes | str, part: Path | None = None) -> None:
@@ -101,6 +105,32 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     return load_file(path)
+
+
+def write_kept(path: Path, label: str, state: dict[str, Tensor]) -> None:
+    """Write tensors that `read_kept` gives back under the same label."""
+    content = to_safetensors(state, {LABEL: label})
+    path.parent.mkdir(exist_ok=True)
+    write_atomic(path, hashlib.sha256(content).digest() + content)
+
+
+def read_kept(path: Path, label: str) -> dict[str, Tensor] | None:
+    """Return what `write_kept` wrote under this label, None if there is nothing whole."""
+    if not path.exists():
+        return None
+    content = path.read_bytes()
+    try:
+        if hashlib.sha256(content[32:]).digest() == content[:32] and metadata_of(content[32:]).get(LABEL) == label:
+            return from_safetensors(content[32:])
+    except Exception as error:  # noqa: BLE001  # its hash is right: somebody wrote it by hand
+        log.debug("%s", error)
+    log.warning("%s: damaged or of another run, training that point again", path)
+    return None
+
+
+def piece_of(path: Path) -> Path:
+    """Return where the state of a training lies that is not whole, which then is kept in `path`."""
+    return path.with_name(f"{path.name}.piece")
 
 
 def metadata_of(content: bytes) -> dict[str, str]:

@@ -24,7 +24,7 @@ from .evolution.toolbox import Evaluation, Make, default_toolbox, made, name_of
 from .results.folder import Folder, write_run
 from .results.front import Front, load_front
 from .results.points import Pruned, numbered
-from .results.written import LOG
+from .results.written import FRONT, LOG
 from .rules import read_method
 from .run.finish import finished_points, measure_on_test, trained_further, write_finished, write_stopped
 from .run.jobs import RunEvaluator, TrainChild, map_kept
@@ -128,7 +128,7 @@ def all_at_once(run: Run, toolbox: Make, folder: Folder, engine: Local | Engine)
     evaluate: Evaluation = run.evaluator if config.engine == "local" else RunEvaluator(run.identity)
     mapping: Callable[..., list[Any]] = engine.map
     if config.total_epochs is not None:
-        evaluate, mapping = TrainChild(run.identity), partial(map_kept, engine=engine, folder=folder, run=run)
+        evaluate, mapping = TrainChild(run.identity, run.until), partial(map_kept, engine=engine, folder=folder, run=run)
     state: State | None = None
     later: State | None = None  # of the training that follows
     try:
@@ -206,6 +206,8 @@ def told(folder: Folder, usual: bool, again: str) -> Iterator[None]:
             raise KeyboardInterrupt from None
         if not folder.kept:
             raise EvopruneError(f"max_seconds: {folder.path} has nothing of this run to go on with; give it more") from None
+        if not (folder.path / FRONT).exists():
+            raise EvopruneError(f"max_seconds: {folder.path} has no front yet; {after_a_stop(folder, again)}") from None
     except KeyboardInterrupt:  # before the search, or while its files are written
         log.info("stopped; %s", after_a_stop(folder, again))
         raise

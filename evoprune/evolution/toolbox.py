@@ -50,7 +50,7 @@ class Evaluate(Protocol):
         """The dense weights, shaped like the layers."""
 
 
-Evaluation = Evaluate | Callable[[Job], Result]  # the latter where training is part of it
+Evaluation = Evaluate | Callable[[Job], Result | bytes]  # the latter where training is part of it; bytes: it was stopped
 Make = Callable[[Evaluation, Layout, Config], base.Toolbox]  # what `prune(toolbox=...)` takes; `default_toolbox` is one
 
 

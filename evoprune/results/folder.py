@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import io
 import json
 import logging
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import EvopruneError, Stopped
-from ..files import from_safetensors, metadata_of, remove, to_safetensors, uninterrupted, write_atomic
+from ..files import piece_of, read_kept, remove, to_safetensors, uninterrupted, write_atomic, write_kept
 from ..masks.layout import Layout
 from . import written
 from .points import LAYER_COLUMNS, Measured, Pruned, layer_rows, points_csv, table_csv, undominated
@@ -27,7 +26,6 @@ from .written import hashes, home_of, model_file, read_done
 if TYPE_CHECKING:
     from torch import Tensor
 
-LABEL = "evoprune"  # in the metadata of a kept file: what it belongs to
 log = logging.getLogger("evoprune")
 
 
@@ -158,24 +156,17 @@ class Folder:
 
     def write_trained(self, key: str, label: str, state: dict[str, Tensor]) -> None:
         """Keep the values of one trained mask until the run is done, so that a resumed run need not train it again."""
-        content = to_safetensors(state, {LABEL: label})
-        (self.checkpoint / written.TRAINED).mkdir(exist_ok=True)
-        write_atomic(self.checkpoint / written.TRAINED / key, hashlib.sha256(content).digest() + content)
+        write_kept(self.trained(key), label, state)
+        remove(piece_of(self.trained(key)))
         self.started()
 
     def read_trained(self, key: str, label: str) -> dict[str, Tensor] | None:
         """Return what `write_trained` kept under this label, None if there is nothing whole."""
-        path = self.checkpoint / written.TRAINED / key
-        if not path.exists():
-            return None
-        content = path.read_bytes()
-        try:
-            if hashlib.sha256(content[32:]).digest() == content[:32] and metadata_of(content[32:]).get(LABEL) == label:
-                return from_safetensors(content[32:])
-        except Exception as error:  # noqa: BLE001  # its hash is right: somebody wrote it by hand
-            log.debug("%s", error)
-        log.warning("%s: damaged or of another run, training that point again", path)
-        return None
+        return read_kept(self.trained(key), label)
+
+    def trained(self, key: str) -> Path:
+        """Return where `write_trained` keeps."""
+        return self.checkpoint / written.TRAINED / key
 
     def forget_trained(self) -> None:
         """Remove what `write_trained` kept, as far as that can be."""

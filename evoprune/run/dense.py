@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
+from pathlib import Path
+from time import monotonic, time
 
 import torch
 from torch import nn
 
 from ..config import Config
 from ..errors import EvopruneError, first_line
+from ..files import as_bytes_of, fingerprint, piece_of
 from ..inputs.models import copied
+from ..inputs.nested import leaves
 from ..inputs.splits import Data, Split, example_sums
 from ..inputs.tasks import CLASSIFICATION
 from ..masks.genome import dense_individual
@@ -18,17 +23,26 @@ from ..objectives import Objectives
 from ..results.record import dense_row
 from ..values.training import recipe_for, tune
 from .progress import training_progress
+from .run import pieces_of
 
 log = logging.getLogger("evoprune")
 
 
-def train_dense(net: nn.Module, train: Split, config: Config) -> None:
-    """Train the dense model in place."""
+def train_dense(net: nn.Module, train: Split, config: Config, path: Path | None, deadline: float) -> None:
+    """Train the dense model in place; its state is kept beside `path` as long as it is not whole.
+
+    Raises:
+        Stopped: the deadline, of the monotonic clock, has passed.
+    """
     recipe = recipe_for(net, config.train_epochs or 0, config.seed, config.learning_rate, config.augment,
                         config.train_precision)
     log.info("training the dense model: %d epoch%s of %s images", recipe.epochs, "s" * (recipe.epochs != 1), f"{len(train):,}")
+    pieces = None
+    if path is not None:
+        label = fingerprint(asdict(recipe), *map(as_bytes_of, (*net.state_dict().values(), train.labels, *leaves(train.images))))
+        pieces = pieces_of(piece_of(path), label, time() + deadline - monotonic(), "the dense model")
     net.to(train.labels.device)
-    tune(net, train, recipe, progress=training_progress("the dense model"))
+    tune(net, train, recipe, progress=training_progress("the dense model"), pieces=pieces)
     net.cpu()
 
 

@@ -6,7 +6,7 @@ import logging
 from dataclasses import replace
 
 from ..engines.engine import Engine, Local
-from ..errors import EvopruneError
+from ..errors import EvopruneError, Stopped
 from ..evaluation.evaluator import Evaluator
 from ..evolution.generations import State
 from ..evolution.selection import non_dominated
@@ -22,7 +22,7 @@ from ..results.points import Pruned, before_and_after, numbered, pruned, thin, u
 from ..results.written import DOMINATED, FRONT, model_file
 from ..values.inherited import values_of, with_values
 from ..views.pictures import write_views
-from .jobs import RepairPoint, Tested, TrainPoint, tested_on, with_state
+from .jobs import STOPPED, RepairPoint, Tested, TrainPoint, tested_on, with_state
 from .layerwise import Rows
 from .progress import SAY_EVERY, Pace, progress_of
 from .refine import joined, rows_of, trained
@@ -236,6 +236,8 @@ def train_points(run: Run, points: list[Pruned], folder: Folder, engine: Local |
 
     def arrived(i: int, content: bytes | None) -> None:
         point = missing[i]
+        if content == STOPPED:
+            raise Stopped("max_seconds")
         if content is None:
             log.warning("%s: left out of the front", names[id(point)])
             return
@@ -250,7 +252,8 @@ def train_points(run: Run, points: list[Pruned], folder: Folder, engine: Local |
     for point in points:
         if point.state is not None:
             measure(run, point, names[id(point)])
-    engine.map(TrainPoint(run.identity), [(point.individual, names[id(point)]) for point in missing], arrived)
+    jobs = [(point.individual, names[id(point)], labels[id(point)]) for point in missing]
+    engine.map(TrainPoint(run.identity, run.until), jobs, arrived)
     return [point for point in points if point.state is not None]
 
 

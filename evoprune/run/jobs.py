@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..engines.engine import Engine, Local
 from ..engines.worker import ignore
+from ..errors import Stopped
 from ..evaluation.evaluator import Evaluator
 from ..evolution.tuned import GENTLE, Job
 from ..files import fingerprint, to_safetensors
@@ -35,6 +36,7 @@ from .run import Run, make_evaluator
 
 Tested = tuple[float, float, float, npt.NDArray[Any]]  # a score, its interval, and what each image contributes
 GROW_STEPS = 16  # of a job, whose images say by their gradients which weights grow; they count as steps
+STOPPED = b""  # what a training returns that has to go on after --resume
 STAGES: dict[str, Evaluator] = {}  # of this process, by identity, at most one
 
 
@@ -112,12 +114,13 @@ def tested_on(test: Split, sums: Tensor) -> Tested:
 @dataclass(frozen=True)
 class TrainPoint:
     """The state dict of an individual trained from the dense values, or, gently, from those it has, its zeros held, as the bytes
-    of a safetensors file."""
+    of a safetensors file; `STOPPED` where there was no time for all of it."""
 
     identity: str
+    until: float  # time of day
 
-    def __call__(self, job: tuple[Individual, str]) -> bytes:
-        individual, what = job
+    def __call__(self, job: tuple[Individual, str, str]) -> bytes:
+        individual, what, label = job
         run = registered_run(self.identity)
         config, key = run.config, individual.key().hex()
         assert run.data.train is not None
@@ -127,17 +130,22 @@ class TrainPoint:
         recipe = recipe_for(net, config.more_epochs or config.finetune_epochs, seed, config.learning_rate, config.augment,
                             config.train_precision)
         gently = replace(recipe, learning_rate=GENTLE * recipe.learning_rate) if individual.values else recipe
-        tune(net, run.data.train, gently, kept, training_progress(what))
+        try:
+            tune(net, run.data.train, gently, kept, training_progress(what), pieces=run.pieces(key, label, self.until, what))
+        except Stopped:
+            return STOPPED
         return to_safetensors(net.state_dict())
 
 
 @dataclass(frozen=True)
 class TrainChild:
-    """What a tuned run's `Job` becomes: its values grow, train and are pruned, and are measured on the search split."""
+    """What a tuned run's `Job` becomes: its values grow, train and are pruned, and are measured on the search split; `STOPPED`
+    where there was no time for all of it."""
 
     identity: str
+    until: float  # time of day
 
-    def __call__(self, job: Job) -> Result:
+    def __call__(self, job: Job) -> Result | bytes:
         run = registered_run(self.identity)
         train = run.data.train
         assert train is not None
@@ -152,7 +160,11 @@ class TrainChild:
         recipe = replace(recipe, epochs=steps / steps_an_epoch(len(train), recipe.batch_size),
                          learning_rate=recipe.learning_rate * job.learning_rate)
         shrink = Shrink(run.layout, job.kept, job.saliency, job.until, pace=job.pace, mix=job.mix)
-        kept = tune(net, train, recipe, kept, training_progress(job.what), shrink)
+        try:
+            kept = tune(net, train, recipe, kept, training_progress(job.what), shrink,
+                        run.pieces(key_of(job), self.identity, self.until, job.what))
+        except Stopped:
+            return STOPPED
         individual = from_named(kept, run.layout, job.individual.origin)
         for i, genes in drop_dead(individual, run.layout, run.evaluator.channels).items():
             set_bits(individual, i, genes)
@@ -178,7 +190,7 @@ def with_state(run: Run, state: dict[str, Tensor]) -> nn.Module:
     return net.to(run.data.search.labels.device).eval()
 
 
-def map_kept(function: Callable[[Job], Result], jobs: Sequence[Job], engine: Local | Engine, folder: Folder, run: Run,
+def map_kept(function: Callable[[Job], Result | bytes], jobs: Sequence[Job], engine: Local | Engine, folder: Folder, run: Run,
              progress: Callable[[int, int], None] = ignore) -> list[Result | None]:  # 6 arguments: three are registered
     """Return what jobs become, in order; each is kept as soon as it has ended, so that a resumed run need not repeat it.
 
@@ -190,9 +202,11 @@ def map_kept(function: Callable[[Job], Result], jobs: Sequence[Job], engine: Loc
     missing = [i for i, result in enumerate(results) if result is None]
     left = len(missing)
 
-    def arrived(i: int, result: Result | None) -> None:
+    def arrived(i: int, result: Result | bytes | None) -> None:
         nonlocal left
         left -= 1
+        if isinstance(result, bytes):
+            raise Stopped("max_seconds")
         results[missing[i]] = result
         if result is not None:
             folder.write_trained(keys[missing[i]], run.identity, packed(result))

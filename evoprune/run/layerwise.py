@@ -143,7 +143,8 @@ def train_stage(run: Run, net: nn.Module, individual: Individual, number: int, s
     if config.finetune_epochs and run.data.train is not None:
         recipe = recipe_for(net, config.finetune_epochs, config.seed + 1 + number, config.learning_rate, config.augment,
                             config.train_precision)
-        tune(net, run.data.train, recipe, kept, training_progress("the layers so far"))
+        pieces = run.pieces(f"stage{number}", run.identity, run.until, "the layers so far")
+        tune(net, run.data.train, recipe, kept, training_progress("the layers so far"), pieces=pieces)
         after = score(net.eval(), run.data.search, run.batch_size)
     values = {name: value.detach().cpu().clone() for name, value in net.state_dict().items()}
     return Stage(values, individual, before, after, state.evaluations, tuple(state.log))

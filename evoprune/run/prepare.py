@@ -19,7 +19,7 @@ from ..evaluation.evaluator import Evaluator
 from ..evaluation.usage import unused_parameters
 from ..evolution.checkpoint import load
 from ..evolution.tuned import budget_of, kept_at_targets
-from ..files import as_bytes_of, fingerprint, to_safetensors
+from ..files import as_bytes_of, fingerprint, piece_of, remove, to_safetensors
 from ..inputs.models import private_copy
 from ..inputs.named import build_model, load_model, load_objectives
 from ..inputs.nested import described, leaves, shapes
@@ -35,7 +35,7 @@ from ..results.front import load_front
 from ..results.machine import device_name, versions
 from ..results.points import columns
 from ..results.record import Record
-from ..results.written import CONFIG, DENSE, DOMINATED, FRONT
+from ..results.written import CONFIG, DENSE, DOMINATED, FRONT, TRAINED
 from ..rules import read_method, read_units, rule_names
 from ..values.repair import LAST_IMAGES
 from ..values.training import recipe_for
@@ -77,7 +77,7 @@ def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder, c
         more_from=points_before(folder, old, config))
     say(record, old)
     if config.train_epochs and resumed is None:
-        train_first(net, splits, record, folder)
+        train_first(net, splits, record, folder, deadline(config.max_seconds, started))
     dense = measure_dense(net, splits, record.batch_size, outputs, layout, record.optimised)
     size = search_batch_size(config, net, layout, splits, record.batch_size, old)
     record = replace(record, search_batch_size=size, dense=dense)
@@ -86,8 +86,8 @@ def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder, c
     evaluator = make_evaluator(net, layout, splits, config, size, record.batch_size)
     say_unsolved(evaluator, config)
     identity = identity_of(config, layout, (record.batch_size, size), splits, net)
-    run = Run(config, net, splits, layout, record.batch_size, evaluator, record.measured, identity, deadline(config.max_seconds),
-              record.more_from)
+    run = Run(config, net, splits, layout, record.batch_size, evaluator, record.measured, identity,
+              deadline(config.max_seconds, started), record.more_from, folder.checkpoint / TRAINED)
     write_start(run, record, folder, resumed is not None)
     return run
 
@@ -102,11 +102,12 @@ def points_before(folder: Folder, old: Record | None, config: Config) -> int | N
     return 1 + max(int(point.id) for name in (FRONT, DOMINATED) if front.written.has(name) for point in front.read(name))
 
 
-def train_first(net: nn.Module, splits: Data, record: Record, folder: Folder) -> None:
-    """Train the dense model, in a folder that can be resumed if that is killed."""
+def train_first(net: nn.Module, splits: Data, record: Record, folder: Folder, deadline: float) -> None:
+    """Train the dense model, in a folder that can be resumed if that is killed; a run that it may replace stays as it is."""
     if not folder.holds_run:
         folder.write(CONFIG, record.to_json())
-    train_dense(net, splits.train, record.config)
+    alone = folder.resuming or not folder.holds_run
+    train_dense(net, splits.train, record.config, folder.trained(DENSE) if alone else None, deadline)
     layers_of(net, record.config, record.unused)  # it may have ended in NaN
 
 
@@ -162,9 +163,9 @@ def say_unsolved(evaluator: Evaluator, config: Config) -> None:
         log.info("least squares leaves %.2f %% of the weights as they are: %s", 100 * share, ", ".join(left))
 
 
-def deadline(seconds: float | None) -> float:
-    """Return when a run has to stop, by the monotonic clock."""
-    return float("inf") if seconds is None else monotonic() + seconds
+def deadline(seconds: float | None, started: float) -> float:
+    """Return when a run has to stop, by the monotonic clock; what takes long to prepare has a second to go on, too."""
+    return float("inf") if seconds is None else max(started + seconds, monotonic() + min(seconds, 1.0))
 
 
 def write_start(run: Run, record: Record, folder: Folder, resumed: bool) -> None:
@@ -180,6 +181,7 @@ def write_start(run: Run, record: Record, folder: Folder, resumed: bool) -> None
     else:
         folder.write(DENSE, to_safetensors(run.model.state_dict()))
         folder.write(CONFIG, record.to_json())
+        remove(piece_of(folder.trained(DENSE)))
 
 
 def check_objectives(objectives: Objectives) -> None:

@@ -192,6 +192,8 @@ def progress_of(what: str, units: str) -> Callable[[int, int], None]:
     pace = Pace(0)
 
     def progress(done: int, of: int) -> None:
+        if not pace.planned:  # the first of a piece of training may be a later one
+            pace.begun = max(0, done - 1)
         pace.planned, pace.done = of, done
         if not on_bar(what, done / max(of, 1), f"{done} of {of} {units}{pace.sure()}") and done < of and pace.due(5):
             log.info("%s: %d of %d %s, %s left", what, done, of, units, pace.left())

@@ -20,7 +20,7 @@ from ..inputs.splits import Data
 from ..inputs.tasks import task_of
 from ..results.folder import Folder
 from ..results.record import read_record
-from ..results.written import CONFIG, DENSE
+from ..results.written import CHECKPOINT, CONFIG, DENSE, TRAINED
 from ..values.fast import has_bf16
 from .prepare import get_data, get_model, identity_of, layers_of
 from .run import Run, make_evaluator
@@ -89,7 +89,8 @@ def rebuild(start: RunBuilder) -> Run:
     evaluator = make_evaluator(net, layout, splits, config, record.search_batch_size, record.batch_size)
     if config.repair == "least-squares":
         torch.optim.LBFGS([torch.zeros(1)])  # the first one imports 900 modules: seconds that are no job's (--job-timeout)
-    return Run(config, net, splits, layout, record.batch_size, evaluator, record.measured, identity, float("inf"))
+    return Run(config, net, splits, layout, record.batch_size, evaluator, record.measured, identity, float("inf"),
+               trained_at=path / CHECKPOINT / TRAINED)
 
 
 def registered_run(identity: str) -> Run:

@@ -55,7 +55,8 @@ def refined(run: Run, state: State, toolbox: Make, folder: Folder, engine: Local
     checkpoint = folder.checkpoint / REFINE
     checkpoint.mkdir(exist_ok=True)
     mapping = partial(map_kept, engine=engine, folder=folder, run=run)
-    yield from search(training, made(toolbox, TrainChild(run.identity), run.layout, training.config), checkpoint, mapping, found)
+    evaluate = TrainChild(run.identity, run.until)
+    yield from search(training, made(toolbox, evaluate, run.layout, training.config), checkpoint, mapping, found)
 
 
 def rows_of(state: State, later: State | None) -> list[dict[str, float]]:

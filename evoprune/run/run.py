@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from time import monotonic
+from pathlib import Path
+from time import monotonic, time
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..config import Config
 from ..errors import Stopped
 from ..evaluation.evaluator import Evaluator
+from ..files import piece_of, read_kept, write_kept
 from ..inputs.splits import Data, Split, calibration
 from ..inputs.tasks import optimised
 from ..masks.layout import Layout
 from ..objectives import Objectives
 from ..results.points import Measured
 from ..values.repair import BATCHES, IMAGES, LAST_IMAGES
+from ..values.training import Pieces
+
+SAVE_EVERY = 300.0  # seconds of a training from one state of it that is kept to the next
+GRACE = 20.0  # seconds that a training has after --max-seconds: most end, and need not be begun again
+log = logging.getLogger("evoprune")
 
 
 @contextmanager
@@ -44,12 +52,22 @@ class Run:
     identity: str  # of model, data and settings: a checkpoint belongs to it or is refused
     deadline: float  # of the monotonic clock
     more_from: int | None = None  # points of a finished run that are trained further
+    trained_at: Path | None = None  # where what jobs have trained is kept
     on_generation: Callable[[dict[str, float]], None] | None = None  # the user's, called with each row of the log
 
     @property
     def objectives(self) -> Objectives:
         """What is optimised."""
         return self.dense.objectives
+
+    @property
+    def until(self) -> float:
+        """The deadline as a time of day."""
+        return time() + self.deadline - monotonic()
+
+    def pieces(self, key: str, label: str, until: float, what: str) -> Pieces | None:
+        """Return what keeps the state of the training of a job, whose result is kept under this key."""
+        return None if self.trained_at is None else pieces_of(piece_of(self.trained_at / key), label, until, what)
 
     def check_time(self) -> None:
         """Raise `Stopped` when `max_seconds` have passed."""
@@ -66,6 +84,30 @@ class Run:
         return Evaluator(self.model, self.layout, self.data.search, self.batch_size, plain=True, repair=str(self.config.repair),
                          calibration=calibration_images(self.config, self.data, self.batch_size, images),
                          worth=self.config.worth, objectives=self.objectives)
+
+
+def pieces_of(path: Path, label: str, until: float, what: str) -> Pieces:
+    """Return what keeps the state of a training in a file, every `SAVE_EVERY` seconds and where it stops: `GRACE` seconds after
+    `until`, a time of day, which other processes know too. `label` is of all that decides what the training becomes; `what` a
+    message calls it.
+
+    Its `keep` raises:
+        Stopped: there was no time for all of it.
+    """
+    kept = time()
+    start = read_kept(path, label)
+    if start is not None:
+        log.info("training %s goes on after step %d", what, int(start["step"]))
+
+    def keep(state: Callable[[], dict[str, Tensor]]) -> None:
+        nonlocal kept
+        if (late := time() >= until + GRACE) or time() - kept >= SAVE_EVERY:
+            write_kept(path, label, state())
+            kept = time()
+        if late:
+            raise Stopped("max_seconds")
+
+    return Pieces(start, keep)
 
 
 def make_evaluator(net: nn.Module, layout: Layout, splits: Data, config: Config, batch_size: int, usual: int) -> Evaluator:

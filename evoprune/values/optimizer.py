@@ -3,7 +3,7 @@ every process that trains."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,21 @@ class Optimizer:
         self.means: dict[Tensor, Tensor] = {}  # of the gradients of those that have had one, as are the others
         self.squares: dict[Tensor, Tensor] = {}
         self.steps: dict[Tensor, Tensor] = {}
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what steps have left, by name and place of the parameter."""
+        return {f"{name}.{i}": found[p] for name, found in self.kinds().items()
+                for i, p in enumerate(self.parameters) if p in found}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Be as the one that had this state."""
+        for name, found in self.kinds().items():
+            for i, p in enumerate(self.parameters):
+                if (value := state.get(f"{name}.{i}")) is not None:
+                    found[p] = torch.empty_like(p if value.dim() else value, device=p.device).copy_(value)
+
+    def kinds(self) -> dict[str, dict[Tensor, Tensor]]:
+        return {"mean": self.means, "square": self.squares, "steps": self.steps}
 
     @torch.no_grad()
     def step(self, rate: float) -> None:

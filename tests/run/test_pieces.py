@@ -1,0 +1,124 @@
+"""Long trainings in pieces: what is stopped, or killed, on the way ends with the same bytes."""
+
+import copy
+import math
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from torch import nn
+
+import evoprune
+from evoprune.errors import EvopruneError, Stopped
+from evoprune.files import read_kept
+from evoprune.masks.layers import find_layers
+from evoprune.run import run as runs
+from evoprune.run.run import pieces_of
+from evoprune.values.training import Recipe, Shrink, tune
+
+SETTINGS = {"population": 6, "generations": 1, "threads": 1, "front": 2, "search_images": 100, "train_images": 192}
+ENGINE = ("engine", "workers")
+
+
+class Noisy(nn.Module):
+    """Has what a training depends on: batch norm, dropout, a parameter that no loss reaches."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Linear(144, 10)
+        self.unused = nn.Parameter(torch.zeros(3))
+
+    def forward(self, x):
+        return self.fc(nn.functional.dropout(self.norm(self.conv(x)).relu().flatten(1), 0.2, self.training))
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    """Every training, in whichever process, has time for one step; all else for all."""
+    monkeypatch.setattr(runs.Run, "until", property(lambda run: 0.0))
+    monkeypatch.setattr("evoprune.run.dense.pieces_of", lambda path, label, until, what: pieces_of(path, label, 0.0, what))
+
+
+@pytest.mark.parametrize(("kind", "saliency"), [("adam", "fisher"), ("sgd", "fisher"), ("sgd", None)])
+def test_a_training_stopped_after_each_step_has_the_values_of_one_that_was_not(kind, saliency, digits, tmp_path):
+    torch.manual_seed(0)
+    net, recipe = Noisy(), Recipe(2, kind, 0.01, 400, 0, True)
+    masks = {"conv.weight": torch.rand(4, 1, 3, 3) < 0.8, "fc.weight": torch.rand(10, 144) < 0.8}
+    shrink = None if saliency is None else Shrink(find_layers(net), 300, saliency)
+    whole = copy.deepcopy(net)
+    expected = tune(whole, digits.train, recipe, masks, shrink=shrink)
+    for stops in range(7):
+        again, pieces = copy.deepcopy(net), pieces_of(tmp_path / "trained" / "it", "it", 0.0, "it")
+        torch.manual_seed(stops)
+        try:
+            kept = tune(again, digits.train, recipe, masks, shrink=shrink, pieces=pieces)
+            break
+        except Stopped:
+            pass
+    assert stops == 5  # of 6 steps, 3 an epoch
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), whole.state_dict().values(), strict=True))
+    assert all(torch.equal(kept[name], expected[name]) for name in expected)
+    assert read_kept(tmp_path / "trained" / "it", "other") is None  # of another training: not looked at
+
+
+def in_pieces(**settings):
+    """A run that is stopped again and again; return it, and how often."""
+    for stops in range(100):
+        try:
+            front = evoprune.prune(resume=settings["out"], **{name: settings[name] for name in ENGINE if name in settings}) \
+                if stops else evoprune.prune(**{**SETTINGS, **settings})
+        except EvopruneError as error:
+            assert re.fullmatch(r"max_seconds: .* has no front yet; go on with: evoprune\.prune\(resume='.*'\)", str(error))
+        else:
+            if front.finished:
+                return front, stops
+    raise AssertionError("it never ended")
+
+
+def results(path):
+    return [(path / name).read_bytes() for name in ("front.csv", "masks.npz", "dense.safetensors")] + [
+        p.read_bytes() for p in sorted((path / "models").glob("*"))]
+
+
+@pytest.mark.parametrize(("settings", "least"), [
+    ({"finetune_epochs": 2}, 10), ({"finetune_epochs": 1, "train_images": 100, "engine": "processes", "workers": 2}, 1),
+    ({"total_epochs": 4, "targets": "0.8,0.9"}, 10), ({"finetune_epochs": 1, "layerwise": True}, 5)])
+def test_a_run_stopped_in_the_middle_of_trainings_has_the_same_bytes(settings, least, weights_file, tmp_path, hasty, monkeypatch):
+    settings = {"weights": weights_file, **settings}
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.Run, "until", property(lambda run: math.inf))
+        whole = evoprune.prune(out=tmp_path / "whole", **SETTINGS | {k: v for k, v in settings.items() if k not in ENGINE})
+    front, stops = in_pieces(out=tmp_path / "run", **settings)
+    assert stops >= least and results(front.path) == results(whole.path)
+    assert not list((front.path / "checkpoint").rglob("*.piece"))
+
+
+def test_training_the_dense_model_stops_in_time_and_goes_on(tmp_path, hasty, caplog, monkeypatch):
+    caplog.set_level("INFO", "evoprune")
+    with monkeypatch.context() as patch:
+        patch.setattr("evoprune.run.dense.pieces_of", pieces_of)
+        whole = evoprune.prune(out=tmp_path / "whole", train_epochs=3, **SETTINGS)
+    front, stops = in_pieces(out=tmp_path / "run", train_epochs=3)
+    assert stops == 8 and results(front.path) == results(whole.path)
+    assert "training the dense model goes on after step 3" in caplog.text
+
+
+def test_a_kill_in_dense_training_costs_what_came_after_the_newest_state(tmp_path):
+    code = ("from evoprune.run import run; from evoprune.main import main; import sys; run.SAVE_EVERY = 0.1; "
+            "sys.exit(main(sys.argv[1:]))")
+    given = {**SETTINGS, "train_epochs": 20}
+    flags = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    command, piece = [sys.executable, "-c", code], tmp_path / "run" / "checkpoint" / "trained" / "dense.safetensors.piece"
+    evoprune.prune(out=tmp_path / "whole", **given)
+    process = subprocess.Popen([*command, *flags, "--out", tmp_path / "run"], stdout=subprocess.DEVNULL)
+    while not piece.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    done = subprocess.run([*command, "--resume", tmp_path / "run"], check=True, capture_output=True, text=True)
+    assert "training the dense model goes on after step" in done.stdout
+    assert results(tmp_path / "run") == results(tmp_path / "whole") and not piece.exists()
