@@ -80,7 +80,7 @@ class Config:
                                    "settings say how to search or train)", low=0.1, high=1e5)
     plan: str | None = option(None, "auto: plan by a clock; the folder of a run: search and train as that did, without a clock",
                               metavar="RUN")
-    max_seconds: float | None = option(None, "stop the search or training after so many seconds, save, and say how to resume", low=0)
+    max_seconds: float | None = option(None, "stop the search or training after so many seconds, save, say how to resume", low=0)
     # tuned runs, and the rules to compare with
     total_epochs: float | None = option(None, "train while searching: children inherit their parent's values and train on; all "
                                         "training together takes so many epochs", low=1e-6, high=1e6)

@@ -135,8 +135,8 @@ def by_saliency(name: str) -> Callable[[Known], Rule]:
 def multishot(known: Known, saliency: str = SURGEON, densities: Sequence[float] = ()) -> Rule:
     """Prune step by step from dense, each time what scores lowest of the values as repaired after the step before.
 
-    Equal steps in log density, and `densities` between them; each drops dead paths. `SURGEON` takes what repair says each
-    weight is worth, where it knows. Without repair, the rule scores the same values again at each step.
+    Equal steps in log density, and `densities` between them, the last of which ends it; each drops dead paths. `SURGEON` takes
+    what repair says each weight is worth, where it knows. Without repair, the rule scores the same values again at each step.
     """
     layout, path, before = known.layout, [], None
     squares = known.squares() if saliency in NEEDS_DATA else None
@@ -147,6 +147,7 @@ def multishot(known: Known, saliency: str = SURGEON, densities: Sequence[float] 
     values = known.repaired(dense_individual(layout)) if saliency == SURGEON else known.weights()
     scores = worth(values)
     steps = sorted({*np.geomspace(1, SPARSEST_START, known.shots + 1)[1:], *densities}, reverse=True)
+    steps = [density for density in steps if density >= min(densities, default=0)]
     for i, density in enumerate(steps):
         kept = [mask & layer.any(value != 0) for mask, layer, value in zip(
             keep_top(scores, count_kept(density, layout.weights), layout), layout, values)]

@@ -102,8 +102,11 @@ def tell(run: Run, state: State, progress: SearchProgress) -> None:
 
 def plan_masks(run: Run, toolbox: base.Toolbox) -> int:
     """Register the first masks; return how many masks are planned."""
+    config = run.config
     toolbox.register("first", first_masks, run, toolbox)
-    return run.config.population * (run.config.generations + 1)
+    if read_method(config.method).kind != "evolve":
+        return 1 + len(kept_at_targets(config, run.layout))
+    return config.population * (config.generations + 1)
 
 
 def first_masks(run: Run, toolbox: base.Toolbox) -> tuple[list[Individual], list[Individual]]:

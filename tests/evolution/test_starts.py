@@ -6,7 +6,7 @@ import torch
 from conftest import knowing
 from nets import Block
 
-from evoprune.evolution.starts import STARTS, Known, erk_densities, first_population
+from evoprune.evolution.starts import SPARSEST_START, STARTS, Known, erk_densities, first_population, multishot
 from evoprune.inputs.models import LeNet5
 from evoprune.masks.channels import find_channels
 from evoprune.masks.genome import get_bits, sparsity
@@ -98,3 +98,12 @@ def test_narrow_masks_leave_the_same_channels_to_makers_and_readers(model, rng):
 def test_every_layer_keeps_something(weights, rng):
     for individual in first_population(knowing(weights, LAYOUT), "random,erk", 40, rng):
         assert all(get_bits(individual, i, LAYOUT).any() for i in range(3))
+
+
+def test_a_path_to_targets_ends_at_the_sparsest_and_tells_how_far_it_is(weights):
+    told = []
+    known = replace(knowing(weights, LAYOUT), shots=20, progress=lambda done, of: told.append((done, of)))
+    rule = multishot(known, "lamp", [0.5, 0.1])
+    count = int(np.log(0.1) / (np.log(SPARSEST_START) / 20)) + 2
+    assert told == [(i + 1, count) for i in range(count)]
+    assert sum(m.sum() for m in rule(0.1, np.random.default_rng(0))) == 400
