@@ -400,9 +400,9 @@ def test_a_run_trains_as_the_script_says_and_records_it(name, kind, flags, tmp_p
     torch.save(LeNet().state_dict(), tmp_path / "weights.pth")
     seen = []
 
-    def tune(net, train, recipe, masks, progress, shrink):
+    def tune(net, train, recipe, masks, progress, shrink, pieces):
         seen.append((recipe.learning_rate, shrink.until, shrink.pace, shrink.mix))
-        return usual(net, train, recipe, masks, progress, shrink)
+        return usual(net, train, recipe, masks, progress, shrink, pieces)
 
     usual = jobs.tune
     monkeypatch.setattr(jobs, "tune", tune)

@@ -66,7 +66,7 @@ class Evaluator:
         if self.calibration is not None:
             inputs = mapped(self.prepared.ready, self.calibration.inputs(slice(None)))
             self.repairer = Repairer(self.kind, self.prepared.model, self.layout, inputs, self.split.task)
-            self.asks_repair = self.worth == "obs" and self.repairer.knows_saliency()
+            self.asks_repair = self.repairer.asked = self.worth == "obs" and self.repairer.knows_saliency()
 
     def __call__(self, individual: Individual) -> Measurement:
         return self.many([individual])[0]

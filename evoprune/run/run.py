@@ -79,11 +79,11 @@ class Run:
         """The evaluator of the points at the end."""
         return self.plain_evaluator(LAST_IMAGES)
 
-    def plain_evaluator(self, images: int) -> Evaluator:
+    def plain_evaluator(self, images: int, worth: str | None = None) -> Evaluator:
         """Return an evaluator of the model as the user has it, which repairs on so many images: more than the search takes."""
         return Evaluator(self.model, self.layout, self.data.search, self.batch_size, plain=True, repair=str(self.config.repair),
                          calibration=calibration_images(self.config, self.data, self.batch_size, images),
-                         worth=self.config.worth, objectives=self.objectives)
+                         worth=worth, objectives=self.objectives)
 
 
 def pieces_of(path: Path, label: str, until: float, what: str) -> Pieces:

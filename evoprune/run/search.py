@@ -180,7 +180,7 @@ def known(run: Run) -> Known:
 
     @cache
     def repairing() -> Evaluator:
-        return run.plain_evaluator(PATH_IMAGES)
+        return run.plain_evaluator(PATH_IMAGES, config.worth)
 
     return Known(run.layout, weights, squares, repaired, worth, lambda: run.evaluator.channels,
                  config.shots, progress_of("the multi-shot path", "steps"))

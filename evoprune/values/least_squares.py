@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 DAMPING = 0.01  # of the mean variance of a layer's inputs
-STEPS = 32  # of conjugate gradients, where they are cheaper than a system a row, whose operations take `SLOWER` as long
-SLOWER = 8
+STEPS, USUAL_STEPS = 32, 14  # of conjugate gradients, at most and as a rule, until one gains less than `LITTLE` of all they have;
+LITTLE, SLOWER = 2e-4, 8  # they go where they are cheaper than a system a row, whose operations take `SLOWER` as long
+WIDE, PARTS = 1024, 4  # inputs from which a symmetric product is made in parts, those above the diagonal once
 EVEN_SHARE = 0.05  # of an error's weight, the same for all images and places (tanh wants less, ReLU 0.1: results/LOG.md)
 ROWS = 12_288  # of activations that a convolution's moments are taken over at least, drawn from all images evenly,
 POSITIONS = 16  # and positions of an image
@@ -45,7 +47,20 @@ def moments(rows: Tensor, targets: Tensor, centred: bool) -> tuple[Tensor, Tenso
     mean, target_mean = rows.mean(0), targets.mean(0)
     if centred:
         rows, targets = rows - mean, targets - target_mean
-    return (rows.T @ rows) / len(rows), rows.T @ targets / len(rows), mean, target_mean
+    return gram(rows) / len(rows), rows.T @ targets / len(rows), mean, target_mean
+
+
+def gram(rows: Tensor) -> Tensor:
+    """Return X'X (p, p) of rows X (rows, p)."""
+    p = rows.shape[1]
+    if p < WIDE or rows.device.type != "cpu":
+        return rows.T @ rows
+    product = rows.new_empty(p, p)
+    cuts = [p * i // PARTS for i in range(PARTS + 1)]
+    for a, b in itertools.pairwise(cuts):
+        product[a:b, a:] = rows[:, a:b].T @ rows[:, a:]
+        product[b:, a:b] = product[a:b, b:].T
+    return product
 
 
 def lone_errors(inverse: Tensor) -> Errors:
@@ -61,11 +76,11 @@ def row_errors(applied: Callable[[Tensor], Tensor]) -> Errors:
 
 
 def solve_rows(covariance: Tensor, cross: Tensor, dense: Tensor, mask: Tensor, least: float = 1e-10,
-               by_row: bool = False) -> tuple[Tensor, Errors]:
-    """Return the weights (out, p) that damped least squares gives each row on its kept inputs, zeros elsewhere; and the error
-    of removing each, or its row (by the whole system's inverse where conjugate gradients solve it).
+               by_row: bool = False, asked: bool = True) -> tuple[Tensor, Errors | None]:
+    """Return the weights (out, p) that damped least squares gives each row on its kept inputs, zeros elsewhere; and, if `asked`,
+    the error of removing each, or its row (by the whole system's inverse where conjugate gradients solve it).
     """
-    # 6 arguments: the terms of the equation, and what is removed together
+    # 7 arguments: the terms of the equation, and what is removed together
     p = len(covariance)
     damping = (DAMPING * covariance.trace() / p).clamp_min(max(least, 1e-10))
     damped = covariance + damping * torch.eye(p, device=covariance.device)
@@ -73,26 +88,29 @@ def solve_rows(covariance: Tensor, cross: Tensor, dense: Tensor, mask: Tensor, l
     kept = mask.sum(1)
     if by_row and bool((mask == mask[:, :1]).all()):  # one system for all rows
         return torch.cholesky_solve(wanted.T, torch.linalg.cholesky_ex(damped).L).T * mask, row_errors(lambda w: w @ damped)
-    if SLOWER * float((kept.double() ** 3).sum()) / 3 > STEPS * 2 * len(dense) * p * p:
+    if SLOWER * float((kept.double() ** 3).sum()) / 3 > USUAL_STEPS * 2 * len(dense) * p * p:
         weights = conjugate_gradients(damped, wanted, dense * mask, mask)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(damped).L).diagonal()
+        inverse = diagonal_of_inverse(torch.linalg.cholesky_ex(damped).L[None])[0] if asked and not by_row else damped
     else:
         weights, inverse = torch.zeros_like(dense), torch.ones_like(dense)
         for rows, at, there in grouped(mask):
             systems = damped[at[:, :, None], at[:, None, :]]
             weights[rows[:, None], at], factors = solved(systems, wanted[rows[:, None], at], there)
-            inverse[rows[:, None], at] = diagonal_of_inverse(factors)
+            if asked and not by_row:
+                inverse[rows[:, None], at] = diagonal_of_inverse(factors)
+    if not asked:
+        return weights, None
     return weights, row_errors(lambda w: w @ damped) if by_row else lone_errors(inverse)
 
 
 def solve_weighed(inputs: Tensor, targets: Tensor, shares: Tensor, dense: Tensor, mask: Tensor, least: float,
-                  shifts: bool, by_row: bool = False) -> tuple[Tensor, Errors, Tensor]:
+                  shifts: bool, by_row: bool = False, asked: bool = True) -> tuple[Tensor, Errors | None, Tensor]:
     """Return what `solve_rows` does where each row weighs its errors in its own way, and what its outputs then want added.
 
     `inputs` (rows, p) and `targets` (rows, out) are about their means, `shares` (rows, out) of the weight of all errors sum to 1
     a column. With `shifts`, a bias takes what the weighed means are off, (out,), which is zero otherwise.
     """
-    # 8 arguments: the terms of the equation, and what is removed together
+    # 9 arguments: the terms of the equation, and what is removed together
     columns = inputs.T.contiguous()
     weighed = (shares * targets).T
     wanted, mean, target_mean = weighed @ inputs, shares.T @ inputs, weighed.sum(1)  # (out, p), (out, p), (out,)
@@ -107,13 +125,14 @@ def solve_weighed(inputs: Tensor, targets: Tensor, shares: Tensor, dense: Tensor
         systems = (x * shares.T[rows][:, None]) @ x.transpose(1, 2) - m[:, :, None] * m[:, None, :]
         systems.diagonal(dim1=1, dim2=2).add_(damping[rows])
         weights[rows[:, None], at], factors = solved(systems, wanted[rows[:, None], at], there)
-        if not by_row:
+        if asked and not by_row:
             inverse[rows[:, None], at] = diagonal_of_inverse(factors)
 
     def applied(w: Tensor) -> Tensor:
         return (shares * (inputs @ w.T)).T @ inputs - mean * (mean * w).sum(1, keepdim=True) + damping * w
 
-    return weights, row_errors(applied) if by_row else lone_errors(inverse), target_mean - (weights * mean).sum(1)
+    errors = (row_errors(applied) if by_row else lone_errors(inverse)) if asked else None
+    return weights, errors, target_mean - (weights * mean).sum(1)
 
 
 def shares_of(squares: Tensor) -> Tensor:
@@ -182,9 +201,9 @@ def fitted(inputs: Tensor, probabilities: Tensor, weights: Tensor, bias: Tensor 
 
 
 def conjugate_gradients(damped: Tensor, wanted: Tensor, start: Tensor, mask: Tensor) -> Tensor:
-    """Solve all rows together, (out, p), by `STEPS` steps from `start`, each preconditioned by the diagonal."""
+    """Solve all rows together, (out, p), by steps from `start`, each preconditioned by the diagonal."""
     diagonal = damped.diagonal()
-    x = start
+    x, gained = start, 0.0
     residual = (wanted - x @ damped) * mask
     z = residual / diagonal
     direction, rz = z, (residual * z).sum(1, keepdim=True)
@@ -192,6 +211,10 @@ def conjugate_gradients(damped: Tensor, wanted: Tensor, start: Tensor, mask: Ten
         forward = (direction @ damped) * mask
         step = rz / (direction * forward).sum(1, keepdim=True).clamp_min(1e-30)
         x, residual = x + step * direction, residual - step * forward
+        gain = float((step * rz).sum())  # twice what the quadratic has fallen by
+        gained += gain
+        if not gain > LITTLE * gained:
+            break
         z = residual / diagonal
         previous, rz = rz, (residual * z).sum(1, keepdim=True)
         direction = z + rz / previous.clamp_min(1e-30) * direction

@@ -60,6 +60,7 @@ class Repairer:
         self.layers = self.solvable(layout) if kind == "least-squares" else {}
         self.first: nn.Module | None = None
         self.classifier: Solved | None = None  # a linear layer that makes the logits
+        self.asked = True  # whether `saliency` will be
         self.study_dense()
         with plain_attention(self.attention):
             self.differentiable = bool(self.layers) and weigh_errors(self.model, self.layers, self.inputs, self.task,
@@ -179,27 +180,28 @@ class Repairer:
             if layer.module is self.first:
                 layer.moments = found
             covariance, cross, mean, target_mean = found
-            weights, errors = solve_rows(covariance, cross, layer.dense, mask, layer.least, layer.by_row)
+            weights, errors = solve_rows(covariance, cross, layer.dense, mask, layer.least, layer.by_row, self.asked)
             bias = target_mean - weights @ mean
         if layer is self.classifier:
             with torch.inference_mode(False):  # the model's own forward may have set it; nothing of it goes into the fit
                 weights, fit = fitted(inputs.float().clone(), layer.targets.softmax(1).clone(), weights.clone(),
                                       None if layer.module.bias is None else bias.clone(), mask.clone())
                 bias = bias if fit is None else fit
-        layer.errors = errors(weights)
+        if errors is not None:
+            layer.errors = errors(weights)
         layer.module.weight.data.copy_(weights.view(layer.module.weight.shape))
         if layer.module.bias is not None:
             layer.module.bias.data.copy_(bias)
 
-    def weighed(self, layer: Solved, inputs: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Errors]:
-        """Return the weights (out, p), the bias (out,) and what removing weights costs, with errors weighed."""
+    def weighed(self, layer: Solved, inputs: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Errors | None]:
+        """Return the weights (out, p), the bias (out,) and, if asked, what removing weights costs, with errors weighed."""
         assert layer.shares is not None
         rows, targets = rows_of(layer.module, inputs, layer.positions).float(), layer.targets  # (rows, p), (rows, out)
         mean, target_mean = rows.mean(0), targets.mean(0)
         if layer.centred:
             rows, targets = rows - mean, targets - target_mean
         weights, errors, shift = solve_weighed(rows, targets, layer.shares, layer.dense, mask, layer.least,
-                                               layer.module.bias is not None and not layer.normed, layer.by_row)
+                                               layer.module.bias is not None and not layer.normed, layer.by_row, self.asked)
         return weights, target_mean + shift - weights @ mean, errors
 
     def knows_saliency(self) -> bool:
