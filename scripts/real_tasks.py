@@ -3,8 +3,9 @@ take them (scripts/real_tasks.py:cancer_net and scripts/real_tasks.py:cancer).
 
     scripts/real_tasks.sh       trains each dense model, prunes it by evolution and by magnitude with the same training
 
-digits (classification), cancer (binary), diabetes (regression), attributes (multi-label: four facts about a digit), mosaic
-(segmentation: which of three groups of digits each pixel of a noisy 16x16 mosaic belongs to, and which to none).
+digits (classification), cancer (binary), diabetes and angles (regression; the latter: by how much a digit is turned), attributes
+(multi-label: four facts about a digit), mosaic (segmentation: which of three groups of digits each pixel of a noisy 16x16 mosaic
+belongs to, and which to none).
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ import numpy as np
 import torch
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import evoprune
 
 
-def parts(x: Tensor, y: Tensor, shares: tuple[float, float] = (0.6, 0.2)) -> evoprune.Data:
-    """Cut into train, search and test, always in the same way."""
-    order = torch.from_numpy(np.random.default_rng(0).permutation(len(x)))
-    first, second = int(shares[0] * len(x)), int(sum(shares) * len(x))
+def parts(x: Tensor, y: Tensor, shares: tuple[float, float] = (0.6, 0.2), turns: int = 1) -> evoprune.Data:
+    """Cut into train, search and test, always in the same way; every `turns` examples, which are of one thing, stay together."""
+    things = len(x) // turns
+    order = torch.from_numpy(np.random.default_rng(0).permutation(things))
+    order = (order[:, None] * turns + torch.arange(turns)).flatten()
+    first, second = int(shares[0] * things) * turns, int(sum(shares) * things) * turns
     return evoprune.Data(*((x[index], y[index]) for index in (order[:first], order[first:second], order[second:])))
 
 
@@ -59,6 +63,20 @@ def diabetes() -> evoprune.Data:
 
 def diabetes_net() -> nn.Module:
     return mlp(10, 1)
+
+
+def angles() -> evoprune.Data:
+    """Each digit turned four times, by up to 60 degrees either way; the angle, of variance 1."""
+    x, turns = load_digits().images / 16, 4
+    by = torch.from_numpy(np.random.default_rng(0).uniform(-np.pi / 3, np.pi / 3, len(x) * turns)).float()
+    turned = torch.stack([torch.stack([by.cos(), -by.sin(), by * 0], 1), torch.stack([by.sin(), by.cos(), by * 0], 1)], 1)
+    pictures = torch.from_numpy(x).float()[:, None].repeat_interleave(turns, 0)
+    grid = F.affine_grid(turned, list(pictures.shape), align_corners=False)
+    return parts(F.grid_sample(pictures, grid, align_corners=False).flatten(1), (by / by.std())[:, None], turns=turns)
+
+
+def angles_net() -> nn.Module:
+    return mlp(64, 1)
 
 
 def attributes() -> evoprune.Data:

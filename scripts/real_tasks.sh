@@ -21,6 +21,7 @@ done << 'END'
 digits 60 400
 cancer 30 800
 diabetes 20 800
+angles 60 200
 attributes 60 400
 mosaic 60 600
 END

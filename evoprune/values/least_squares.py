@@ -35,6 +35,7 @@ class Solved:
     centred: bool = False  # a bias or a batch norm behind it takes the mean
     normed: bool = False  # it is a batch norm, which takes the mean that all images and places make alike
     targets: Tensor = field(default_factory=lambda: torch.empty(0))  # the dense model's outputs, (rows, out)
+    size: int = 0  # numbers that it makes of one image
     positions: Tensor | None = None  # (images, positions) drawn, of a convolution
     shares: Tensor | None = None  # of each error in the weight of all, (rows, out); None: alike
     moments: tuple[Tensor, ...] | None = None  # of the first layer, which no mask changes
@@ -183,21 +184,23 @@ def fitted(inputs: Tensor, probabilities: Tensor, weights: Tensor, bias: Tensor 
     start = [weights[kept], *([] if bias is None else [bias])]
     if not sum(value.numel() for value in start):
         return weights, bias
-    free = [value.clone().requires_grad_() for value in start]
+    free = [value.clone() for value in start]
     optimizer = torch.optim.LBFGS(free, max_iter=FIT_STEPS, line_search_fn="strong_wolfe")
 
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        logits = F.linear(inputs, torch.zeros_like(weights).index_put(kept, free[0]), *free[1:])
-        value = F.cross_entropy(logits, probabilities) + FIT_DAMPING / len(inputs) * (free[0] - start[0]).square().sum()
-        value.backward()  # type: ignore[no-untyped-call]  # torch has not typed it
-        return value
+    damping = FIT_DAMPING / len(inputs)
 
-    with torch.enable_grad():
-        optimizer.step(loss)  # type: ignore[no-untyped-call]
+    def loss() -> Tensor:
+        found = F.linear(inputs, torch.zeros_like(weights).index_put(kept, free[0]), *free[1:]).log_softmax(1)
+        off = (found.exp() - probabilities) / len(inputs)  # the gradient by the logits, here without autograd
+        free[0].grad = (off.T @ inputs)[kept] + 2 * damping * (free[0] - start[0])
+        if bias is not None:
+            free[1].grad = off.sum(0)
+        return damping * (free[0] - start[0]).square().sum() - (probabilities * found).sum() / len(inputs)
+
+    optimizer.step(loss)  # type: ignore[no-untyped-call]  # torch has not typed it
     if not all(bool(value.isfinite().all()) for value in free):
         return weights, bias
-    return torch.zeros_like(weights).index_put(kept, free[0].detach()), free[1].detach() if bias is not None else None
+    return torch.zeros_like(weights).index_put(kept, free[0]), free[1] if bias is not None else None
 
 
 def conjugate_gradients(damped: Tensor, wanted: Tensor, start: Tensor, mask: Tensor) -> Tensor:

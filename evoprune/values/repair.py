@@ -120,7 +120,7 @@ class Repairer:
             solved.centred = solved.module.bias is not None
             if isinstance(module, nn.Conv2d):
                 solved.positions = draw_positions(len(output), output.shape[2:].numel(), output.device)
-            solved.targets = outputs_of(output.detach(), solved.positions)
+            solved.targets, solved.size = outputs_of(output.detach(), solved.positions), output[0].numel()
 
         alive: list[Tensor] = []
         normed: dict[nn.Module, Solved] = {}

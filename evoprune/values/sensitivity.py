@@ -22,7 +22,8 @@ from ..inputs.tasks import Task
 from .fast import deterministic
 from .least_squares import Solved, outputs_of, shares_of
 
-GRADIENT_IMAGES, GRADIENT_BATCH = 512, 32  # of the calibration images, evenly, that saliency takes gradients by outputs of
+GRADIENT_IMAGES = 512  # of the calibration images, evenly, that saliency takes gradients by outputs of
+LEAST_BATCH, MOST_BATCH, OUTPUTS = 32, 256, 1 << 20  # of images that gradients are taken of at once: their outputs fit a cache
 DIRECTIONS = 4  # of the logits, drawn at random, in which an error is felt
 Layers = Mapping[nn.Module, Solved]  # that least squares solves
 Outputs = dict[nn.Module, Tensor]  # of each of them
@@ -43,9 +44,9 @@ def weigh_errors(model: nn.Module, layers: Layers, images: Inputs, task: Task, c
     sensitivities: dict[nn.Module, list[Tensor]] = {module: [] for module in weighing}
     off = dict.fromkeys(weighing, torch.zeros(()))  # squares: where batches are no rows of what all images made together
     try:
-        done = 0
+        done, size = 0, batch_for(layers)
         for outputs, found in gradients(model, layers, images, sums):
-            here, done = slice(done, done + GRADIENT_BATCH), done + GRADIENT_BATCH
+            here, done = slice(done, done + size), done + size
             for module in [module for module in weighing if module in outputs]:
                 layer, at = layers[module], sum(map(len, sensitivities[module]))
                 drawn = None if layer.positions is None else layer.positions[here]
@@ -68,6 +69,12 @@ def weigh_errors(model: nn.Module, layers: Layers, images: Inputs, task: Task, c
     return True
 
 
+def batch_for(layers: Layers) -> int:
+    """Return of how many images gradients are taken at once."""
+    each = max(1, sum(layer.size for layer in layers.values()))
+    return min(MOST_BATCH, max(LEAST_BATCH, 1 << (OUTPUTS // each).bit_length() >> 1))
+
+
 def gradients(model: nn.Module, layers: Layers, images: Inputs,
               losses: Callable[[Tensor], Sequence[Tensor]]) -> Iterator[tuple[Outputs, list[Outputs]]]:
     """Yield, for each batch of the images, each solved layer's output, and its gradients of each loss made of the logits."""
@@ -79,7 +86,7 @@ def gradients(model: nn.Module, layers: Layers, images: Inputs,
 
     hooks = [module.register_forward_hook(note) for module in layers]
     try:
-        for batch in batches(images, GRADIENT_BATCH):
+        for batch in batches(images, batch_for(layers)):
             outputs.clear()
             with torch.enable_grad(), deterministic():
                 found = [dict(zip(outputs, torch.autograd.grad(loss, list(outputs.values()), retain_graph=True,

@@ -12,8 +12,9 @@ from evoprune.masks.genome import from_masks, get_bits
 from evoprune.masks.layers import find_layers
 from evoprune.masks.saliency import SALIENCIES
 from evoprune.masks.tensors import masks
-from evoprune.values.least_squares import conjugate_gradients, draw_positions, fitted, gram, grouped, solve_rows
+from evoprune.values.least_squares import Solved, conjugate_gradients, draw_positions, fitted, gram, grouped, solve_rows
 from evoprune.values.repair import Repairer
+from evoprune.values.sensitivity import batch_for
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +134,7 @@ def test_least_squares_equals_the_obvious_slow_way(mixed, density, weighed, monk
 
 def test_an_error_weighs_what_the_logits_of_that_image_feel(mixed, monkeypatch):
     monkeypatch.setattr("evoprune.values.least_squares.ROWS", 10**6)
-    monkeypatch.setattr("evoprune.values.sensitivity.GRADIENT_BATCH", 12)
+    monkeypatch.setattr("evoprune.values.sensitivity.batch_for", lambda layers: 12)
     images = torch.randn(30, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     repairer = Repairer("least-squares", copy.deepcopy(mixed).requires_grad_(False), find_layers(mixed), images)
     generator = torch.Generator().manual_seed(0)
@@ -173,7 +174,9 @@ def test_a_bias_before_a_batch_norm_changes_nothing(mixed, monkeypatch):
     assert torch.allclose(found[0](images), found[1](images), rtol=1e-2, atol=1e-2)
 
 
-def test_a_layer_that_some_images_pass_by_is_repaired(mixed):
+def test_a_layer_that_some_images_pass_by_is_repaired(mixed, monkeypatch):
+    monkeypatch.setattr("evoprune.values.sensitivity.batch_for", lambda layers: 32)
+
     class Branch(Mixed):
         def forward(self, x):
             return super().forward(x) if (x.mean((1, 2, 3)) > 0).any() else self.fc2(x.new_zeros(len(x), 12))
@@ -204,7 +207,9 @@ def test_rows_are_solved_in_groups_of_a_size():
     assert all(at.shape[0] * at.shape[1] * 50 <= 3 * 40 * 50 for _, at, _ in apart)
 
 
-def test_errors_weigh_alike_where_images_do_not_come_first():
+def test_errors_weigh_alike_where_images_do_not_come_first(monkeypatch):
+    monkeypatch.setattr("evoprune.values.sensitivity.batch_for", lambda layers: 32)
+
     class Rowwise(nn.Module):
         """Takes the rows of images as a sequence, its batch second, as torch's transformers do unless told otherwise."""
 
@@ -302,6 +307,13 @@ def test_what_is_not_asked_for_is_not_computed(lenet, digits):
     assert found[0][1] == [layer.weights for layer in layout] and found[1][1] == [1] * len(layout)
 
 
+@pytest.mark.parametrize(("sizes", "images"), [((6,), 256), ((4000, 96), 256), ((12_000, 5000), 32), ((1 << 21,), 32), ((), 256),
+                                               ((10_000,), 64)])
+def test_gradients_are_taken_of_as_many_images_as_a_cache_holds(sizes, images):
+    layers = {nn.Identity(): Solved("a", nn.Linear(1, 1), torch.zeros(1, 1), size=size) for size in sizes}
+    assert batch_for(layers) == images
+
+
 def least_error(system, wanted, kept):
     """The smallest w A w - 2 b w over the kept weights."""
     b = wanted[kept]
@@ -368,7 +380,7 @@ def test_a_model_that_runs_in_inference_mode_is_repaired(mixed, monkeypatch):
 
 
 def test_saliency_equals_errors_times_gradients_image_by_image(mixed, monkeypatch):
-    monkeypatch.setattr("evoprune.values.sensitivity.GRADIENT_BATCH", 12)
+    monkeypatch.setattr("evoprune.values.sensitivity.batch_for", lambda layers: 12)
     layout = find_layers(mixed)
     images = torch.randn(30, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     repairer = Repairer("least-squares", net := copy.deepcopy(mixed).requires_grad_(False), layout, images)
