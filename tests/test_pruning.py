@@ -266,7 +266,8 @@ def kill_when(condition, arguments, **options):
 
 def test_kill_9_and_resume_ends_with_the_same_bytes(tmp_path):
     whole, run = tmp_path / "whole", tmp_path / "run"
-    subprocess.run([*COMMAND, "--out", whole], check=True, capture_output=True)
+    prune("lenet", "digits", out=whole, population=16, generations=60, train_epochs=2, finetune_epochs=2, front=4, threads=1,
+          test_images=100)
     checkpoint = run / "checkpoint"
     killed = [kill_when((run / "config.json").exists, ["--out", run]),
               kill_when(lambda: list(checkpoint.glob("*.npz")), ["--resume", run]),
@@ -336,7 +337,7 @@ def test_a_full_disk_is_one_line_and_what_was_written_stays(lenet, digits, tmp_p
         subprocess.run(["umount", small], check=True)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_search_gains_over_its_first_masks_and_over_chance(seed, weights_file, tmp_path):
     def hvlogs(name, toolbox):
         prune("lenet", "digits", weights=weights_file, out=str(tmp_path / name), population=32, generations=30, seed=seed,

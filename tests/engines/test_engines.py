@@ -204,9 +204,9 @@ def test_a_signal_saves_says_how_to_go_on_and_has_its_status(engine, sent, statu
     assert "Traceback" not in output and len(evoprune.load_front(run)) > 0 and not (run / "done.json").exists()
 
 
-def test_five_workers_give_the_bytes_of_one_process_for_a_model_handed_in(lenet, digits, tmp_path):
+def test_workers_give_the_bytes_of_one_process_for_a_model_handed_in(lenet, digits, tmp_path):
     settings = {"population": 16, "generations": 4, "finetune_epochs": 1, "front": 4, "threads": 1}
-    for engine, count in (("local", None), ("processes", 5)):
+    for engine, count in (("local", None), ("processes", 3)):
         prune(lenet, digits, out=str(tmp_path / engine), engine=engine, workers=count, **settings)
     assert results(tmp_path / "local") == results(tmp_path / "processes")
 
@@ -219,7 +219,8 @@ def test_scoops_own_launcher_works_and_says_what_it_cannot_promise(undisturbed, 
 
 
 @pytest.mark.parametrize(("command", "engine"), [
-    ([Path(sys.executable).with_name("evoprune")], "processes"), ([sys.executable, "-m", "evoprune"], "scoop"),
+    ([Path(sys.executable).with_name("evoprune")], "processes"),
+    pytest.param([sys.executable, "-m", "evoprune"], "scoop", marks=pytest.mark.slow),
     pytest.param([Path(sys.executable).with_name("evoprune")], "scoop", marks=pytest.mark.slow),
     pytest.param([sys.executable, "-m", "evoprune"], "processes", marks=pytest.mark.slow)])
 def test_other_names_of_the_command_do_and_record_the_same(command, engine, undisturbed, tmp_path):
@@ -359,17 +360,13 @@ def test_ctrl_c_while_a_worker_is_started_leaves_no_signal_blocked(pair, monkeyp
     assert signal.SIGINT not in real(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
-def total(payload):
-    return int(payload.sum())
-
-
 def test_a_stopped_worker_that_takes_no_job_is_replaced():
-    engine = open_engine(Config(engine="processes", workers=2, job_timeout=6.0), ignore)
+    engine = open_engine(Config(engine="processes", workers=2, job_timeout=3.0), ignore)
     try:
         while not all(worker.ready for worker in engine.pool.workers):
-            engine.map(total, [np.ones(5)])
+            engine.map(np.sum, [np.ones(5)])  # for a function of this file a worker imports torch first, beyond the limit
         os.kill(engine.pool.workers[0].process.pid, signal.SIGSTOP)
-        assert engine.map(total, [np.ones(1_400_000, np.uint8)] * 4) == [1_400_000] * 4  # more than a pipe holds
+        assert engine.map(np.sum, [np.ones(1_400_000, np.uint8)] * 4) == [1_400_000] * 4  # more than a pipe holds
     finally:
         engine.close()
 
