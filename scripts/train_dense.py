@@ -2,7 +2,8 @@
 
     python scripts/train_dense.py dense.safetensors --model resnet18 --data folder:cifar10 --train-epochs 40
 
-FILE, then the flags of `python -m evoprune.main`. Prints the accuracy or other score on the search and the test split.
+FILE, then the flags of `python -m evoprune.main`. Prints the accuracy or other score on the search and the test split. What is
+stopped, by --max-seconds too, goes on when the same is called again, from FILE.run, which is there until the model is.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
-import tempfile
+from pathlib import Path
 
 import evoprune
 from evoprune.main import parser
-from evoprune.results.written import DENSE
+from evoprune.results.written import CONFIG, DENSE
 
 
 def main() -> int:
@@ -24,13 +25,16 @@ def main() -> int:
         return 2
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     given = vars(parser().parse_args(sys.argv[2:]))
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            front = evoprune.prune(**{**given, "method": "oneshot:magnitude", "targets": "0.5", "out": f"{folder}/run"})
-        except evoprune.EvopruneError as error:
-            print(f"train_dense: {error}", file=sys.stderr)
-            return 2
-        shutil.copy(front.path / DENSE, sys.argv[1])
+    run = Path(f"{sys.argv[1]}.run")
+    again = {"resume": run, "max_seconds": given.get("max_seconds")}
+    try:
+        front = evoprune.prune(**again if (run / CONFIG).exists() else {  # type: ignore[arg-type]
+            **given, "method": "oneshot:magnitude", "targets": "0.5", "out": str(run)})
+    except evoprune.EvopruneError as error:
+        print(f"train_dense: {error}", file=sys.stderr)
+        return 2
+    shutil.copy(front.path / DENSE, sys.argv[1])
+    shutil.rmtree(run)
     dense, score = front.record.measured, front.record.optimised[front.record.optimised.score]
     tested = f", {score.said(dense.test)} on the test split" if dense.test is not None else ""
     print(f"{sys.argv[1]}: {score.said(dense.score)} on the search split{tested}")

@@ -30,6 +30,7 @@ from evoprune.masks.layout import Layer, Layout
 from evoprune.results import machine
 from evoprune.results.record import read_record
 from evoprune.run import jobs
+from evoprune.run.run import pieces_of
 
 
 def script(name):
@@ -39,7 +40,8 @@ def script(name):
     return module
 
 
-table, without_selection, gradual_variants = map(script, ("rules_table", "without_selection", "gradual_variants"))
+table, without_selection, gradual_variants, train_dense = map(script, (
+    "rules_table", "without_selection", "gradual_variants", "train_dense"))
 
 # ------------------------------------------------------------------------------------------------------------ rules_table.py
 
@@ -457,3 +459,19 @@ def test_every_script_imports_names_that_there_are(name):
             module = importlib.import_module(node.module)
             assert not [alias.name for alias in node.names if not hasattr(module, alias.name)
                         and importlib.util.find_spec(f"{node.module}.{alias.name}") is None]
+
+
+def test_a_dense_model_is_trained_in_pieces(tmp_path, monkeypatch, capsys):
+    """Each call has time for one step."""
+    flags = ["--train-epochs", "2", "--train-images", "100", "--search-images", "50", "--threads", "1"]
+
+    def trained(name):
+        monkeypatch.setattr(sys, "argv", ["", str(tmp_path / name), *flags])
+        return train_dense.main()
+
+    assert trained("whole.safetensors") == 0
+    monkeypatch.setattr("evoprune.run.dense.pieces_of", lambda path, label, until, what: pieces_of(path, label, 0.0, what))
+    assert [trained("a.safetensors") for _ in range(4)] == [2, 2, 2, 0]  # 4 steps
+    assert capsys.readouterr().err.count("has no front yet; go on with: ") == 3
+    assert {p.name for p in tmp_path.iterdir()} == {"whole.safetensors", "a.safetensors"}
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()

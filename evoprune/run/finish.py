@@ -177,7 +177,7 @@ def measure_plainly(run: Run, points: list[Pruned], engine: Local | Engine) -> N
     repair = str(run.config.repair)
     if repair == "none" and run.evaluator.prepared.exact and run.evaluator.batch_size == run.batch_size:
         return
-    log.info("measuring %d points with the model as it is, fp32", len(points))
+    log.info("measuring %d point%s with the model as it is, fp32", len(points), "s" * (len(points) != 1))
     if repair == "none":
         for point in points:
             score = run.last.score(point.individual)
@@ -208,7 +208,7 @@ def measure_on_test(run: Run, points: list[Pruned]) -> None:
     untested = [point for point in points if point.measured.test is None]
     if run.data.test is None or not untested:
         return
-    log.info("measuring %d points on %s test images", len(untested), f"{len(run.data.test):,}")
+    log.info("measuring %d point%s on %s test images", len(untested), "s" * (len(untested) != 1), f"{len(run.data.test):,}")
     plain = Evaluator(run.model, run.layout, run.data.test, run.batch_size, plain=True)
     tell = progress_of("measuring on test images", "points")
     for i, point in enumerate(untested):

@@ -86,7 +86,7 @@ def joined(run: Run, groups: Sequence[Sequence[Pruned]]) -> list[Pruned]:
             else:
                 left += 1
     if left:
-        log.info("%d points were left out, which others are as good as, or worse by no more than chance", left)
+        log.info("points left out, which others are as good as, or worse by no more than chance: %d", left)
     return sorted(stays, key=lambda point: -point.density)
 
 
