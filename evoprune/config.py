@@ -39,7 +39,7 @@ class Config:
                         "FILE.py:function", metavar="MODEL")
     weights: str | None = option(None, "a state dict to start from: .safetensors, alone or sharded, or what torch.save wrote "
                                  "(.pt, .pth, .ckpt, .bin)", metavar="FILE")
-    train_epochs: int | None = option(None, "train the dense model first (digits without weights: 30)", low=0,
+    train_epochs: int | None = option(None, "train the dense model first, gently from --weights (digits without: 30)", low=0,
                                       high=100_000)
     data: str = option("digits", "digits, mnist, cifar10, folder:DIR, npz:FILE, package.module:function "
                        "or FILE.py:function", metavar="DATA")

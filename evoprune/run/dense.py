@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from time import monotonic, time
 
@@ -25,6 +25,7 @@ from ..values.training import recipe_for, tune
 from .progress import training_progress
 from .run import pieces_of
 
+ADAPTING = 0.1  # times the usual learning rate, from weights that were trained already: they know more than a few epochs teach
 log = logging.getLogger("evoprune")
 
 
@@ -36,7 +37,11 @@ def train_dense(net: nn.Module, train: Split, config: Config, path: Path | None,
     """
     recipe = recipe_for(net, config.train_epochs or 0, config.seed, config.learning_rate, config.augment,
                         config.train_precision)
-    log.info("training the dense model: %d epoch%s of %s images", recipe.epochs, "s" * (recipe.epochs != 1), f"{len(train):,}")
+    adapts = config.weights is not None
+    if adapts and config.learning_rate is None:
+        recipe = replace(recipe, learning_rate=ADAPTING * recipe.learning_rate)
+    log.info("%s the dense model: %d epoch%s of %s images", "adapting" if adapts else "training", recipe.epochs,
+             "s" * (recipe.epochs != 1), f"{len(train):,}")
     pieces = None
     if path is not None:
         label = fingerprint(asdict(recipe), *map(as_bytes_of, (*net.state_dict().values(), train.labels, *leaves(train.images))))

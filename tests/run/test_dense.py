@@ -1,0 +1,22 @@
+import pytest
+
+import evoprune
+from evoprune.run import dense
+
+
+@pytest.mark.parametrize(("given", "rate", "said"), [
+    ({}, 0.01, "training"), ({"weights": True}, 0.001, "adapting"),
+    ({"weights": True, "learning_rate": 0.02}, 0.02, "adapting")])
+def test_trained_weights_are_adapted_gently(given, rate, said, weights_file, tmp_path, monkeypatch, caplog):
+    rates, usual = [], dense.tune
+
+    def tune(net, train, recipe, **rest):
+        rates.append(recipe.learning_rate)
+        return usual(net, train, recipe, **rest)
+
+    monkeypatch.setattr(dense, "tune", tune)
+    caplog.set_level("INFO", "evoprune")
+    settings = {**given, **({"weights": weights_file} if "weights" in given else {})}
+    evoprune.prune(out=tmp_path / "run", train_epochs=1, train_images=100, search_images=50, population=4, generations=1,
+                   threads=1, **settings)
+    assert rates == [pytest.approx(rate)] and f"{said} the dense model: 1 epoch of 100 images" in caplog.text
