@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import platform
 import shutil
 import signal
 import threading
@@ -111,7 +112,8 @@ def write_kept(path: Path, label: str, state: dict[str, Tensor]) -> None:
     """Write tensors that `read_kept` gives back under the same label."""
     content = to_safetensors(state, {LABEL: label})
     path.parent.mkdir(exist_ok=True)
-    write_atomic(path, hashlib.sha256(content).digest() + content)
+    part = path.with_name(f"{path.name}.{platform.node()}-{os.getpid()}.part")  # a process that was given up may write it too
+    write_atomic(path, hashlib.sha256(content).digest() + content, part)
 
 
 def read_kept(path: Path, label: str) -> dict[str, Tensor] | None:

@@ -21,10 +21,11 @@ from .engines.engine import Engine, Local, open_engine
 from .errors import EvopruneError, Stopped, first_line, shown, where_raised, with_type
 from .evolution.generations import State
 from .evolution.toolbox import Evaluation, Make, default_toolbox, made, name_of
+from .files import piece_of
 from .results.folder import Folder, write_run
 from .results.front import Front, load_front
 from .results.points import Pruned, numbered
-from .results.written import FRONT, LOG
+from .results.written import DENSE, FRONT, LOG
 from .rules import read_method
 from .run.finish import finished_points, measure_on_test, trained_further, write_finished, write_stopped
 from .run.jobs import RunEvaluator, TrainChild, map_kept
@@ -103,7 +104,7 @@ def dry_run(model: nn.Module | str = "lenet", data: Any = "digits", *, resume: s
     if resume is not None:
         raise EvopruneError("dry_run: found together with --resume, whose run is planned; expected one of them")
     with tempfile.TemporaryDirectory() as empty:
-        config = settle(model, data, None, {**settings, "out": f"{empty}/run"})
+        config = settle(model, data, None, {**settings, "out": f"{empty}/run", "max_seconds": None})
         folder = Folder(Path(str(config.out)))
         with told(folder, True, ""), with_threads(config.threads), folder:
             prepare(config, model, data, folder)
@@ -205,7 +206,9 @@ def told(folder: Folder, usual: bool, again: str) -> Iterator[None]:
         if stopped.why == "interrupted":
             raise KeyboardInterrupt from None
         if not folder.kept:
-            raise EvopruneError(f"max_seconds: {folder.path} has nothing of this run to go on with; give it more") from None
+            kept = piece_of(folder.trained(DENSE)).exists()
+            raise EvopruneError(f"max_seconds: {folder.path} has nothing of this run to go on with"
+                                f"{' but a half trained model, which the same command trains on' * kept}; give it more") from None
         if not (folder.path / FRONT).exists():
             raise EvopruneError(f"max_seconds: {folder.path} has no front yet; {after_a_stop(folder, again)}") from None
     except KeyboardInterrupt:  # before the search, or while its files are written

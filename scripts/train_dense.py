@@ -15,6 +15,7 @@ from pathlib import Path
 
 import evoprune
 from evoprune.main import parser
+from evoprune.results.record import read_record
 from evoprune.results.written import CONFIG, DENSE
 
 
@@ -28,6 +29,12 @@ def main() -> int:
     run = Path(f"{sys.argv[1]}.run")
     again = {"resume": run, "max_seconds": given.get("max_seconds")}
     try:
+        if (run / CONFIG).exists():
+            there = read_record(run / CONFIG).settings
+            for name in given.keys() - {"max_seconds"}:
+                if given[name] != there[name]:
+                    raise evoprune.EvopruneError(f"{name}: found {given[name]!r}, but {run} was begun with {there[name]!r}; "
+                                                 f"expected the same, or that it is removed")
         front = evoprune.prune(**again if (run / CONFIG).exists() else {  # type: ignore[arg-type]
             **given, "method": "oneshot:magnitude", "targets": "0.5", "out": str(run)})
     except evoprune.EvopruneError as error:

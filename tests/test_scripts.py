@@ -471,7 +471,13 @@ def test_a_dense_model_is_trained_in_pieces(tmp_path, monkeypatch, capsys):
 
     assert trained("whole.safetensors") == 0
     monkeypatch.setattr("evoprune.run.dense.pieces_of", lambda path, label, until, what: pieces_of(path, label, 0.0, what))
-    assert [trained("a.safetensors") for _ in range(4)] == [2, 2, 2, 0]  # 4 steps
-    assert capsys.readouterr().err.count("has no front yet; go on with: ") == 3
+    assert [trained("a.safetensors") for _ in range(2)] == [2, 2]  # of 4 steps
+    flags[1] = "3"
+    assert trained("a.safetensors") == 2
+    assert re.search(r"^train_dense: train_epochs: found 3, but .*a.safetensors.run was begun with 2; expected the same",
+                     capsys.readouterr().err, re.MULTILINE)
+    flags[1] = "2"
+    assert [trained("a.safetensors") for _ in range(2)] == [2, 0]
+    assert capsys.readouterr().err.count("has no front yet; go on with: ") == 1
     assert {p.name for p in tmp_path.iterdir()} == {"whole.safetensors", "a.safetensors"}
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()

@@ -29,7 +29,7 @@ ADAPTING = 0.1  # times the usual learning rate, from weights that were trained 
 log = logging.getLogger("evoprune")
 
 
-def train_dense(net: nn.Module, train: Split, config: Config, path: Path | None, deadline: float) -> None:
+def train_dense(net: nn.Module, train: Split, config: Config, path: Path, deadline: float) -> None:
     """Train the dense model in place; its state is kept beside `path` as long as it is not whole.
 
     Raises:
@@ -42,10 +42,8 @@ def train_dense(net: nn.Module, train: Split, config: Config, path: Path | None,
         recipe = replace(recipe, learning_rate=ADAPTING * recipe.learning_rate)
     log.info("%s the dense model: %d epoch%s of %s images", "adapting" if adapts else "training", recipe.epochs,
              "s" * (recipe.epochs != 1), f"{len(train):,}")
-    pieces = None
-    if path is not None:
-        label = fingerprint(asdict(recipe), *map(as_bytes_of, (*net.state_dict().values(), train.labels, *leaves(train.images))))
-        pieces = pieces_of(piece_of(path), label, time() + deadline - monotonic(), "the dense model")
+    label = fingerprint(asdict(recipe), *map(as_bytes_of, (*net.state_dict().values(), train.labels, *leaves(train.images))))
+    pieces = pieces_of(piece_of(path), label, time() + deadline - monotonic(), "the dense model")
     net.to(train.labels.device)
     tune(net, train, recipe, progress=training_progress("the dense model"), pieces=pieces)
     net.cpu()

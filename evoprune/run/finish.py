@@ -6,7 +6,7 @@ import logging
 from dataclasses import replace
 
 from ..engines.engine import Engine, Local
-from ..errors import EvopruneError, Stopped
+from ..errors import EvopruneError
 from ..evaluation.evaluator import Evaluator
 from ..evolution.generations import State
 from ..evolution.selection import non_dominated
@@ -22,7 +22,7 @@ from ..results.points import Pruned, before_and_after, numbered, pruned, thin, u
 from ..results.written import DOMINATED, FRONT, model_file
 from ..values.inherited import values_of, with_values
 from ..views.pictures import write_views
-from .jobs import STOPPED, RepairPoint, Tested, TrainPoint, tested_on, with_state
+from .jobs import STOPPED, RepairPoint, Tested, TrainPoint, stop_if, tested_on, with_state
 from .layerwise import Rows
 from .progress import SAY_EVERY, Pace, progress_of
 from .refine import joined, rows_of, trained
@@ -233,27 +233,28 @@ def train_points(run: Run, points: list[Pruned], folder: Folder, engine: Local |
         point.note(repair="none")
         point.state = folder.read_trained(point.individual.key().hex(), labels[id(point)])
     missing = [point for point in points if point.state is None]
+    stopped = []
 
     def arrived(i: int, content: bytes | None) -> None:
         point = missing[i]
         if content == STOPPED:
-            raise Stopped("max_seconds")
+            stopped.append(i)
+            return
         if content is None:
             log.warning("%s: left out of the front", names[id(point)])
             return
         point.state = from_safetensors(content)
         folder.write_trained(point.individual.key().hex(), labels[id(point)], point.state)
         measure(run, point, names[id(point)])
-        if any(p.state is None for p in missing):
+        if any(p.state is None for p in missing) and run.config.engine == "local":
             run.check_time()
 
-    if missing:
-        run.check_time()
     for point in points:
         if point.state is not None:
             measure(run, point, names[id(point)])
     jobs = [(point.individual, names[id(point)], labels[id(point)]) for point in missing]
     engine.map(TrainPoint(run.identity, run.until), jobs, arrived)
+    stop_if(stopped, folder)
     return [point for point in points if point.state is not None]
 
 

@@ -32,11 +32,12 @@ from ..values.inherited import packed, unpacked, values_of, with_values
 from ..values.training import Shrink, grown, hold_zeros, recipe_for, steps_an_epoch, tune
 from .progress import training_progress
 from .rebuild import registered_run
-from .run import Run, make_evaluator
+from .run import Run, late, make_evaluator
 
 Tested = tuple[float, float, float, npt.NDArray[Any]]  # a score, its interval, and what each image contributes
 GROW_STEPS = 16  # of a job, whose images say by their gradients which weights grow; they count as steps
 STOPPED = b""  # what a training returns that has to go on after --resume
+BEGUN: set[float] = set()  # when the newest training of this process had to end
 STAGES: dict[str, Evaluator] = {}  # of this process, by identity, at most one
 
 
@@ -106,6 +107,14 @@ class RepairPoint:
         return found, tested, to_safetensors(model.state_dict())
 
 
+def no_time(until: float) -> bool:
+    """Say whether a training is not begun: its time is over, and this process has begun another, be it for one step."""
+    had = until in BEGUN
+    BEGUN.clear()
+    BEGUN.add(until)
+    return had and late(until)
+
+
 def tested_on(test: Split, sums: Tensor) -> Tested:
     """Return what is reported of the sums (n, k) of each test image."""
     return (*test.task.tested(sums), test.task.each(sums))
@@ -121,6 +130,8 @@ class TrainPoint:
 
     def __call__(self, job: tuple[Individual, str, str]) -> bytes:
         individual, what, label = job
+        if no_time(self.until):
+            return STOPPED
         run = registered_run(self.identity)
         config, key = run.config, individual.key().hex()
         assert run.data.train is not None
@@ -146,6 +157,8 @@ class TrainChild:
     until: float  # time of day
 
     def __call__(self, job: Job) -> Result | bytes:
+        if no_time(self.until):
+            return STOPPED
         run = registered_run(self.identity)
         train = run.data.train
         assert train is not None
@@ -200,21 +213,30 @@ def map_kept(function: Callable[[Job], Result | bytes], jobs: Sequence[Job], eng
     keys = [key_of(job) for job in jobs]
     results = [None if (kept := folder.read_trained(key, run.identity)) is None else unpacked(kept) for key in keys]
     missing = [i for i, result in enumerate(results) if result is None]
-    left = len(missing)
+    left, stopped = len(missing), []
 
     def arrived(i: int, result: Result | bytes | None) -> None:
         nonlocal left
         left -= 1
         if isinstance(result, bytes):
-            raise Stopped("max_seconds")
+            stopped.append(i)
+            return
         results[missing[i]] = result
         if result is not None:
             folder.write_trained(keys[missing[i]], run.identity, packed(result))
-        if left:
+        if left and run.config.engine == "local":
             run.check_time()
 
     engine.map(function, [jobs[i] for i in missing], arrived, progress)
+    stop_if(stopped, folder)
     return results
+
+
+def stop_if(stopped: Sequence[int], folder: Folder) -> None:
+    """Raise `Stopped` if jobs had no time for all of a training, now that all others have ended or kept their state too."""
+    if stopped:
+        folder.started()
+        raise Stopped("max_seconds")
 
 
 def key_of(job: Job) -> str:

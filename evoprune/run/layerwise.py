@@ -31,7 +31,7 @@ from ..results.folder import Folder
 from ..results.points import Pruned, before_and_after, pruned
 from ..results.written import STAGE_VALUES
 from ..rules import round_caps
-from ..values.training import hold_zeros, recipe_for, tune
+from ..values.training import Pieces, Recipe, hold_zeros, recipe_for, tune
 from .jobs import OneLayer, RunEvaluator
 from .progress import training_progress
 from .run import Run, make_evaluator
@@ -62,6 +62,7 @@ class Layerwise:
     toolbox: Make
     folder: Folder
     engine: Local | Engine
+    worked: bool = False  # whether a stage has gone on
 
     def stages(self) -> Iterator[tuple[Pruned, Rows]]:
         """Yield the dense model, then the model after each layer, and the rows of the log that each adds.
@@ -92,7 +93,9 @@ class Layerwise:
         identity, name = fingerprint(run.identity, number), f"stage-{number:03d}"
         if (stored := self.folder.read_trained(name, identity)) is not None:
             return unpack_stage(stored, run.layout)
-        run.check_time()
+        if self.worked:  # at least one stage goes on, however long those before take to read
+            run.check_time()
+        self.worked = True
         net = copied(run.model)
         set_state(net, before.state)
         found = self.search_layer(before, net, i, identity, name)
@@ -102,7 +105,10 @@ class Layerwise:
         individual = before.individual.clone()
         individual[i] = chosen[0] & alive
         individual.origin, individual.generation = chosen.origin, chosen.generation
-        after = train_stage(run, net, individual, number, found)
+        recipe = recipe_for(net, run.config.finetune_epochs, run.config.seed + 1 + number, run.config.learning_rate,
+                            run.config.augment, run.config.train_precision)
+        pieces = run.pieces(name, identity, run.until, "the layers so far")
+        after = train_stage(run, net, individual, recipe, pieces, found)
         after.state = {name: old if torch.equal(old := before.state[name].cpu(), value) else value  # all stages are kept
                        for name, value in after.state.items()}
         self.folder.write_trained(name, identity, pack_stage(after, run.layout))
@@ -132,7 +138,8 @@ class Layerwise:
         return found
 
 
-def train_stage(run: Run, net: nn.Module, individual: Individual, number: int, state: State) -> Stage:
+def train_stage(run: Run, net: nn.Module, individual: Individual, recipe: Recipe, pieces: Pieces | None, state: State) -> Stage:
+    # 6 arguments: what is trained, how, and what the search of it was like
     """Apply all masks, measure, train the values that are left, measure again."""
     config = run.config
     device = run.data.search.labels.device
@@ -141,9 +148,6 @@ def train_stage(run: Run, net: nn.Module, individual: Individual, number: int, s
     hold_zeros([net.get_parameter(name) for name in kept], kept)
     before = after = score(net.eval(), run.data.search, run.batch_size)
     if config.finetune_epochs and run.data.train is not None:
-        recipe = recipe_for(net, config.finetune_epochs, config.seed + 1 + number, config.learning_rate, config.augment,
-                            config.train_precision)
-        pieces = run.pieces(f"stage{number}", run.identity, run.until, "the layers so far")
         tune(net, run.data.train, recipe, kept, training_progress("the layers so far"), pieces=pieces)
         after = score(net.eval(), run.data.search, run.batch_size)
     values = {name: value.detach().cpu().clone() for name, value in net.state_dict().items()}

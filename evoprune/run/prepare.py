@@ -103,11 +103,10 @@ def points_before(folder: Folder, old: Record | None, config: Config) -> int | N
 
 
 def train_first(net: nn.Module, splits: Data, record: Record, folder: Folder, deadline: float) -> None:
-    """Train the dense model, in a folder that can be resumed if that is killed; a run that it may replace stays as it is."""
+    """Train the dense model, in a folder that can be resumed if that is killed, or beside a run that it may replace."""
     if not folder.holds_run:
         folder.write(CONFIG, record.to_json())
-    alone = folder.resuming or not folder.holds_run
-    train_dense(net, splits.train, record.config, folder.trained(DENSE) if alone else None, deadline)
+    train_dense(net, splits.train, record.config, folder.trained(DENSE), deadline)
     layers_of(net, record.config, record.unused)  # it may have ended in NaN
 
 

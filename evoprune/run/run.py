@@ -86,6 +86,11 @@ class Run:
                          worth=worth, objectives=self.objectives)
 
 
+def late(until: float) -> bool:
+    """Say whether a training has to stop, or none is begun."""
+    return time() >= until + GRACE
+
+
 def pieces_of(path: Path, label: str, until: float, what: str) -> Pieces:
     """Return what keeps the state of a training in a file, every `SAVE_EVERY` seconds and where it stops: `GRACE` seconds after
     `until`, a time of day, which other processes know too. `label` is of all that decides what the training becomes; `what` a
@@ -101,10 +106,13 @@ def pieces_of(path: Path, label: str, until: float, what: str) -> Pieces:
 
     def keep(state: Callable[[], dict[str, Tensor]]) -> None:
         nonlocal kept
-        if (late := time() >= until + GRACE) or time() - kept >= SAVE_EVERY:
-            write_kept(path, label, state())
+        if (over := late(until)) or time() - kept >= SAVE_EVERY:
+            try:
+                write_kept(path, label, state())
+            except OSError as error:  # a full disk: the training itself goes on
+                log.warning("%s: %s; the state of training %s is not kept", path, error.strerror, what)
             kept = time()
-        if late:
+        if over:
             raise Stopped("max_seconds")
 
     return Pieces(start, keep)

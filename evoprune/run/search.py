@@ -79,7 +79,7 @@ def generations_in_time(run: Run, state: State, toolbox: base.Toolbox, checkpoin
     try:
         while state.generation < run.config.generations:
             started = monotonic()
-            if started + longest > run.deadline:
+            if longest and started + longest > run.deadline:  # one goes on, however long it took to get here
                 raise Stopped("max_seconds")
             state = next(generations)
             longest = max(longest, monotonic() - started)

@@ -52,7 +52,7 @@ class Optimizer:
             if self.squared and p not in self.squares:
                 self.squares[p] = torch.zeros_like(p)
             if self.adam and p not in self.means:
-                self.means[p], self.steps[p] = torch.zeros_like(p), torch.zeros((), device=p.device)
+                self.means[p], self.steps[p] = torch.zeros_like(p), torch.zeros((), dtype=torch.float32, device=p.device)
         if self.adam:
             adam(moved, gradients, [self.means[p] for p in moved], [self.squares[p] for p in moved], [],
                  [self.steps[p] for p in moved], fused=True, amsgrad=False, beta1=MOMENTUM, beta2=DECAY, lr=rate, weight_decay=0,

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..inputs.models import logits_of
-from ..inputs.nested import Inputs, applied, taken
+from ..inputs.nested import Inputs, applied, leaves, taken
 from ..inputs.tasks import CLASSIFICATION, Task
 from ..masks.channels import NORMS
 from ..masks.layout import Layout
@@ -105,6 +105,7 @@ class Repairer:
         """Run the dense model once: keep the outputs of the layers to solve; leave out what is not called exactly once."""
         called: dict[nn.Module, int] = {}
         outputs: dict[int, Solved] = {}
+        images = len(leaves(self.inputs)[0])
 
         def before(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             called[module] = called.get(module, 0) + 1
@@ -120,7 +121,7 @@ class Repairer:
             solved.centred = solved.module.bias is not None
             if isinstance(module, nn.Conv2d):
                 solved.positions = draw_positions(len(output), output.shape[2:].numel(), output.device)
-            solved.targets, solved.size = outputs_of(output.detach(), solved.positions), output[0].numel()
+            solved.targets, solved.size = outputs_of(output.detach(), solved.positions), output.numel() // images
 
         alive: list[Tensor] = []
         normed: dict[nn.Module, Solved] = {}
@@ -135,9 +136,8 @@ class Repairer:
                 logits.float(), last.targets):
             self.classifier = last  # and nothing has written over what it made
         self.first = next((module for module in called if module in masked), None)
-        order = list(called)
-        self.norms = [m for m in self.norms if called.get(m) == 1 and order.index(m) > order.index(self.first)] \
-            if self.first is not None else []
+        behind = list(called)[list(called).index(self.first) + 1:] if self.first is not None else []
+        self.norms = [m for m in self.norms if called.get(m) == 1 and m in behind]
         for norm in set(normed).intersection(self.norms):
             normed[norm].centred = normed[norm].normed = True
         self.layers = {m: solved for m, solved in self.layers.items() if called.get(m) == 1}

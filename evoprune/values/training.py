@@ -155,7 +155,9 @@ def state_of(step: int, order: Tensor, masks: Mapping[str, Tensor], model: nn.Mo
     chance = {"cpu": torch.get_rng_state(), "order": order_of.get_state()}
     if device.type == "cuda":
         chance["cuda"] = torch.cuda.get_rng_state(device)
-    parts = {"model": model.state_dict(), "optimizer": optimizer.state(), "mask": masks, "chance": chance}
+    there = model.state_dict()
+    apart = {name: buffer for name, buffer in model.named_buffers() if name not in there}
+    parts = {"model": there, "buffer": apart, "optimizer": optimizer.state(), "mask": masks, "chance": chance}
     return {"step": torch.tensor(step), "order": order,
             **{f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}}
 
@@ -163,12 +165,14 @@ def state_of(step: int, order: Tensor, masks: Mapping[str, Tensor], model: nn.Mo
 def restored(state: Mapping[str, Tensor], model: nn.Module, masks: Mapping[str, Tensor], optimizer: Optimizer,
              order_of: torch.Generator) -> tuple[int, Tensor, dict[str, Tensor]]:
     """Put a state back; return its step, order and masks, in the order of `masks`."""
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "mask": {}, "chance": {}}
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "buffer": {}, "optimizer": {}, "mask": {}, "chance": {}}
     for name, value in state.items():
         part, _, rest = name.partition("/")
         if rest:
             parts[part][rest] = value
     set_state(model, parts["model"])
+    for name, value in parts["buffer"].items():
+        model.get_buffer(name).copy_(value)
     optimizer.restore(parts["optimizer"])
     device = next(model.parameters()).device
     torch.set_rng_state(parts["chance"]["cpu"])

@@ -13,6 +13,7 @@ from torch import nn
 
 import evoprune
 from evoprune import EvopruneError, prune
+from evoprune.errors import Stopped
 from evoprune.evolution import default_toolbox
 from evoprune.main import main
 from evoprune.results import folder as folders
@@ -264,6 +265,13 @@ def raising_at(generation):
     return make
 
 
+def raises(error):
+    def function(*given):
+        raise error
+
+    return function
+
+
 def test_a_finished_run_that_does_not_get_farther_stays_finished(lenet, digits, tmp_path):
     out = tmp_path / "run"
     prune(lenet, digits, out=str(out), population=4, generations=3, threads=1)
@@ -271,7 +279,9 @@ def test_a_finished_run_that_does_not_get_farther_stays_finished(lenet, digits, 
     with pytest.raises(EvopruneError, match="ZeroDivisionError: in breed"):
         prune(lenet, digits, resume=out, generations=6, toolbox=raising_at(3))
     assert hashes(out) == before
-    assert len(prune(lenet, digits, resume=out, generations=6, max_seconds=0.0)) and hashes(out) == before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("evoprune.run.search.evolve", raises(Stopped("max_seconds")))
+        assert len(prune(lenet, digits, resume=out, generations=6)) and hashes(out) == before
     with pytest.raises(EvopruneError, match="ZeroDivisionError: in breed"):
         prune(lenet, digits, resume=out, generations=6, toolbox=raising_at(4))
     assert not (out / "done.json").exists() and prune(lenet, digits, resume=out).record.config.generations == 6

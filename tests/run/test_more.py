@@ -75,9 +75,9 @@ def test_training_starts_gently_from_repaired_values(small, digits, run, monkeyp
     seen = []
     tune = jobs.tune
 
-    def seeing(net, train, recipe, *rest):
+    def seeing(net, train, recipe, *rest, **more):
         seen.append((recipe.learning_rate, recipe.epochs, net.state_dict()["fc1.weight"].clone()))
-        return tune(net, train, recipe, *rest)
+        return tune(net, train, recipe, *rest, **more)
 
     monkeypatch.setattr(jobs, "tune", seeing)
     repaired = [point.state_dict()["fc1.weight"] for point in evoprune.load_front(run)]

@@ -3,6 +3,7 @@
 import copy
 import math
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -24,21 +25,25 @@ ENGINE = ("engine", "workers")
 
 
 class Noisy(nn.Module):
-    """Has what a training depends on: batch norm, dropout, a parameter that no loss reaches."""
+    """Has what a training depends on: batch norm, dropout, a parameter that no loss reaches, a buffer that is not saved."""
 
     def __init__(self):
         super().__init__()
         self.conv, self.norm, self.fc = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Linear(144, 10)
         self.unused = nn.Parameter(torch.zeros(3))
+        self.register_buffer("seen", torch.zeros(()), persistent=False)
 
     def forward(self, x):
+        if self.training:
+            self.seen += 1
+            x = x * (1 + 0.1 * self.seen)
         return self.fc(nn.functional.dropout(self.norm(self.conv(x)).relu().flatten(1), 0.2, self.training))
 
 
 @pytest.fixture
 def hasty(monkeypatch):
     """Every training, in whichever process, has time for one step; all else for all."""
-    monkeypatch.setattr(runs.Run, "until", property(lambda run: 0.0))
+    monkeypatch.setattr(runs.Run, "until", property(lambda run: -time.monotonic()))
     monkeypatch.setattr("evoprune.run.dense.pieces_of", lambda path, label, until, what: pieces_of(path, label, 0.0, what))
 
 
@@ -104,6 +109,48 @@ def test_training_the_dense_model_stops_in_time_and_goes_on(tmp_path, hasty, cap
     front, stops = in_pieces(out=tmp_path / "run", train_epochs=3)
     assert stops == 8 and results(front.path) == results(whole.path)
     assert "training the dense model goes on after step 3" in caplog.text
+
+
+def test_all_workers_keep_what_they_have(weights_file, tmp_path, hasty):
+    front = evoprune.prune(out=tmp_path / "run", weights=weights_file, finetune_epochs=2, engine="processes", workers=2,
+                           **{**SETTINGS, "front": 4})
+    assert not front.finished and 2 <= len(list((tmp_path / "run" / "checkpoint" / "trained").glob("*.piece"))) <= 3
+
+
+def test_more_training_goes_on_where_it_was_stopped_as_the_line_says(weights_file, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "evoprune")
+    run = evoprune.prune(out=tmp_path / "run", weights=weights_file, **SETTINGS).path
+    whole = shutil.copytree(run, tmp_path / "whole")
+    evoprune.prune(resume=whole, finetune_epochs=2)
+    monkeypatch.setattr(runs.Run, "until", property(lambda run: -time.monotonic()))
+    assert not evoprune.prune(resume=run, finetune_epochs=2).finished
+    assert "stopped (max_seconds); go on with: evoprune.prune(resume=" in caplog.text
+    stops = 1
+    while not evoprune.prune(resume=run).finished:
+        stops += 1
+    assert stops >= 5 and results(run) == results(whole)
+
+
+def test_a_run_that_a_half_trained_model_may_replace_stays(weights_file, tmp_path, monkeypatch):
+    run = evoprune.prune(out=tmp_path / "run", weights=weights_file, **SETTINGS).path
+    before = results(run)
+    monkeypatch.setattr("evoprune.run.dense.pieces_of", lambda path, label, until, what: pieces_of(path, label, 0.0, what))
+    for _ in range(2):
+        with pytest.raises(EvopruneError, match="but a half trained model, which the same command trains on; give it more"):
+            evoprune.prune(out=run, overwrite=True, train_epochs=1, **SETTINGS)
+        assert results(run) == before and evoprune.load_front(run).finished
+    assert evoprune.prune(out=run, overwrite=True, train_epochs=1, **SETTINGS).finished and results(run) != before
+
+
+def test_a_state_that_cannot_be_kept_costs_nothing_else(digits, tmp_path, monkeypatch, caplog):
+    def full(*given):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(runs, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(runs, "write_kept", full)
+    a, b = copy.deepcopy(Noisy()), Recipe(1, "adam", 0.01, 400, 0, True)
+    tune(a, digits.train, b, pieces=pieces_of(tmp_path / "it", "it", math.inf, "it"))
+    assert "it: No space left on device; the state of training it is not kept" in caplog.text
 
 
 def test_a_kill_in_dense_training_costs_what_came_after_the_newest_state(tmp_path):

@@ -314,6 +314,20 @@ def test_gradients_are_taken_of_as_many_images_as_a_cache_holds(sizes, images):
     assert batch_for(layers) == images
 
 
+def test_an_images_size_counts_all_its_tokens():
+    class Folded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1, self.fc2 = nn.Linear(8, 6), nn.Linear(48, 10)
+
+        def forward(self, x):
+            return self.fc2(self.fc1(x.reshape(-1, 8)).relu().reshape(len(x), -1))
+
+    model = Folded().eval().requires_grad_(False)
+    repairer = Repairer("least-squares", model, find_layers(model), torch.randn(30, 1, 8, 8))
+    assert [layer.size for layer in repairer.layers.values()] == [48, 10]
+
+
 def least_error(system, wanted, kept):
     """The smallest w A w - 2 b w over the kept weights."""
     b = wanted[kept]
