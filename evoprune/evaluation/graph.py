@@ -23,6 +23,8 @@ def rewritten(plain: nn.Module, inputs: Inputs, fold: bool = True) -> tuple[nn.M
     """Return the model as a graph with batch norms folded and faster modules, and how many of these round otherwise; the
     plain model and 0 where that is not possible."""
     try:
+        if plain._forward_pre_hooks or plain._forward_hooks:
+            raise ValueError("its own hooks would be lost")
         with torch.no_grad():  # not inference_mode: its tensors could never be changed again
             expected = applied(plain, inputs)
             graph = fx.symbolic_trace(copied(plain))

@@ -25,7 +25,7 @@ from ..inputs.named import build_model, load_model, load_objectives
 from ..inputs.nested import described, leaves, shapes
 from ..inputs.sources import constants, limit, load_data
 from ..inputs.splits import Data, as_data
-from ..inputs.tasks import CLASSIFICATION, check_task, constant_score, guessed, optimised, task_of
+from ..inputs.tasks import CLASSIFICATION, TASKS, check_task, constant_score, guessed, optimised, task_of
 from ..inputs.weights import STRANGE, kind_of, load_weights, read_weights
 from ..masks.layers import USUAL, LeftOut, aliases, find_layers, left_out, prunable_parameters
 from ..masks.layout import Layout
@@ -116,6 +116,9 @@ def with_task(config: Config, splits: Data, outputs: torch.Tensor) -> tuple[Conf
     for name, split in (("search", splits.search), ("train", splits.train), ("test", splits.test)):
         if split is not None:
             check_task(task, outputs, split.labels, f"data: {name}")
+    if task.link == "softmax" and task.name in TASKS and splits.classes > outputs.shape[task.dimension]:
+        raise EvopruneError(f"data: found {splits.classes} classes, expected at most {outputs.shape[task.dimension]}, as many as "
+                            f"the model has outputs")
     if config.task is None and task.name != CLASSIFICATION.name:
         log.info("task: %s, measured by %s, as the targets look; --task, in Python task=, says otherwise", task.name, task.metric)
     return replace(config, task=config.task or task.name), splits.for_task(task)

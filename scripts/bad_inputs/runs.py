@@ -146,7 +146,7 @@ MASKS = {f"masks: {name}": masks(change) for name, change in {
         "pickles": lambda bits: np.array([Code()], object), "int8": lambda bits: bits.view(np.int8)}.items()}
 STRUCTURE: dict[str, Damage] = {
     "dense: a key missing": dense(lambda s: {k: v for k, v in s.items() if k != "fc1.weight"}),
-    "dense: other keys": dense(lambda s: {f"x.{k}": v for k, v in s.items()}),
+    "dense: other keys": dense(lambda s: {f"{k}x": v for k, v in s.items()}),
     "dense: other shapes": dense(lambda s: {**s, "fc1.weight": torch.zeros(3, 3)}),
     "dense: int64": dense(lambda s: {k: v.long() for k, v in s.items()}),
     "dense: bool": dense(lambda s: {k: v.bool() for k, v in s.items()}), "dense: nothing in it": dense(lambda s: {}),
@@ -194,9 +194,7 @@ CONFIG: dict[str, Damage] = {
     "config.json: two layers of a name": config(lambda found: found["layout"].append(found["layout"][0])),
     "config.json: layers the other way": config(lambda found: found["layout"].reverse())}
 HARMLESS = {f"config.json: {name}" for name in (  # to look, nobody needs it; or it has a default, as of an older evoprune
-        f"search_batch_size {10**30!r:.24}", "settings {}", "settings.out None", "splits {}", "splits {'train': 'x'}",
-        "no objectives",
-        "layers the other way")}
+        f"search_batch_size {10**30!r:.24}", "settings {}", "settings.out None", "no objectives", "layers the other way")}
 
 
 @group("a damaged run, looked at")
@@ -317,8 +315,8 @@ def resumed() -> Cases:
 
 MENDED = {f"config.json: {name}" for name in (  # what a run that goes on finds anew, and writes
     "settings.out None", "layout.0.shape []", "layout.0.shape [3, 3]",
-    "layout.0.name 'nope'", "layout.0.name 'a\\nb'", f"weights {10**30!r:.24}", f"channels {10**9}", "channels 3", "splits {}",
-    "splits {'train': 'x'}", "no dense", "no objectives", "layers the other way")}
+    "layout.0.name 'nope'", "layout.0.name 'a\\nb'", f"weights {10**30!r:.24}", f"channels {10**9}", "channels 3",
+    "no dense", "no objectives", "layers the other way")}
 
 
 @group("a damaged run, resumed on the command line")

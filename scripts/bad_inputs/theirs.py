@@ -69,7 +69,6 @@ def data() -> Cases:
         "images on meta": (x.to("meta"), y), "labels on meta": (x, y.to("meta")), "objects": (np.array([None] * 60), y),
         "an iterator": iter([1]), "a set": {1, 2},
         "a generator": (i for i in range(3)), "bytes": b"abc", "a class": Items,
-        "a DataLoader": torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), 10),
         "another width": (x[:, :5], y), "NaN": (x * torch.nan, y), "3 parts": (x, y, y),
         "labels too many": (x, torch.cat([y, y])), "None twice": (None, None),
         "strings": (np.full((60, 16), "a"), y), "a dict": {"x": x, "y": y}, "nested lists 2000 deep": (deep(), y), "None": None,

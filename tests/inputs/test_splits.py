@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import TensorDataset
 from torchvision.transforms import functional as F
 
+import evoprune
 from evoprune.errors import EvopruneError
 from evoprune.inputs.splits import Data, Split, as_data, as_split
 
@@ -72,3 +74,10 @@ def test_items_of_different_shape_are_refused():
 def test_a_split_is_kept_as_it_is():
     split = Split(IMAGES, LABELS)
     assert as_split(split, "x") is split
+
+
+def test_more_classes_than_outputs_are_refused(tmp_path):
+    images, labels = torch.randn(30, 5), torch.arange(30) % 3
+    data = evoprune.Data(None, (images, labels), (images, labels), classes=4)
+    with pytest.raises(EvopruneError, match=r"^data: found 4 classes, expected at most 3, as many as the model has outputs$"):
+        evoprune.prune(nn.Linear(5, 3), data, out=tmp_path / "run")

@@ -10,7 +10,7 @@ import evoprune
 from evoprune.errors import EvopruneError
 from evoprune.evaluation.usage import unused_parameters
 from evoprune.inputs.models import private_copy
-from evoprune.inputs.splits import Split
+from evoprune.inputs.splits import Split, as_split
 from evoprune.masks.layers import UNUSED, find_layers, left_out
 
 IMAGES = Split(torch.randn(12, 6), torch.arange(12) % 3)
@@ -198,3 +198,16 @@ def test_a_model_that_wants_versions_in_its_state_dict_is_loaded_again(tmp_path)
     assert front.points[0].model().state_dict().keys() == model.state_dict().keys()
     save_file(model.state_dict(), tmp_path / "w.safetensors")
     evoprune.prune(model, data, out=tmp_path / "again", weights=str(tmp_path / "w.safetensors"), population=8, generations=1)
+
+
+def test_a_single_layer_that_torch_has_pruned_is_pruned_further(tmp_path):
+    """Its hook is that of the whole model, which a graph of it would lose."""
+    torch.manual_seed(0)
+    layer = l1_unstructured(nn.Linear(16, 3), "weight", 0.5)
+    images = torch.randn(60, 16)
+    labels = layer(images).argmax(1).detach()
+    front = evoprune.prune(layer, evoprune.Data(None, (images, labels), (images, labels)), out=tmp_path / "run", population=8,
+                           generations=2, threads=1)
+    for point in front:
+        assert evoprune.accuracy(point.model(), as_split((images, labels), "test")) == point.test_accuracy
+    assert front[0].accuracy == 1 and len(front) > 1
