@@ -43,6 +43,11 @@ class Optimizer:
     def kinds(self) -> dict[str, dict[Tensor, Tensor]]:
         return {"mean": self.means, "square": self.squares, "steps": self.steps}
 
+    def zero_grad(self) -> None:
+        """Drop the gradients."""
+        for p in self.parameters:
+            p.grad = None
+
     @torch.no_grad()
     def step(self, rate: float) -> None:
         """Change the parameters by their gradients."""

@@ -133,7 +133,7 @@ def tune(model: nn.Module, train: Split, recipe: Recipe, masks: Mapping[str, Ten
                 with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                     outputs = applied(model, ordered(inputs))
                 loss = train.task.loss(in_fp32(outputs) if bf16 else outputs, train.labels[batch])
-                model.zero_grad()
+                optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step(recipe.learning_rate * schedule(step, steps))
             if shrink and ((step + 1) % shrink.every(steps) == 0 or step + 1 == steps):

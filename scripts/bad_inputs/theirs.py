@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import warnings
 from collections.abc import Callable
@@ -157,7 +156,6 @@ def models() -> Cases:
         "complex": lambda: nn.Linear(16, 3, dtype=torch.cfloat),
         "float16 on complex": lambda: nn.Sequential(nn.Linear(16, 3), nn.Linear(3, 3, dtype=torch.cfloat)),
         "hooks that raise": hooked, "no outputs": lambda: nn.Linear(16, 0), "no inputs": lambda: nn.Linear(0, 3),
-        "pruned by torch": lambda: importlib.import_module("torch.nn.utils.prune").l1_unstructured(linear(), "weight", 0.5),
         "parametrised": lambda: nn.utils.parametrizations.weight_norm(linear()),
         "scripted": lambda: torch.jit.script(linear()), "compiled to nothing": lambda: nn.Sequential(),
         "shows itself in lines, no weights": lambda: type("A\nB", (nn.ReLU,), {})(),

@@ -21,7 +21,7 @@ def test_its_steps_are_those_of_torch(kind):
     for step in range(20):
         inputs, rate = torch.randn(16, 20), 0.01 / (1 + step)
         for net, optimizer in ((model, ours), (other, theirs)):
-            net.zero_grad()
+            optimizer.zero_grad()
             net[:4 if step < 5 else 5](inputs).square().mean().backward()  # the last layer has no gradient at first
             if optimizer is theirs:
                 theirs.param_groups[0]["lr"] = rate
