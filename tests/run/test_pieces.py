@@ -111,12 +111,6 @@ def test_training_the_dense_model_stops_in_time_and_goes_on(tmp_path, hasty, cap
     assert "training the dense model goes on after step 3" in caplog.text
 
 
-def test_all_workers_keep_what_they_have(weights_file, tmp_path, hasty):
-    front = evoprune.prune(out=tmp_path / "run", weights=weights_file, finetune_epochs=2, engine="processes", workers=2,
-                           **{**SETTINGS, "front": 4})
-    assert not front.finished and 2 <= len(list((tmp_path / "run" / "checkpoint" / "trained").glob("*.piece"))) <= 3
-
-
 def test_more_training_goes_on_where_it_was_stopped_as_the_line_says(weights_file, tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO", "evoprune")
     run = evoprune.prune(out=tmp_path / "run", weights=weights_file, **SETTINGS).path

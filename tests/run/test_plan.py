@@ -198,7 +198,7 @@ def test_the_precision_of_training_is_timed_once_recorded_and_what_trains(small,
     monkeypatch.setattr(plans, "has_bf16", lambda device: True)
     monkeypatch.setattr(plans, "timed_step", lambda net, train, recipe, *rest: 0.1 if recipe.precision == "bf16" else 0.2)
     tune = jobs.tune
-    monkeypatch.setattr(jobs, "tune", lambda *given: seen.append(given[2].precision) or tune(*given))
+    monkeypatch.setattr(jobs, "tune", lambda *given, **more: seen.append(given[2].precision) or tune(*given, **more))
     settings = {"population": 4, "generations": 0, "finetune_epochs": 1, "front": 2, "threads": 1, "start": "random"}
     front = evoprune.prune(small, digits, out=tmp_path / "run", train_precision="auto", **settings)
     assert front.record.config.train_precision == "bf16" and set(seen) == {"bf16"}

@@ -78,7 +78,7 @@ def test_a_run_keeps_which_test_images_each_point_has_right(runs):
 
 def test_it_is_the_same_on_an_engine_and_after_a_resume(tmp_path):
     net, data = examples(10)
-    settings = {"population": 4, "generations": 1, "threads": 1, "repair": "least-squares", "start": "lamp"}
+    settings = {"population": 4, "generations": 2, "threads": 1, "repair": "least-squares", "start": "lamp"}
     whole = evoprune.prune(net, data, out=str(tmp_path / "whole"), **settings).path
     evoprune.prune(net, data, out=str(tmp_path / "processes"), engine="processes", workers=1, **settings)
     evoprune.prune(net, data, out=str(tmp_path / "resumed"), max_seconds=0.0, **settings)
