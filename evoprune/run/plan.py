@@ -207,7 +207,7 @@ def measured_costs(config: Config, net: nn.Module, splits: Data, layout: Layout,
         assert evaluator.repairer is not None
         if not evaluator.repairer.layers or (LEAST_SHOTS + 3 * POPULATIONS[-1]) * mask > LONGEST_SHARE * seconds:
             return None
-        path = timed(partial(a_step, run.plain_evaluator(PATH_IMAGES)), masks)
+        path = timed(partial(a_step, run.plain_evaluator(PATH_IMAGES, run.config.worth)), masks)
     last = timed(run.last, masks)
     step, an_epoch = (None, 1) if splits.train is None else step_costs(config, net, splits, named_masks(masks[-1], layout))
     return Costs(path, mask, last, step, an_epoch, solves, peak_memory(), 2 * layout.weights + sum(len(b) for b in masks[0]))
