@@ -11,6 +11,7 @@ import evoprune
 from evoprune import EvopruneError
 from evoprune.config import AUTO, DECIDED, PLANNED, Config, keywords, options
 from evoprune.main import main
+from evoprune.pruning import dry_run
 from evoprune.run import jobs
 from evoprune.run import plan as plans
 from evoprune.run.plan import FREE, PLOTS, TARGETS, Costs, need, plan_of, rounded
@@ -181,7 +182,8 @@ def test_a_dry_run_says_the_plan_and_leaves_nothing(quick, capsys, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     assert main(["--dry-run", "--minutes", "1", "--train-epochs", "1"]) == 0
     assert "plan for 1 minute: " in (said := capsys.readouterr().out) and said.endswith("a dry run: nothing is written\n")
-    assert main(["--dry-run", "--resume", "run"]) == 2
+    with pytest.raises(EvopruneError, match="dry_run: found together with --resume, whose run is planned; expected one of them"):
+        dry_run(resume="run")
     assert not list(tmp_path.iterdir())
 
 
@@ -191,6 +193,18 @@ def test_costs_are_those_of_the_model_and_the_data(small, digits, tmp_path, capl
     settings = Config(**json.loads((tmp_path / "run" / "config.json").read_text())["settings"])
     assert settings.refine_epochs is None  # one small layer of the model cannot be so sparse
     assert any(r.getMessage().startswith("plan for 0.1 minutes: ") for r in caplog.records)
+
+
+def test_a_step_of_the_path_is_timed_with_what_each_weight_is_worth(small, digits, monkeypatch):
+    told, usual = [], plans.a_step
+
+    def step(evaluator, individual):
+        usual(evaluator, individual)
+        told.append(sum(layer.errors.numel() for layer in evaluator.repairer.layers.values()))
+
+    monkeypatch.setattr(plans, "a_step", step)
+    dry_run(small, digits, minutes=1.0, threads=1)
+    assert set(told) == {sum(p.numel() for p in small.parameters() if p.dim() > 1)}
 
 
 def test_the_precision_of_training_is_timed_once_recorded_and_what_trains(small, digits, tmp_path, monkeypatch):
