@@ -203,7 +203,7 @@ def test_a_step_of_the_path_is_timed_with_what_each_weight_is_worth(small, digit
         told.append(sum(layer.errors.numel() for layer in evaluator.repairer.layers.values()))
 
     monkeypatch.setattr(plans, "a_step", step)
-    dry_run(small, digits, minutes=1.0, threads=1)
+    dry_run(small, digits, minutes=60.0, threads=1)  # so that no machine is too slow for least squares
     assert set(told) == {sum(p.numel() for p in small.parameters() if p.dim() > 1)}
 
 
