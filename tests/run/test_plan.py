@@ -195,6 +195,19 @@ def test_costs_are_those_of_the_model_and_the_data(small, digits, tmp_path, capl
     assert any(r.getMessage().startswith("plan for 0.1 minutes: ") for r in caplog.records)
 
 
+@pytest.mark.parametrize(("took", "cost", "calls"), [
+    ([5.0] + 9 * [0.1], 0.1, 2 + len(plans.DENSITIES)), ([5.0, 2.0], 2.0, 2), ([25.0], 25.0, 1)])
+def test_what_is_imported_once_is_no_cost_of_a_mask(took, cost, calls, monkeypatch):
+    clock, seen = [0.0], []
+    monkeypatch.setattr(plans, "monotonic", lambda: clock[0])
+
+    def function(mask):
+        seen.append(mask)
+        clock[0] += took[len(seen) - 1]
+
+    assert plans.timed(function, list(plans.DENSITIES)) == pytest.approx(cost) and len(seen) == calls
+
+
 def test_a_step_of_the_path_is_timed_with_what_each_weight_is_worth(small, digits, monkeypatch):
     told, usual = [], plans.a_step
 
