@@ -1,11 +1,13 @@
 """Nothing is lost: small searches, each hit by random faults at random moments and resumed until done.
 
     python scripts/chaos.py processes --runs 100
+    python scripts/chaos.py scoop --plan             runs of a recorded plan: a path, repaired masks, training
 
 Faults: kill -9 of one worker, of one in the middle of a job, of all at once, of the search, of the search in the middle of a job,
 of what the user started; a stopped worker; SIGTERM; Ctrl-C; both twice; and, once the search has ended, a changed byte in its
 newest checkpoint. A run that ends before its fault is run again: every row was hit. Prints a row a run and writes
-results/chaos/ENGINE.csv. Exits 1 if any result differs from the undisturbed run's, any run hangs, or any process is left running.
+results/chaos/ENGINE.csv, or plan-ENGINE.csv. Exits 1 if any result differs from the undisturbed run's, any run hangs, or any
+process is left running.
 """
 
 from __future__ import annotations
@@ -32,8 +34,9 @@ sys.path.insert(0, str(ROOT / "tests"))
 from processes_of import kill, origin, running, tree, workers  # noqa: E402
 
 COMMAND = [sys.executable, "-m", "evoprune.main"]
-SMALL = ["--train-epochs", "1", "--search-images", "100", "--train-images", "200", "--test-images", "100", "--population", "8",
-         "--generations", "12", "--finetune-epochs", "1", "--front", "3", "--threads", "1"]
+DATA = ["--train-epochs", "1", "--search-images", "100", "--train-images", "200", "--test-images", "100", "--threads", "1"]
+SMALL = [*DATA, "--population", "8", "--generations", "12", "--finetune-epochs", "1", "--front", "3"]
+MINUTES = "0.4"  # of the run whose plan others repeat
 HANG = 240  # seconds that one start of a search may take; undisturbed ones take about 5
 TRIES = 10  # that a run has to be hit
 ON_WORKERS = ("worker", "worker in a job", "all workers", "stop worker")
@@ -118,7 +121,7 @@ def go(arguments: list[str], faults: list[tuple[float, str]], chance: random.Ran
     return struck, problem or ("orphan" if left else "")
 
 
-def disturbed(engine: str, run: Path, seconds: float, chance: random.Random) -> dict[str, object]:
+def disturbed(engine: str, search: list[str], run: Path, seconds: float, chance: random.Random) -> dict[str, object]:
     """Run one search to its end through faults; return a row of the table, all but whether the result is right."""
     possible = ON_SEARCH if engine == "local" else ON_WORKERS + ON_SEARCH
     begun, struck, problems, starts = time.monotonic(), [], [], 0
@@ -129,7 +132,7 @@ def disturbed(engine: str, run: Path, seconds: float, chance: random.Random) -> 
         faults = sorted((chance.uniform(0, seconds), chance.choice(possible)) for _ in range(chance.choice((1, 1, 2))))
         count = [] if engine == "local" else ["--workers", str(chance.randint(1, 3)), "--job-timeout", "10"]
         resume = (run / "config.json").exists()
-        where = ["--resume", str(run)] if resume else [*SMALL, "--out", str(run)]
+        where = ["--resume", str(run)] if resume else [*search, "--out", str(run)]
         arguments = [*where, "--engine", engine, *count]
         hit, problem = go(arguments, faults if len(struck) < 3 else [], chance, run.with_suffix(".txt"))
         struck += hit
@@ -141,18 +144,18 @@ def disturbed(engine: str, run: Path, seconds: float, chance: random.Random) -> 
             "hangs": problems.count("hang"), "orphans": problems.count("orphan")}
 
 
-def write(out: Path, engine: str, rows: list[dict[str, object]]) -> None:
+def write(table: Path, rows: list[dict[str, object]]) -> None:
     """Write the table as far as it goes."""
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / f"{engine}.csv", "w", newline="") as file:
+    table.parent.mkdir(parents=True, exist_ok=True)
+    with open(table, "w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
 
-def read(out: Path, engine: str) -> list[dict[str, object]]:
+def read(table: Path) -> list[dict[str, object]]:
     """Return the rows of an earlier table."""
-    with open(out / f"{engine}.csv", newline="") as file:
+    with open(table, newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -168,21 +171,27 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "chaos")
+    parser.add_argument("--plan", action="store_true", help="repeat a plan that was made by the clock")
     parser.add_argument("--go-on", action="store_true", help="keep the runs that the table already has")
     given = parser.parse_args()
-    rows = read(given.out, given.engine) if given.go_on else []
+    table = given.out / f"{'plan-' * given.plan}{given.engine}.csv"
+    rows = read(table) if given.go_on else []
     with tempfile.TemporaryDirectory() as folder:
+        search = SMALL
+        if given.plan:
+            planned, search = [*DATA, "--minutes", MINUTES, "--out", f"{folder}/planned"], [*DATA, "--plan", f"{folder}/planned"]
+            go(planned, [], random.Random(), Path(folder, "planned.txt"))
         for engine in ("local",) if given.engine == "local" else ("local", given.engine):
             begun = time.monotonic()
-            go([*SMALL, "--out", f"{folder}/{engine}", "--engine", engine], [], random.Random(), Path(folder, f"{engine}.txt"))
+            go([*search, "--out", f"{folder}/{engine}", "--engine", engine], [], random.Random(), Path(folder, f"{engine}.txt"))
             seconds = time.monotonic() - begun
         for i in range(len(rows), given.runs):
             run = Path(folder, f"run{i}")
-            row = disturbed(given.engine, run, seconds, random.Random(f"{given.seed} {given.engine} {i}"))
+            row = disturbed(given.engine, search, run, seconds, random.Random(f"{given.seed} {given.engine} {i}"))
             same = (run / "done.json").exists() and result(run) == result(Path(folder, "local"))
             rows.append({"run": i, **row, "same_bytes": int(same)})
             print(json.dumps(rows[-1]), flush=True)
-            write(given.out, given.engine, rows)
+            write(table, rows)
             if wrong(rows[-1]):
                 print(run.with_suffix(".txt").read_text(), flush=True)
     count = sum(wrong(row) for row in rows)
