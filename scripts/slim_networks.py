@@ -48,6 +48,8 @@ def network(name: str, dead: str) -> tuple[nn.Module, int, int]:
     net.eval()
     layers = [net.get_submodule(layer.name.rpartition(".")[0]) for layer in find_layers(net)[:-1]]
     for module in net.modules():
+        if isinstance(module, nn.Linear) and not module.weight.any():  # ViT's head, as torchvision makes it
+            nn.init.normal_(module.weight, std=0.02)
         if dead == "constant" and isinstance(bias := getattr(module, "bias", None), nn.Parameter):
             nn.init.normal_(bias, std=0.1)
     for layer in layers:
