@@ -8,14 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..inputs.models import copied
 from ..inputs.nested import Inputs, applied
-from ..masks.channels import NORMS
-from ..values.fast import average_2x2, channels_last_wins, is_average_2x2, tanh_
+from ..values.fast import CONVOLUTIONS, average_2x2, channels_last_wins, fold_batch_norms, is_average_2x2, tanh_
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 log = logging.getLogger("evoprune")
 
 
@@ -28,7 +25,7 @@ def rewritten(plain: nn.Module, inputs: Inputs, fold: bool = True) -> tuple[nn.M
         with torch.no_grad():  # not inference_mode: its tensors could never be changed again
             expected = applied(plain, inputs)
             graph = fx.symbolic_trace(copied(plain))
-            folded = fold_batch_norms(graph) if fold else 0
+            folded = without_batch_norms(graph) if fold else 0
             rounded = folded + use_faster_modules(graph, pools=not channels_last_wins(plain))
             if close(expected, applied(graph, inputs)):
                 return graph, rounded
@@ -39,29 +36,15 @@ def rewritten(plain: nn.Module, inputs: Inputs, fold: bool = True) -> tuple[nn.M
     return plain, 0
 
 
-def fold_batch_norms(graph: fx.GraphModule) -> int:
+def without_batch_norms(graph: fx.GraphModule) -> int:
     """Fold each batch norm that alone follows a convolution into its weights; return how many."""
-    modules = dict(graph.named_modules())
-    used = [node.target for node in graph.graph.nodes if node.op == "call_module"]
-    owners = [id(p) for m in graph.modules() for p in m.parameters(recurse=False)]
-    folded = 0
+    folded = fold_batch_norms(graph, graph.graph)
     for node in list(graph.graph.nodes):
-        before = node.args[0] if node.op == "call_module" and node.args else None
-        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
-            continue
-        norm, conv = modules[node.target], modules[before.target]
-        if not (isinstance(norm, NORMS) and isinstance(conv, CONVOLUTIONS) and norm.running_mean is not None
-                and norm.running_var is not None):
-            continue
-        if used.count(node.target) > 1 or used.count(before.target) > 1 or owners.count(id(conv.weight)) > 1:
-            continue
-        conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps,
-                                                      norm.weight, norm.bias)
-        node.replace_all_uses_with(before)
-        graph.graph.erase_node(node)
-        folded += 1
+        if node.target in folded:
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
     graph.recompile()
-    return folded
+    return len(folded)
 
 
 class Average2x2(nn.Module):

@@ -8,10 +8,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..inputs.nested import Inputs, applied, mapped
+from ..masks.channels import NORMS
 
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 WIDE = 16  # input channels from which on channels_last is faster (measured: LeNet slower, ResNet and MobileNet faster)
 
 
@@ -68,6 +71,29 @@ def channels_last_wins(model: nn.Module) -> bool:
     """Say whether most 2d convolutions are wide enough for channels_last to be faster: the same on every machine."""
     wide = [m.in_channels >= WIDE for m in model.modules() if isinstance(m, nn.Conv2d)]
     return sum(wide) > len(wide) / 2
+
+
+def fold_batch_norms(model: nn.Module, graph: fx.Graph) -> list[str]:
+    """Fold each batch norm that in the graph of `model` alone follows a convolution into that one's weights; return the names of
+    these norms, which now have nothing to do."""
+    modules = dict(model.named_modules())
+    used = [node.target for node in graph.nodes if node.op == "call_module"]
+    owners = [id(p) for m in model.modules() for p in m.parameters(recurse=False)]
+    folded = []
+    for node in graph.nodes:
+        before = node.args[0] if node.op == "call_module" and node.args else None
+        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
+            continue
+        norm, conv = modules[node.target], modules[before.target]
+        if not (isinstance(norm, NORMS) and isinstance(conv, CONVOLUTIONS) and norm.running_mean is not None
+                and norm.running_var is not None):
+            continue
+        if used.count(node.target) > 1 or used.count(before.target) > 1 or owners.count(id(conv.weight)) > 1:
+            continue
+        conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps,
+                                                      norm.weight, norm.bias)
+        folded.append(node.target)
+    return folded
 
 
 @contextmanager

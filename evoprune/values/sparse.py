@@ -1,5 +1,5 @@
 """Layers that skip their zeros: weights as compressed sparse rows (torch.sparse CSR, fast where torch has MKL), where that is
-measured to be faster than dense on this machine.
+measured to be faster than dense on this machine; batch norms are folded into the convolutions before them.
 
 A convolution is a product with the patches of one image after the other: those of a whole batch at once would not stay in the
 processor's cache.
@@ -18,6 +18,8 @@ from torch.nn import functional as F
 
 from ..inputs.models import copied
 from ..inputs.nested import Inputs, applied, leaves
+from ..masks.channels import Tracer, opened
+from .fast import fold_batch_norms
 from .slim import difference
 
 TYPES = (torch.float32, torch.float64)  # that MKL multiplies
@@ -72,13 +74,15 @@ def sparsely_run(model: nn.Module, inputs: Inputs) -> nn.Module:
     """Return a copy of `model` some of whose layers skip their zeros. Its attribute `sparse_layers`, by name, says how many times
     as fast as dense each of them was, for a batch of `inputs`, in this process, with the threads that torch has now.
 
-    Outputs differ by rounding only. Layers of other kinds stay, and those that dense runs faster, or that the model does not run
-    as layers: torch's transformer encoders hand weights to a kernel of their own.
+    Outputs differ by rounding only. Batch norms that alone follow a convolution become part of it. Layers of other kinds stay,
+    and those that dense runs faster, or that the model does not run as layers: torch's transformer encoders hand weights to a
+    kernel of their own.
     """
-    net, same = copied(model).eval(), copied(model).eval()
+    same, able = copied(model).eval(), torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
     found: dict[str, float] = {}
+    net = without_batch_norms(same, inputs) if able else copied(same)
     net.sparse_layers = found  # type: ignore[assignment]  # torch knows no such attribute
-    if not torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
+    if not able:
         log.info("sparse: all layers stay dense, torch has no MKL here")
         return net
     left: list[str] = []
@@ -101,6 +105,24 @@ def sparsely_run(model: nn.Module, inputs: Inputs) -> nn.Module:
     log.info("sparse: %s", f"times as fast as dense, {at}: {said}" if found else
              f"all layers stay dense, which is as fast here {at}")
     return net
+
+
+@torch.no_grad()
+def without_batch_norms(model: nn.Module, inputs: Inputs) -> nn.Module:
+    """Return a copy whose batch norms are folded into convolutions, as far as torch.fx can tell that they may be."""
+    folded = copied(model)
+    try:
+        with opened(folded):
+            graph = Tracer().trace(folded)
+        names = fold_batch_norms(folded, graph)
+        for name in names:
+            folded.set_submodule(name, nn.Identity())
+        if not names or difference(model, folded, inputs) >= GROSS:
+            return copied(model)
+    except Exception:  # noqa: BLE001  # tracing runs the user's code on stand-ins, which may raise anything
+        return copied(model)
+    log.info("sparse: batch norms folded into the convolutions before them: %d", len(names))
+    return folded
 
 
 def skipping(layer: nn.Linear | nn.Conv2d) -> Sparse:

@@ -61,6 +61,48 @@ def test_the_faster_of_dense_and_sparse_is_taken_and_told(seconds, expected, mon
                                else "sparse: all layers stay dense, which is as fast here at batch 5 on 1 thread"]
 
 
+@mkl
+def test_batch_norms_become_part_of_the_convolution_that_they_alone_follow(monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(sparse, "timed", lambda *functions: ([f() for f in functions], [3.0, 1.0])[1])
+    torch.manual_seed(0)
+    net, x = nn.Sequential(pruned(nn.Conv2d(3, 8, 3, bias=False)), nn.BatchNorm2d(8), nn.ReLU(), nn.BatchNorm2d(8),
+                           nn.Conv2d(8, 4, 1)), torch.randn(5, 3, 8, 8)
+    net(x)
+    fast = sparsely_run(net, x)
+    assert caplog.messages[0] == "sparse: batch norms folded into the convolutions before them: 1"
+    assert isinstance(net[1], nn.BatchNorm2d) and isinstance(fast[0], SparseConv2d) and fast.sparse_layers == {"0": 3.0}
+    assert [type(fast[i]) for i in (1, 3)] == [nn.Identity, nn.BatchNorm2d]
+    assert torch.equal(fast[0].weight.to_dense() != 0, net[0].weight.flatten(1) != 0)
+    with torch.no_grad():
+        assert torch.allclose(fast(x), net.eval()(x), atol=1e-5)
+
+
+class Asks(nn.Module):
+    """Cannot be traced: it asks its input; and uses its convolution's weights twice."""
+
+    def __init__(self, asks):
+        super().__init__()
+        self.conv, self.norm, self.asks = pruned(nn.Conv2d(3, 8, 3)), nn.BatchNorm2d(8), asks
+
+    def forward(self, x):
+        if self.asks:
+            return self.norm(self.conv(x)) if x.mean() < 9 else x
+        return self.norm(self.conv(x)) + self.conv.weight.sum()
+
+
+@mkl
+@pytest.mark.parametrize("asks", [True, False])
+def test_a_batch_norm_that_cannot_be_folded_stays(asks):
+    torch.manual_seed(0)
+    net, x = Asks(asks), torch.randn(5, 3, 8, 8)
+    net(x)
+    fast = sparsely_run(net.eval(), x)
+    assert isinstance(fast.norm, nn.BatchNorm2d)
+    with torch.no_grad():
+        assert torch.allclose(fast(x), net(x), atol=1e-5)
+
+
 def test_without_mkl_all_stays_dense(monkeypatch, caplog):
     caplog.set_level("INFO")
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
