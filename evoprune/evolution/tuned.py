@@ -33,8 +33,8 @@ LAST_STRATEGY = np.array([1.0, 8.0, 0.6, 4.0, 0.75])  # and of the last
 LOW, HIGH = np.array([0.2, 1.5, 0.4, 1.0, 0.25]), np.array([2.0, 16.0, 0.85, 8.0, 1.0])
 SPREAD = np.array([0.15, 0.2, 0.08, 0.2, 0.1])  # of the logarithm of the factor by which each mutates
 FIRST_SHARE = 0.4  # of the budget, for the first children, one a target, of the dense model, or for `seed_jobs`
-SEEDS, FEW_STEPS, SEED_STEPS = 3, 300, 1000  # seed jobs a target, one where each had fewer than the few steps; and how many each
-# must have for later children to be made
+SEEDS, SEED_STEPS = 3, 1000  # seed jobs a target where each has so many steps and children are made; otherwise one, a child
+DENSE_STEPS, SPARSE = 800, 0.1  # of the dense model where it has so many steps and keeps at most such a share of the weights
 GENTLE = 0.5  # times the usual learning rate, from repaired values
 SHORT = 5  # epochs a target, below which a rule's learning rate is the usual one, and from which on half of it
 GOLDEN = 0.5 * (5**0.5 - 1)
@@ -146,17 +146,17 @@ def budget_of(config: Config, images: int, batch_size: int) -> Budget:
 
 
 def seeded_budget(config: Config, images: int, batch_size: int) -> Budget:
-    """Return the budget of --refine-epochs: `SEEDS` jobs a target, and children only if each of those has `SEED_STEPS`: else
-    they would cost the front more than they bring.
+    """Return the budget of --refine-epochs: `SEEDS` jobs a target and then children, if each has `SEED_STEPS`: else they would
+    cost the front more than they bring, and all steps go to one job a target.
 
     Raises:
         EvopruneError: it has not a step for each job.
     """
     epochs, children, targets = config.total_epochs or 0.0, children_of(config), len(target_sparsities(config.targets))
     steps = round(epochs * steps_an_epoch(images, batch_size))
-    first = targets * (SEEDS if steps >= FEW_STEPS * SEEDS * targets else 1)
-    each = int(FIRST_SHARE * steps) // first
-    generations = int((1 - FIRST_SHARE) * steps) // (each * children) if each >= SEED_STEPS else 0
+    first, generations = targets, 0
+    if (each := int(FIRST_SHARE * steps) // (SEEDS * targets)) >= SEED_STEPS:
+        first, generations = SEEDS * targets, int((1 - FIRST_SHARE) * steps) // (each * children)
     if steps < first:
         raise EvopruneError(f"refine_epochs: found {epochs:g}, which is {steps} steps for {first} jobs, expected at least one "
                             f"each; raise it, or lower targets")
@@ -183,8 +183,9 @@ def rule_jobs(masks: Sequence[Individual], budget: Budget, config: Config, layou
 
 
 def seed_jobs(found: Sequence[Individual], budget: Budget, config: Config, layout: Layout) -> list[Job]:
-    """Return the first jobs of --refine-epochs, three a target: the mask that a search found there, trained from its repaired
-    values and from the dense ones, and a child of the dense model that loses its weights on the way."""
+    """Return the first jobs of --refine-epochs, `SEEDS` a target: the mask that a search found there, trained from its repaired
+    values and from the dense ones, and a child of the dense model that loses its weights on the way; or one of them, see
+    `DENSE_STEPS`."""
     targets = kept_at_targets(config, layout)
     jobs: list[Job] = []
     for i, kept in enumerate(targets):
@@ -194,7 +195,9 @@ def seed_jobs(found: Sequence[Individual], budget: Budget, config: Config, layou
         if mask := found_at(found, kept, min(targets[i + 1:i + 2] or [0]), layout):
             seeds = [(mask, f"{mask.origin}+repair+tune", {"learning_rate": GENTLE, "repaired": True}),
                      (mask, f"{mask.origin}+tune", {}), *seeds]
-        for mask, origin, how in seeds[:budget.first // len(targets)]:
+        if budget.first == len(targets):
+            seeds = seeds[-1:] if budget.of(i) >= DENSE_STEPS and kept <= SPARSE * layout.total else seeds[:1]
+        for mask, origin, how in seeds:
             start = Individual(mask, origin)
             jobs.append(Job(start, min(kept, kept_weights(mask, layout)), budget.of(len(jobs)), config.seed + len(jobs),
                             until=until, pace=pace, mix=mix, what=f"seed {len(jobs) + 1} of {budget.first}", **how))

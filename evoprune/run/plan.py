@@ -40,7 +40,7 @@ from .settings import BY_CLOCK, default_repair, settle_for_model, training_confi
 SMALL, FEW_MINUTES, MINUTES = 100_000, 1.0, 10.0  # parameters of a model that gets few minutes
 TARGETS = "0.8,0.9,0.95,0.97,0.98,0.985,0.99,0.995"
 IMPORTS, PLOTS = 5.0, 3.0  # seconds that no part of a plan has
-MASKS_SHARE, PATH_SHARE, SEARCH_SHARE = 0.35, 0.35, 0.1  # of the time, at most: of the first masks, a generation, and the last
+MASKS_SHARE, PATH_SHARE, SEARCH_SHARE = 0.25, 0.25, 0.1  # of the time, at most: of the first masks, a generation, and the last
 # measurement; of the path; of the later generations where there is training, which has the rest
 LEAST_SHOTS, MOST_EPOCHS, LEAST_STEPS = 20, 200, 50  # epochs and steps a seed job
 POPULATIONS = (64, 48, 32, 24, 16, 8)

@@ -10,9 +10,10 @@ import torch
 import evoprune
 from evoprune.chance import paired_bootstrap, sign_test
 from evoprune.config import Config
+from evoprune.evolution import tuned
 from evoprune.evolution.generations import State
 from evoprune.evolution.history import Log, Seen
-from evoprune.evolution.tuned import FEW_STEPS, FIRST_SHARE, GENTLE, SEED_STEPS, SEEDS, kept_at_targets, seed_jobs, seeded_budget
+from evoprune.evolution.tuned import FIRST_SHARE, GENTLE, SEED_STEPS, SEEDS, kept_at_targets, seed_jobs, seeded_budget
 from evoprune.inputs.tasks import CLASSIFICATION
 from evoprune.masks.genome import dense_individual, from_masks, kept_weights
 from evoprune.masks.layers import find_layers
@@ -44,15 +45,14 @@ def test_the_budget_is_kept_and_later_children_are_made_only_where_they_have_the
     shares = [budget.of(job) for job in range(budget.jobs)]
     assert sum(shares) == round(epochs * 18)
     each = epochs * 18 / 3 / SEEDS
-    assert budget.first == (3 * SEEDS if each >= FEW_STEPS else 3)
-    assert (budget.jobs > budget.first) == (FIRST_SHARE * each >= SEED_STEPS)
+    assert (budget.jobs > budget.first) == (FIRST_SHARE * each >= SEED_STEPS) == (budget.first == 3 * SEEDS)
     if budget.jobs > budget.first:
         assert min(shares[budget.first:]) >= min(shares[:budget.first]) - 1
     assert [budget.before(g) for g in range(3)] == [0, budget.first, budget.first + budget.children]
 
 
 def test_seeds_are_what_was_found_at_each_target_and_a_child_of_the_dense_model(lenet):
-    layout, config = find_layers(lenet), Config(total_epochs=1000.0, targets="0.5,0.8,0.9")
+    layout, config = find_layers(lenet), Config(total_epochs=2000.0, targets="0.5,0.8,0.9")
     rng, found = np.random.default_rng(0), []
     for density, score in ((0.45, 0.9), (0.48, 0.8), (0.18, 0.7), (0.09, 0.4)):
         found.append(from_masks((rng.random(layer.genes) < density for layer in layout), f"at {density}"))
@@ -65,8 +65,12 @@ def test_seeds_are_what_was_found_at_each_target_and_a_child_of_the_dense_model(
     for i, job in enumerate(jobs):
         assert job.kept == (targets[i // 3] if i % 3 == 2 else kept_weights(job.individual, layout)) and job.seed == i
         assert job.repaired == (i % 3 == 0) and (job.learning_rate == GENTLE) == job.repaired if i % 3 < 2 else True
-    few = seed_jobs(found, seeded_budget(Config(total_epochs=9.0, targets="0.5,0.8,0.9"), 1151, 64), config, layout)
-    assert [job.repaired for job in few] == [True] * 3
+    for steps, dense in ((tuned.DENSE_STEPS - 1, []), (tuned.DENSE_STEPS, [2])):  # one a target
+        budget = seeded_budget(Config(total_epochs=3 * steps / 18, targets="0.5,0.8,0.9"), 1151, 64)
+        few = seed_jobs(found, budget, config, layout)
+        assert [job.steps for job in few] == [steps] * 3
+        assert [i for i, job in enumerate(few) if not job.repaired] == dense == [
+            i for i, job in enumerate(few) if job.individual.origin == "tune"]
 
 
 def points(*given):
