@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..config import AUTO, Config, flags, options
 from ..errors import EvopruneError
 from ..evaluation.evaluator import Evaluator
-from ..evolution.tuned import SEED_STEPS, SEEDS, kept_at_targets
+from ..evolution.tuned import DENSE_STEPS, SEED_STEPS, SEEDS, kept_at_targets
 from ..inputs.models import copied
 from ..inputs.splits import Data, Split
 from ..masks.genome import Individual, from_masks
@@ -39,6 +39,7 @@ from .settings import BY_CLOCK, default_repair, settle_for_model, training_confi
 
 SMALL, FEW_MINUTES, MINUTES = 100_000, 1.0, 10.0  # parameters of a model that gets few minutes
 TARGETS = "0.8,0.9,0.95,0.97,0.98,0.985,0.99,0.995"
+FEW_TARGETS = "0.9,0.95,0.97,0.98,0.99"  # where all of them would have fewer steps than a child of the dense model takes
 IMPORTS, PLOTS = 5.0, 3.0  # seconds that no part of a plan has
 MASKS_SHARE, PATH_SHARE, SEARCH_SHARE = 0.25, 0.25, 0.1  # of the time, at most: of the first masks, a generation, and the last
 # measurement; of the path; of the later generations where there is training, which has the rest
@@ -143,7 +144,7 @@ def with_epochs(config: Config, net: nn.Module, splits: Data, points: int, spent
 
 
 def plan_of(costs: Costs, seconds: float, free: float, repair: str, targets: Sequence[str]) -> dict[str, Any]:
-    """Return the settings that take so many `seconds` and no more than the `free` bytes, and train at these `targets` at most;
+    """Return the settings that take so many `seconds` and no more than the `free` bytes, and train at these `targets`, or fewer;
     with `repair` where least squares take too long."""
     population = next((each for each in POPULATIONS if each * (2 * costs.mask + costs.last) <= MASKS_SHARE * seconds
                        and need(costs, each) <= FREE * free), POPULATIONS[-1])
@@ -154,15 +155,23 @@ def plan_of(costs: Costs, seconds: float, free: float, repair: str, targets: Seq
         shots = min(max(affordable, LEAST_SHOTS), shots)
         left -= shots * costs.path
     left -= population * costs.mask
-    epoch, most = (costs.step or 0.0) * costs.steps_an_epoch, MOST_EPOCHS * SEEDS * len(targets)
-    training = min(most * epoch, (1 - SEARCH_SHARE) * left)
-    generations = rounded(max(1.0, (left - training) / costs.mask / population))
-    left -= generations * population * costs.mask
-    epochs = min(most, max(0.0, left) / epoch) if epoch else 0.0
-    enough = targets and epochs * costs.steps_an_epoch >= LEAST_STEPS * len(targets)
+    for chosen in (targets, [each for each in targets if each in FEW_TARGETS.split(",")], targets):
+        generations, epochs = shared(costs, left, population, len(chosen))
+        if epochs * costs.steps_an_epoch >= DENSE_STEPS * len(chosen):
+            break
+    enough = chosen and epochs * costs.steps_an_epoch >= LEAST_STEPS * len(chosen)
     return {"repair": "least-squares" if costs.least_squares else repair, "shots": shots, "population": population,
-            "generations": generations, "refine_epochs": float(rounded(epochs)) if enough else None,
-            "targets": ",".join(targets) if enough else options()["targets"].default}
+            "generations": generations, "refine_epochs": epochs if enough else None,
+            "targets": ",".join(chosen) if enough else options()["targets"].default}
+
+
+def shared(costs: Costs, seconds: float, population: int, targets: int) -> tuple[int, float]:
+    """Return how many generations, and epochs of training at so many targets, take so many `seconds`."""
+    epoch, most = (costs.step or 0.0) * costs.steps_an_epoch, MOST_EPOCHS * SEEDS * targets
+    training = min(most * epoch, (1 - SEARCH_SHARE) * seconds)
+    generations = rounded(max(1.0, (seconds - training) / costs.mask / population))
+    left = seconds - generations * population * costs.mask
+    return generations, float(rounded(min(most, left / epoch))) if epoch and left > epoch else 0.0
 
 
 def reachable(config: Config, layout: Layout) -> bool:

@@ -10,11 +10,12 @@ from conftest import hashes
 import evoprune
 from evoprune import EvopruneError
 from evoprune.config import AUTO, DECIDED, PLANNED, Config, keywords, options
+from evoprune.evolution.tuned import DENSE_STEPS
 from evoprune.main import main
 from evoprune.pruning import dry_run
 from evoprune.run import jobs
 from evoprune.run import plan as plans
-from evoprune.run.plan import FREE, PLOTS, TARGETS, Costs, need, plan_of, rounded
+from evoprune.run.plan import FEW_TARGETS, FREE, PLOTS, TARGETS, Costs, need, plan_of, rounded
 from evoprune.run.rebuild import RunBuilder, rebuild
 from evoprune.run.settings import settle
 
@@ -47,6 +48,15 @@ def test_more_time_is_never_less_of_anything():
     for name in ("shots", "population", "generations"):
         assert all(a[name] <= b[name] for a, b in pairwise(found) if name != "generations" or a["population"] == b["population"])
     assert all((a["refine_epochs"] or 0) <= (b["refine_epochs"] or 0) for a, b in pairwise(found))
+
+
+def test_fewer_targets_are_trained_where_all_would_have_too_few_steps():
+    def steps(seconds):
+        found = plan(seconds, step=0.005)
+        return found["targets"], found["refine_epochs"] * COSTS.steps_an_epoch / len(found["targets"].split(","))
+
+    for seconds, targets, enough in ((20, TARGETS, False), (50, FEW_TARGETS, True), (100, TARGETS, True)):
+        assert steps(seconds)[0] == targets and (steps(seconds)[1] >= DENSE_STEPS) == enough
 
 
 def test_where_least_squares_take_too_long_or_there_is_no_training():
