@@ -169,8 +169,10 @@ class SearchProgress:
         spent = f", {row['epochs']:.3g} of {self.pace.planned:g} epochs" if self.trains else ""
         masks = "" if self.trains else f", {row['evaluations']:,} masks"
         left = "" if last or self.pace.done == self.pace.begun else f", {self.left()} left"
-        log.info("generation %d of %d%s: hvlog %.4f, %d points up to %s %s%s%s", row["generation"], self.generations,
-                 spent, row["hvlog"], row["points"], self.axis.said(row[self.axis.logged]), self.axis.name, masks, left)
+        which = f"generation {row['generation']} of {self.generations}" if self.generations else \
+            "training" if self.trains else "the first masks"
+        log.info("%s%s: hvlog %.4f, %d points up to %s %s%s%s", which, spent, row["hvlog"], row["points"],
+                 self.axis.said(row[self.axis.logged]), self.axis.name, masks, left)
 
     def at(self, values: Sequence[Sequence[float]]) -> str:
         """Return the best score at three sparsities, for the bar."""

@@ -63,6 +63,15 @@ def test_a_search_of_masks_says_what_it_will_take_and_then_now_and_then(time, ca
         "generation 3 of 3: hvlog 0.5000, 3 points up to 90.00 % sparsity, 20 masks"]
 
 
+@pytest.mark.parametrize(("trains", "expected"), [
+    (False, "the first masks: hvlog 0.5000, 3 points up to 90.00 % sparsity, 20 masks"),
+    (True, "training, 4 of 4 epochs: hvlog 0.5000, 3 points up to 90.00 % sparsity")])
+def test_a_search_without_generations_speaks_of_none(trains, expected, time, caplog):
+    caplog.set_level("INFO", "evoprune")
+    SearchProgress(0, 4, trains, 0, USUAL).generation({**ROW, "generation": 0, "epochs": 4})
+    assert said(caplog) == [expected]
+
+
 def test_the_time_left_goes_by_generations_for_not_every_child_is_measured(time, caplog):
     """Of the 100 masks planned, 20 a generation, only ten a generation are new."""
     caplog.set_level("INFO", "evoprune")
