@@ -157,7 +157,7 @@ def plan_of(costs: Costs, seconds: float, free: float, repair: str, targets: Seq
     left -= population * costs.mask
     for chosen in (targets, [each for each in targets if each in FEW_TARGETS.split(",")], targets):
         generations, epochs = shared(costs, left, population, len(chosen))
-        if epochs * costs.steps_an_epoch >= DENSE_STEPS * len(chosen):
+        if chosen and epochs * costs.steps_an_epoch >= DENSE_STEPS * len(chosen):
             break
     enough = chosen and epochs * costs.steps_an_epoch >= LEAST_STEPS * len(chosen)
     return {"repair": "least-squares" if costs.least_squares else repair, "shots": shots, "population": population,

@@ -1,5 +1,5 @@
-"""Modules of torch that take long on a CPU, in a faster form, to evaluate with and to train with; kernels that give the same bits
-each time."""
+"""Modules of torch that take long on a CPU, in a faster form, to evaluate with and to train with; batch norms as part of the
+convolutions before them; kernels that give the same bits each time."""
 
 from __future__ import annotations
 

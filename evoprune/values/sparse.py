@@ -86,7 +86,7 @@ def sparsely_run(model: nn.Module, inputs: Inputs) -> nn.Module:
     """
     same, able = copied(model).eval(), torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
     found: dict[str, float] = {}
-    net = without_batch_norms(same, inputs) if able else copied(same)
+    net = folded(same, inputs) if able else copied(same)
     net.sparse_layers = found  # type: ignore[assignment]  # torch knows no such attribute
     if not able:
         log.info("sparse: all layers stay dense, torch has no MKL here")
@@ -114,21 +114,21 @@ def sparsely_run(model: nn.Module, inputs: Inputs) -> nn.Module:
 
 
 @torch.no_grad()
-def without_batch_norms(model: nn.Module, inputs: Inputs) -> nn.Module:
+def folded(model: nn.Module, inputs: Inputs) -> nn.Module:
     """Return a copy whose batch norms are folded into convolutions, as far as torch.fx can tell that they may be."""
-    folded = copied(model)
+    net = copied(model)
     try:
-        with opened(folded):
-            graph = Tracer().trace(folded)
-        names = fold_batch_norms(folded, graph)
+        with opened(net):
+            graph = Tracer().trace(net)
+        names = fold_batch_norms(net, graph)
         for name in names:
-            folded.set_submodule(name, nn.Identity())
-        if not names or difference(model, folded, inputs) >= GROSS:
+            net.set_submodule(name, nn.Identity())
+        if not names or difference(model, net, inputs) >= GROSS:
             return copied(model)
     except Exception:  # noqa: BLE001  # tracing runs the user's code on stand-ins, which may raise anything
         return copied(model)
     log.info("sparse: batch norms folded into the convolutions before them: %d", len(names))
-    return folded
+    return net
 
 
 def skipping(layer: nn.Linear | nn.Conv2d) -> Sparse:

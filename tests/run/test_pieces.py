@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import pytest
 import torch
@@ -58,11 +59,9 @@ def test_a_training_stopped_after_each_step_has_the_values_of_one_that_was_not(k
     for stops in range(7):
         again, pieces = copy.deepcopy(net), pieces_of(tmp_path / "trained" / "it", "it", 0.0, "it")
         torch.manual_seed(stops)
-        try:
+        with suppress(Stopped):
             kept = tune(again, digits.train, recipe, masks, shrink=shrink, pieces=pieces)
             break
-        except Stopped:
-            pass
     assert stops == 5  # of 6 steps, 3 an epoch
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), whole.state_dict().values(), strict=True))
     assert all(torch.equal(kept[name], expected[name]) for name in expected)

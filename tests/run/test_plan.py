@@ -57,6 +57,7 @@ def test_fewer_targets_are_trained_where_all_would_have_too_few_steps():
 
     for seconds, targets, enough in ((20, TARGETS, False), (50, FEW_TARGETS, True), (100, TARGETS, True)):
         assert steps(seconds)[0] == targets and (steps(seconds)[1] >= DENSE_STEPS) == enough
+    assert plan(20, step=0.05, targets=["0.8"])["targets"] == "0.8"  # none of the few: it is trained all the same
 
 
 def test_where_least_squares_take_too_long_or_there_is_no_training():
