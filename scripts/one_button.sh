@@ -30,7 +30,7 @@ if [[ -n $weights ]]; then
   link "$weights" lenet5.pth
   mnist=(--data mnist --data-dir data/lenet5_mnist --search-images 5000)
   common=(--model lenet5 --weights data/lenet5.pth "${mnist[@]}")
-  compare lenet5-mnist 10 80 100
+  compare lenet5-mnist 10 25 50
   common=(--model scripts/mlp.py:mlp "${mnist[@]}")
   results=results/one_button/mlp-mnist
   dense mlp 10 --threads 1
