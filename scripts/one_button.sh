@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # One button against each of its parts alone, and against gradual:fisher with evolution's pace, for the same time, three seeds.
 # Rebuilds results/one_button/; runs that are there already are kept. Plans read a clock: run it on an idle machine.
-# usage: scripts/one_button.sh [DATA_DIR WEIGHTS]    digits alone, or LeNet-5 and an MLP on MNIST too (see lenet5_mnist_rules.sh)
+# usage: scripts/one_button.sh [DATA_DIR WEIGHTS [FOLDER]]
+#   digits alone, or nets on MNIST too (see lenet5_mnist_rules.sh), or also the small ResNet-20 of resnet20_cifar10_rules.sh
 set -euo pipefail
-data=${1:+$(realpath "$1")} weights=${2:+$(realpath "$2")}
+data=${1:+$(realpath "$1")} weights=${2:+$(realpath "$2")} folder=${3:+$(realpath "$3")}
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 targets=0.8,0.9,0.95,0.97,0.98,0.985,0.99,0.995
 . scripts/rules_runs.sh
@@ -11,7 +12,7 @@ timed=1
 
 compare() {  # NAME MINUTES GENERATIONS EPOCHS: of a search alone and of rules, so many that they take about as long as the plan
   results=results/one_button/$1
-  for seed in 0 1 2; do
+  for seed in ${seeds:-0 1 2}; do
     program=(-m evoprune.main)
     run plan $seed --minutes "$2"
     run path $seed --repair least-squares --method multishot:obs --targets $targets
@@ -23,6 +24,11 @@ compare() {  # NAME MINUTES GENERATIONS EPOCHS: of a search alone and of rules, 
   python scripts/rules_table.py "$results" 80 90 95 97 98 98.5 99 99.5 | tee "$results/table.txt"
 }
 
+trained() {  # NAME EPOCHS: every run starts from this dense model
+  results=results/one_button/$1
+  dense "$1" "$2" --threads 1
+}
+
 common=(--model lenet --data digits --train-epochs 30)
 compare digits 1 10 550
 if [[ -n $weights ]]; then
@@ -32,7 +38,16 @@ if [[ -n $weights ]]; then
   common=(--model lenet5 --weights data/lenet5.pth "${mnist[@]}")
   compare lenet5-mnist 10 25 50
   common=(--model scripts/mlp.py:mlp "${mnist[@]}")
-  results=results/one_button/mlp-mnist
-  dense mlp 10 --threads 1
-  compare mlp-mnist 10 40 100
+  trained mlp-mnist 10
+  compare mlp-mnist 5 20 50
+  common=(--model scripts/vit_mnist.py:vit "${mnist[@]}")
+  trained vit-mnist 15
+  compare vit-mnist 5 10 12
+fi
+if [[ -n $folder ]]; then
+  link "$folder" cifar10_jpeg
+  common=(--model scripts/resnet20.py:resnet20 --data folder:data/cifar10_jpeg --image-size 16 --mean 0.49,0.48,0.45
+          --std 0.25,0.24,0.26 --train-images 10000 --search-images 2500)
+  trained resnet20-cifar10 30
+  compare resnet20-cifar10 5 10 20
 fi
