@@ -6,12 +6,13 @@ import argparse
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn, TextIO
 
-from .config import PROGRAM, as_flags
+from .config import PROGRAM
 from .errors import EvopruneError, printable
 from .results.front import load_front
 from .results.written import REPORT, free_file, write_file
@@ -246,3 +247,9 @@ def run(arguments: Sequence[str]) -> int:
         if given.json:
             say(json.dumps(found, indent=2, allow_nan=False))
     return 0
+
+
+def as_flags(text: str) -> str:
+    """Return advice for Python as advice for the command line: --bits 8 for bits=8, --overwrite for overwrite=True."""
+    return re.sub(r"\b(bits|drop|slim|score|accuracy|sparsity|overwrite)=(\S+)",
+                  lambda found: f"--{found[1]}" + (f" {found[2]}" if found[2] != "True" else ""), text)

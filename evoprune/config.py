@@ -71,6 +71,8 @@ class Config:
                                 "batch-norm statistics, or all values layer by layer (bn with batch norms, else none)",
                                 choices=("none", "bn", "least-squares"))
     shots: int = option(160, "steps of the multi-shot path, which prunes and repairs little by little", low=1, high=10_000)
+    judge_images: int = option(0, "training images, whose labels are not looked at, that the search judges masks on too: by "
+                               "whether they answer as the dense model does", low=0, high=1_000_000)
     population: int = option(64, "individuals kept each generation; even", low=4, high=1_000_000)
     generations: int = option(100, "generations after the first masks", low=0, high=10_000_000)
     seed: int = option(0, "seed of the search and of training", low=0, high=2**32 - 1)
@@ -210,6 +212,8 @@ USED: dict[str, tuple[str, Callable[[Config], bool]]] = {  # settings that only 
     **dict.fromkeys(("rounds", "caps", "layer_rule"), ("--layerwise", lambda config: config.layerwise)),
     "scheduler": ("--engine dask", lambda config: config.engine == "dask"),
     **dict.fromkeys(("listen", "hostfile"), ("--engine scoop", lambda config: config.engine == "scoop")),
+    "judge_images": ("masks that evolve all together, before any training", lambda config: config.method == "evolve" and
+                     config.total_epochs is None and not config.layerwise),
     "train_precision": ("training", lambda config: config.trains or config.plan is not None),
     "job_timeout": ("--engine processes, scoop or dask", lambda config: config.engine != "local")}
 
@@ -224,7 +228,7 @@ def check_used(given: Iterable[str], config: Config) -> None:
                                     f"it out, or give that too")
 
 
-PLANNED = ("repair", "shots", "population", "generations", "refine_epochs", "targets")  # what a plan says
+PLANNED = ("repair", "shots", "judge_images", "population", "generations", "refine_epochs", "targets")  # what a plan says
 DECIDED = (*PLANNED, "total_epochs", "finetune_epochs", "method", "start", "layerwise",
            "knowledge")  # with one of these no plan is made, unless `minutes` are given
 RESUMABLE = ("engine", "max_seconds", "generations", "workers", "job_timeout", "scheduler", "listen", "hostfile",
@@ -262,12 +266,6 @@ def keywords(text: str) -> str:
     names = {"--resume": "resume", **{flag_of(name): name for name in options()}}
     joined = re.sub(r"(--(?:resume|engine|plan|knowledge)) (?!or |and |may )([^\s,;]+)", r"\1='\2'", text)
     return re.sub(r"(--[a-z-]*[a-z])=?", lambda found: f"{names[found[1]]}=" if found[1] in names else found[0], joined)
-
-
-def as_flags(text: str) -> str:
-    """Return advice for Python as advice for the command line: --bits 8 for bits=8, --overwrite for overwrite=True."""
-    return re.sub(r"\b(bits|drop|slim|score|accuracy|sparsity|overwrite)=(\S+)",
-                  lambda found: f"--{found[1]}" + (f" {found[2]}" if found[2] != "True" else ""), text)
 
 
 def flags(given: dict[str, Any]) -> list[str]:

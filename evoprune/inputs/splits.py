@@ -71,9 +71,9 @@ def score(model: nn.Module, split: Split, batch_size: int) -> float:
     return split.task.score(example_sums(model, split, batch_size).sum(0).tolist())
 
 
-def calibration(split: Split, images: int, seed: int) -> Split:
-    """Return so many images of the split, drawn at random, or all it has."""
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:images].sort().values
+def calibration(split: Split, images: int, seed: int, after: int = 0) -> Split:
+    """Return so many images of the split, drawn at random, or all it has; `after` the first so many that are drawn."""
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[after:after + images].sort().values
     order = order.to(split.labels.device)
     return replace(split, images=taken(split.images, order), labels=split.labels[order])
 

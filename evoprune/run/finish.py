@@ -139,8 +139,10 @@ def say_whether_better(run: Run, points: list[Pruned]) -> None:
 def write_stopped(run: Run, state: State, later: State | None, folder: Folder, engine: Local | Engine) -> None:
     """Write the front of a search that was stopped, as far as it got, and of what was trained `later`; without the test split."""
     config, points = run.config, untrained(run, state)
-    if config.precision != "fp32" and config.repair == "none":
+    if config.repair == "none" and (config.precision != "fp32" or config.judge_images):
         measure_plainly(run, points, engine)
+    elif config.judge_images:
+        log.info("accuracies are estimates of the search until the run is finished")
     for point in points if config.total_epochs is None else ():
         point.note(repair=str(config.repair) if point.density < 1 else "none")
     if later is not None:
@@ -175,7 +177,8 @@ def measure_plainly(run: Run, points: list[Pruned], engine: Local | Engine) -> N
         EvopruneError: a repair was given up.
     """
     repair = str(run.config.repair)
-    if repair == "none" and run.evaluator.prepared.exact and run.evaluator.batch_size == run.batch_size:
+    exact = run.evaluator.prepared.exact and not run.config.judge_images
+    if repair == "none" and exact and run.evaluator.batch_size == run.batch_size:
         return
     log.info("measuring %d point%s with the model as it is, fp32", len(points), "s" * (len(points) != 1))
     if repair == "none":

@@ -41,7 +41,7 @@ from ..values.repair import LAST_IMAGES
 from ..values.training import recipe_for
 from .dense import measure_dense, train_dense
 from .plan import by_clock, with_precision
-from .run import Run, calibration_images, make_evaluator
+from .run import Run, calibration_images, judging_images, make_evaluator
 from .settings import search_batch_size, settle_for_model, training_config
 
 PLACES = ("out", "overwrite", "data_dir", "weights", "model", "data", "plan", "minutes")  # no part of a run's identity
@@ -227,8 +227,9 @@ def check_checkpoint(folder: Folder, layout: Layout, identity: str, config: Conf
 def identity_of(config: Config, layout: Layout, batch_sizes: tuple[int, int], splits: Data, net: nn.Module) -> str:
     """Return a hash of all that decides the results of a run; batch sizes are those of what is reported and of the search."""
     calibrated = calibration_images(config, splits, batch_sizes[0], LAST_IMAGES)
+    judging = judging_images(config, splits, batch_sizes[0])
     images = splits.search.images
-    tensors = [tensor for split in (splits.search, splits.test, calibrated) if split is not None
+    tensors = [tensor for split in (splits.search, splits.test, calibrated, judging) if split is not None
                for tensor in (split.labels, *leaves(split.images))]
     return fingerprint({k: v for k, v in config.settings().items() if k not in (*RESUMABLE, *PLACES)},
                        [vars(layer) for layer in layout], batch_sizes, *(as_bytes_of(t) for t in tensors),
@@ -242,7 +243,7 @@ def get_data(config: Config, data: Any) -> Data:
     asked = rule_names(config.start) if config.start != "auto" else []
     fisher = "fisher" in (*asked, read_method(config.method).rule)
     if isinstance(data, str):
-        whole = training or fisher or config.repair == "least-squares" or config.plan == AUTO
+        whole = training or fisher or config.repair == "least-squares" or config.judge_images or config.plan == AUTO
         calibrates = config.repair != "none" and not config.layerwise  # perhaps: the model decides whether it is repaired
         splits = load_data(config, None if whole else LAST_IMAGES if calibrates else 0)
     else:

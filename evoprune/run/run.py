@@ -13,8 +13,9 @@ from time import monotonic, time
 from torch import Tensor, nn
 
 from ..config import Config
-from ..errors import Stopped
+from ..errors import EvopruneError, Stopped
 from ..evaluation.evaluator import Evaluator
+from ..evaluation.judged import judged
 from ..files import piece_of, read_kept, write_kept
 from ..inputs.splits import Data, Split, calibration
 from ..inputs.tasks import optimised
@@ -121,7 +122,9 @@ def pieces_of(path: Path, label: str, until: float, what: str) -> Pieces:
 def make_evaluator(net: nn.Module, layout: Layout, splits: Data, config: Config, batch_size: int, usual: int) -> Evaluator:
     """Return the evaluator of the search; `usual` is the batch size of the reports."""
     # 6 arguments: the parts of a run before there is one
-    return Evaluator(net, layout, splits.search, batch_size, floor=config.accuracy_floor, precision=config.precision,
+    others = judging_images(config, splits, usual)
+    search = splits.search if others is None else judged(net, splits.search, others, usual)
+    return Evaluator(net, layout, search, batch_size, floor=config.accuracy_floor, precision=config.precision,
                      cache_mb=config.cache_mb, repair=str(config.repair), worth=config.worth,
                      calibration=calibration_images(config, splits, usual, IMAGES),
                      objectives=optimised(config.objectives, config.task))
@@ -132,3 +135,19 @@ def calibration_images(config: Config, splits: Data, batch_size: int, images: in
     if config.repair == "none":
         return None
     return calibration(splits.train or splits.search, min(images, BATCHES * batch_size), config.split_seed)
+
+
+def judging_images(config: Config, splits: Data, batch_size: int) -> Split | None:
+    """Return the training images that masks are judged on beside the search images: none that the search repairs them on.
+
+    Raises:
+        EvopruneError: there are not so many.
+    """
+    if not config.judge_images:
+        return None
+    repaired = calibration_images(config, splits, batch_size, IMAGES) if splits.train is not None else None
+    spare = 0 if splits.train is None else len(splits.train) - (0 if repaired is None else len(repaired))
+    if splits.train is None or spare < config.judge_images:
+        raise EvopruneError(f"judge_images: found {config.judge_images:,}, expected at most {spare:,}, the training images "
+                            f"that masks are not repaired on")
+    return calibration(splits.train, config.judge_images, config.split_seed, 0 if repaired is None else len(repaired))

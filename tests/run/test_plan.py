@@ -11,11 +11,12 @@ import evoprune
 from evoprune import EvopruneError
 from evoprune.config import AUTO, DECIDED, PLANNED, Config, keywords, options
 from evoprune.evolution.tuned import DENSE_STEPS
+from evoprune.inputs.tasks import task_of
 from evoprune.main import main
 from evoprune.pruning import dry_run
 from evoprune.run import jobs
 from evoprune.run import plan as plans
-from evoprune.run.plan import FEW_TARGETS, FREE, PLOTS, TARGETS, Costs, need, plan_of, rounded
+from evoprune.run.plan import FEW_TARGETS, FREE, PLOTS, TARGETS, Costs, images_to_judge_on, need, plan_of, rounded
 from evoprune.run.rebuild import RunBuilder, rebuild
 from evoprune.run.settings import settle
 
@@ -48,6 +49,16 @@ def test_more_time_is_never_less_of_anything():
     for name in ("shots", "population", "generations"):
         assert all(a[name] <= b[name] for a, b in pairwise(found) if name != "generations" or a["population"] == b["population"])
     assert all((a["refine_epochs"] or 0) <= (b["refine_epochs"] or 0) for a, b in pairwise(found))
+
+
+def test_masks_are_judged_on_more_images_where_few_have_labels(digits):
+    many = replace(digits.search, images=digits.search.images.repeat(20, 1, 1, 1), labels=digits.search.labels.repeat(20))
+    for splits, batch_size, wanted in (
+            (digits, 64, 1151 - 768), (digits, 8, 1151 - 8 * 32),  # what masks are not repaired on
+            (replace(digits, train=many), 64, 5000 - 287), (replace(digits, search=many), 64, 0),
+            (replace(digits, train=None), 64, 0),
+            (replace(digits, search=replace(digits.search, task=task_of("regression"))), 64, 0)):
+        assert images_to_judge_on(splits, batch_size) == wanted
 
 
 def test_fewer_targets_are_trained_where_all_would_have_too_few_steps():
