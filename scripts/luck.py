@@ -2,8 +2,8 @@
 
     python scripts/luck.py results/search_images/digits
 
-FOLDER/METHOD/seed-N/ as for rules_table.py. Of the points from 50 to 99.5 % sparsity the mean difference, in percent, less what
-the dense model scores more, which is what the two splits differ in without any choice.
+FOLDER/METHOD/seed-N/ as for rules_table.py. Of the points from 50 to 99.5 % sparsity the mean difference, in percent, less
+what the dense model scores more. The multi-shot path looks at no search image: what it has is no luck but how the splits differ.
 """
 
 from __future__ import annotations
