@@ -92,8 +92,8 @@ def test_rounded_goes_down_to_a_few_steps():
 def test_a_clock_is_read_only_where_nothing_says_how_to_search_or_train():
     assert settle("lenet", "digits", None, {"seed": 3, "out": "x", "engine": "processes"}).plan == AUTO
     values = {"repair": "none", "shots": 9, "judge_images": 9, "population": 8, "generations": 1, "refine_epochs": 9.0,
-              "targets": "0.9", "total_epochs": 9.0, "finetune_epochs": 1, "method": "oneshot:lamp", "start": "lamp", "layerwise": True,
-              "knowledge": "data"}
+              "targets": "0.9", "total_epochs": 9.0, "finetune_epochs": 1, "method": "oneshot:lamp", "start": "lamp",
+              "layerwise": True, "knowledge": "data"}
     assert values.keys() == set(DECIDED)
     for name, value in values.items():
         assert settle("lenet", "digits", None, {name: value, "out": "x"}).plan is None, name
