@@ -42,14 +42,14 @@ def test_the_estimate_is_the_obvious_one(lenet, digits, layout, batch_size):
     evaluator = Evaluator(lenet, layout, judged(lenet, digits.search, others, batch_size), batch_size)
     dense = [answers(copy.deepcopy(lenet), split) for split in (digits.search, others)]
     found = set()
-    for individual in population(lenet, layout, 12):
+    for individual in population(lenet, layout, 8):
         said = [answers(masked(lenet, layout, individual), split) for split in (digits.search, others)]
         right = (said[0] == digits.search.labels).sum().item()
         alike = [(a == b).sum().item() for a, b in zip(said, dense)]
         estimate = (right - alike[0]) / 287 + sum(alike) / 787
         assert evaluator(individual)[0] == pytest.approx(min(1, max(0, estimate)), abs=1e-12)
         found.add(round(estimate, 6))
-    assert len(found) > 4
+    assert len(found) > 3
     plain = Evaluator(lenet, layout, digits.search, batch_size)
     assert evaluator(dense_individual(layout))[0] == pytest.approx(plain(dense_individual(layout))[0], abs=1e-12)
 
@@ -61,7 +61,7 @@ def test_luck_moves_the_estimate_less_than_the_accuracy(lenet, digits, layout):
     model = masked(lenet, layout, individual)
     truth = float((answers(model, every) == every.labels).double().mean())
     accuracies, estimates = [], []
-    for seed in range(50):
+    for seed in range(30):
         order = torch.randperm(359, generator=torch.Generator().manual_seed(seed))
         search, others = part(every, order[:60]), part(every, order[60:])
         split = judged(lenet, search, others, 64)
