@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The inspiration's second task: ResNet-18 on CIFAR-10 (JPEG): a dense model, masks without training by a path and by evolution, and
-# a tuned run and two rules with the same epochs. On two cores of a CPU 10 epochs, some ten hours for all of it; on a GPU 60. Rebuilds
+# a tuned run and two rules with the same epochs. On two cores of a CPU 10 epochs, on a GPU 60. Rebuilds
 # results/resnet18_cifar10/, or resnet18_cifar10_gpu/; what is there already stays, and dense training goes on where it stopped.
 # usage: scripts/resnet18_cifar10.sh FOLDER [cpu|cuda]    FOLDER has train/CLASS/* and test/CLASS/*
 set -euo pipefail

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from ..errors import EvopruneError
 from ..inputs.models import copied, logits_of
-from ..inputs.nested import applied, joined
-from ..inputs.splits import Split
+from ..inputs.nested import joined
+from ..inputs.splits import Split, example_sums
 from ..inputs.tasks import Task
 
 UNKNOWN = -1  # label of an image that has none
@@ -43,10 +43,8 @@ def judged(net: nn.Module, search: Split, others: Split, batch_size: int) -> Spl
                             f"among classes are compared with the dense model's")
     labels = torch.cat([search.labels, torch.full_like(others.labels, UNKNOWN)])
     split = replace(search, images=joined([search.images, others.images]), labels=labels)
-    batches = [slice(i, i + batch_size) for i in range(0, len(split), batch_size)]
-    dense = copied(net).to(labels.device).eval()
-    with torch.inference_mode():
-        answers = torch.cat([logits_of(applied(dense, split.inputs(batch))).argmax(1) for batch in batches])
+    asked = replace(split, task=replace(task, sums=lambda output, labels: logits_of(output).argmax(1)))
+    answers = example_sums(copied(net).to(labels.device).eval(), asked, batch_size).to(labels)
 
     def counts(output: Any, labels: Tensor) -> Tensor:
         """Return right answers, answers like the dense model's where there is a label, and all of those, and ones, (batch, 4);
@@ -60,4 +58,4 @@ def judged(net: nn.Module, search: Split, others: Split, batch_size: int) -> Spl
         return (sums[0] - sums[1]) / len(search) + sums[2] / sums[3]
 
     task = replace(task, sums=counts, value=value, share=False, single=False)
-    return replace(split, labels=torch.stack([labels, answers.to(labels.dtype)], 1), task=task)
+    return replace(split, labels=torch.stack([labels, answers], 1), task=task)

@@ -33,9 +33,9 @@ from ..results.points import Measured
 from ..results.record import Record
 from ..rules import target_sparsities
 from ..values.fast import has_bf16
-from ..values.repair import BATCHES, IMAGES, PATH_IMAGES
+from ..values.repair import IMAGES, PATH_IMAGES
 from ..values.training import Recipe, recipe_for, steps_an_epoch, tune
-from .run import Run, make_evaluator
+from .run import Run, fitting, make_evaluator
 from .settings import BY_CLOCK, default_repair, settle_for_model, training_config
 
 SMALL, FEW_MINUTES, MINUTES = 100_000, 1.0, 10.0  # parameters of a model that gets few minutes
@@ -115,7 +115,7 @@ def images_to_judge_on(splits: Data, batch_size: int) -> int:
     many beside those that masks are repaired on, and answers are among classes."""
     if splits.train is None or not judges(splits.search.task):
         return 0
-    return max(0, min(JUDGED - len(splits.search), len(splits.train) - min(IMAGES, BATCHES * batch_size)))
+    return max(0, min(JUDGED - len(splits.search), len(splits.train) - fitting(IMAGES, batch_size)))
 
 
 def with_precision(config: Config, net: nn.Module, splits: Data) -> Config:

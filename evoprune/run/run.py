@@ -134,7 +134,12 @@ def calibration_images(config: Config, splits: Data, batch_size: int, images: in
     """Return what masks are repaired on, from the train split where there is one; no label of it is looked at."""
     if config.repair == "none":
         return None
-    return calibration(splits.train or splits.search, min(images, BATCHES * batch_size), config.split_seed)
+    return calibration(splits.train or splits.search, fitting(images, batch_size), config.split_seed)
+
+
+def fitting(images: int, batch_size: int) -> int:
+    """Return how many of so many images a repair takes: they go through the model in one pass."""
+    return min(images, BATCHES * batch_size)
 
 
 def judging_images(config: Config, splits: Data, batch_size: int) -> Split | None:
@@ -145,9 +150,9 @@ def judging_images(config: Config, splits: Data, batch_size: int) -> Split | Non
     """
     if not config.judge_images:
         return None
-    repaired = calibration_images(config, splits, batch_size, IMAGES) if splits.train is not None else None
-    spare = 0 if splits.train is None else len(splits.train) - (0 if repaired is None else len(repaired))
+    repaired = 0 if config.repair == "none" else fitting(IMAGES, batch_size)
+    spare = 0 if splits.train is None else max(0, len(splits.train) - repaired)
     if splits.train is None or spare < config.judge_images:
         raise EvopruneError(f"judge_images: found {config.judge_images:,}, expected at most {spare:,}, the training images "
                             f"that masks are not repaired on")
-    return calibration(splits.train, config.judge_images, config.split_seed, 0 if repaired is None else len(repaired))
+    return calibration(splits.train, config.judge_images, config.split_seed, repaired)
