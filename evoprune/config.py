@@ -228,7 +228,7 @@ def check_used(given: Iterable[str], config: Config) -> None:
                                     f"it out, or give that too")
 
 
-PLANNED = ("repair", "shots", "judge_images", "population", "generations", "refine_epochs", "targets")  # what a plan says
+PLANNED = ("repair", "shots", "population", "generations", "refine_epochs", "targets")  # what a plan says
 DECIDED = (*PLANNED, "total_epochs", "finetune_epochs", "method", "start", "layerwise",
            "knowledge")  # with one of these no plan is made, unless `minutes` are given
 RESUMABLE = ("engine", "max_seconds", "generations", "workers", "job_timeout", "scheduler", "listen", "hostfile",

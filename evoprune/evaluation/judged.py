@@ -19,14 +19,8 @@ from ..errors import EvopruneError
 from ..inputs.models import copied, logits_of
 from ..inputs.nested import joined
 from ..inputs.splits import Split, example_sums
-from ..inputs.tasks import Task
 
 UNKNOWN = -1  # label of an image that has none
-
-
-def judges(task: Task) -> bool:
-    """Say whether answers can be compared so: one a model's output, among classes."""
-    return task.single and task.link == "softmax"
 
 
 def judged(net: nn.Module, search: Split, others: Split, batch_size: int) -> Split:
@@ -38,7 +32,7 @@ def judged(net: nn.Module, search: Split, others: Split, batch_size: int) -> Spl
         EvopruneError: the task has no single right answer among classes.
     """
     task = search.task
-    if not judges(task):
+    if not (task.single and task.link == "softmax"):
         raise EvopruneError(f"judge_images: found {len(others):,} for the task {task.name}, expected 0: only answers "
                             f"among classes are compared with the dense model's")
     labels = torch.cat([search.labels, torch.full_like(others.labels, UNKNOWN)])

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from ..config import AUTO, Config, flags, options
 from ..errors import EvopruneError
 from ..evaluation.evaluator import Evaluator
-from ..evaluation.judged import judges
 from ..evolution.tuned import DENSE_STEPS, SEED_STEPS, SEEDS, kept_at_targets
 from ..inputs.models import copied
 from ..inputs.splits import Data, Split
@@ -33,15 +32,14 @@ from ..results.points import Measured
 from ..results.record import Record
 from ..rules import target_sparsities
 from ..values.fast import has_bf16
-from ..values.repair import IMAGES, PATH_IMAGES
+from ..values.repair import PATH_IMAGES
 from ..values.training import Recipe, recipe_for, steps_an_epoch, tune
-from .run import Run, fitting, make_evaluator
+from .run import Run, make_evaluator
 from .settings import BY_CLOCK, default_repair, settle_for_model, training_config
 
 SMALL, FEW_MINUTES, MINUTES = 100_000, 1.0, 10.0  # parameters of a model that gets few minutes
 TARGETS = "0.8,0.9,0.95,0.97,0.98,0.985,0.99,0.995"
 FEW_TARGETS = "0.9,0.95,0.97,0.98,0.99"  # where all of them would have fewer steps than a child of the dense model takes
-JUDGED = 5000  # images that masks are judged on at most, beside the search images only where those are fewer
 IMPORTS, PLOTS = 5.0, 3.0  # seconds that no part of a plan has
 MASKS_SHARE, PATH_SHARE, SEARCH_SHARE = 0.25, 0.25, 0.1  # of the time, at most: of the first masks, a generation, and the last
 # measurement; of the path; of the later generations where there is training, which has the rest
@@ -92,14 +90,13 @@ def planned(config: Config, net: nn.Module, splits: Data, layout: Layout, batch_
     `started` then, by the monotonic clock."""
     # 7 arguments: the parts of a run before there is one
     minutes = config.minutes or (FEW_MINUTES if sum(p.numel() for p in net.parameters()) < SMALL else MINUTES)
-    config = replace(config, judge_images=images_to_judge_on(splits, batch_sizes[0]))
     measure = partial(measured_costs, config, net, splits, layout, batch_sizes, dense, 60 * minutes)
     costs = measure("least-squares") or measure(default_repair(net, config))
     assert costs is not None
     spent = IMPORTS + monotonic() - started
     targets = [each for each in TARGETS.split(",") if reachable(replace(config, targets=each), layout)]
     plan = partial(plan_of, costs, free=free_memory(), repair=default_repair(net, config), targets=targets)
-    found = {"judge_images": config.judge_images} | plan(PUNCTUAL * 60 * minutes - spent)
+    found = plan(PUNCTUAL * 60 * minutes - spent)
     config = replace(config, minutes=minutes, **found)
     log.info("plan for %g minute%s: %s; %.1f GB", minutes, "s" * (minutes != 1), in_words(config, costs),
              need(costs, config.population) / 1e9)
@@ -108,14 +105,6 @@ def planned(config: Config, net: nn.Module, splits: Data, layout: Layout, batch_
     log.info("the same without a clock: %s", " ".join(flags({name: value for name, value in found.items()
                                                               if value != options()[name].default})))
     return config
-
-
-def images_to_judge_on(splits: Data, batch_size: int) -> int:
-    """Return how many training images masks are judged on, too: what the search images are fewer than `JUDGED`, if there are so
-    many beside those that masks are repaired on, and answers are among classes."""
-    if splits.train is None or not judges(splits.search.task):
-        return 0
-    return max(0, min(JUDGED - len(splits.search), len(splits.train) - fitting(IMAGES, batch_size)))
 
 
 def with_precision(config: Config, net: nn.Module, splits: Data) -> Config:

@@ -134,12 +134,7 @@ def calibration_images(config: Config, splits: Data, batch_size: int, images: in
     """Return what masks are repaired on, from the train split where there is one; no label of it is looked at."""
     if config.repair == "none":
         return None
-    return calibration(splits.train or splits.search, fitting(images, batch_size), config.split_seed)
-
-
-def fitting(images: int, batch_size: int) -> int:
-    """Return how many of so many images a repair takes: they go through the model in one pass."""
-    return min(images, BATCHES * batch_size)
+    return calibration(splits.train or splits.search, min(images, BATCHES * batch_size), config.split_seed)
 
 
 def judging_images(config: Config, splits: Data, batch_size: int) -> Split | None:
@@ -150,7 +145,7 @@ def judging_images(config: Config, splits: Data, batch_size: int) -> Split | Non
     """
     if not config.judge_images:
         return None
-    repaired = 0 if config.repair == "none" else fitting(IMAGES, batch_size)
+    repaired = 0 if config.repair == "none" else min(IMAGES, BATCHES * batch_size)
     spare = 0 if splits.train is None else max(0, len(splits.train) - repaired)
     if splits.train is None or spare < config.judge_images:
         raise EvopruneError(f"judge_images: found {config.judge_images:,}, expected at most {spare:,}, the training images "

@@ -11,12 +11,11 @@ import evoprune
 from evoprune import EvopruneError
 from evoprune.config import AUTO, DECIDED, PLANNED, Config, keywords, options
 from evoprune.evolution.tuned import DENSE_STEPS
-from evoprune.inputs.tasks import task_of
 from evoprune.main import main
 from evoprune.pruning import dry_run
 from evoprune.run import jobs
 from evoprune.run import plan as plans
-from evoprune.run.plan import FEW_TARGETS, FREE, PLOTS, TARGETS, Costs, images_to_judge_on, need, plan_of, rounded
+from evoprune.run.plan import FEW_TARGETS, FREE, PLOTS, TARGETS, Costs, need, plan_of, rounded
 from evoprune.run.rebuild import RunBuilder, rebuild
 from evoprune.run.settings import settle
 
@@ -51,16 +50,6 @@ def test_more_time_is_never_less_of_anything():
     assert all((a["refine_epochs"] or 0) <= (b["refine_epochs"] or 0) for a, b in pairwise(found))
 
 
-def test_masks_are_judged_on_more_images_where_few_have_labels(digits):
-    many = replace(digits.search, images=digits.search.images.repeat(20, 1, 1, 1), labels=digits.search.labels.repeat(20))
-    for splits, batch_size, wanted in (
-            (digits, 64, 1151 - 768), (digits, 8, 1151 - 8 * 32),  # what masks are not repaired on
-            (replace(digits, train=many), 64, 5000 - 287), (replace(digits, search=many), 64, 0),
-            (replace(digits, train=None), 64, 0),
-            (replace(digits, search=replace(digits.search, task=task_of("regression"))), 64, 0)):
-        assert images_to_judge_on(splits, batch_size) == wanted
-
-
 def test_fewer_targets_are_trained_where_all_would_have_too_few_steps():
     def steps(seconds):
         found = plan(seconds, step=0.005)
@@ -91,9 +80,9 @@ def test_rounded_goes_down_to_a_few_steps():
 
 def test_a_clock_is_read_only_where_nothing_says_how_to_search_or_train():
     assert settle("lenet", "digits", None, {"seed": 3, "out": "x", "engine": "processes"}).plan == AUTO
-    values = {"repair": "none", "shots": 9, "judge_images": 9, "population": 8, "generations": 1, "refine_epochs": 9.0,
-              "targets": "0.9", "total_epochs": 9.0, "finetune_epochs": 1, "method": "oneshot:lamp", "start": "lamp",
-              "layerwise": True, "knowledge": "data"}
+    values = {"repair": "none", "shots": 9, "population": 8, "generations": 1, "refine_epochs": 9.0, "targets": "0.9",
+              "total_epochs": 9.0, "finetune_epochs": 1, "method": "oneshot:lamp", "start": "lamp", "layerwise": True,
+              "knowledge": "data"}
     assert values.keys() == set(DECIDED)
     for name, value in values.items():
         assert settle("lenet", "digits", None, {name: value, "out": "x"}).plan is None, name
