@@ -8,8 +8,10 @@ processor's cache.
 from __future__ import annotations
 
 import logging
+import time
 import warnings
 from collections.abc import Callable
+from statistics import median
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ from .slim import difference
 TYPES = (torch.float32, torch.float64)  # that MKL multiplies
 LEAST = 0.5  # sparsity from which on a layer is tried
 ROUNDS, SECONDS = 7, 0.02  # of each timing, in turns
+FEW, PATIENCE = 3, 30.0  # rounds that do for what is slow, and the seconds after which no more than them are made
 GAIN = 1.05  # times as fast at least
 GROSS = 0.01  # of the largest output: more than rounding
 log = logging.getLogger("evoprune")
@@ -166,7 +169,7 @@ def fits(module: nn.Module) -> bool:
 
 
 def timed(*functions: Callable[[], Any], threads: int | None = None) -> list[float]:
-    """Return the median seconds of each function, measured in turns."""
+    """Return the median seconds of each function, measured in turns: seven, or from 30 s on no more than three are made."""
     quiet = logging.getLogger("torch.utils.cpp_extension")
     level = quiet.level
     quiet.setLevel(logging.ERROR)  # it speaks of CUDA where there is none
@@ -174,8 +177,9 @@ def timed(*functions: Callable[[], Any], threads: int | None = None) -> list[flo
 
     quiet.setLevel(level)
     times: list[list[float]] = [[] for _ in functions]
-    for _ in range(ROUNDS):
+    began = time.perf_counter()
+    while len(times[0]) < (ROUNDS if time.perf_counter() - began < PATIENCE else FEW):
         for function, kept in zip(functions, times):
             timer = Timer("function()", globals={"function": function}, num_threads=threads or torch.get_num_threads())
             kept.append(timer.blocked_autorange(min_run_time=SECONDS).median)
-    return [sorted(each)[ROUNDS // 2] for each in times]
+    return [median(each) for each in times]

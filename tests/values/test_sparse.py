@@ -1,4 +1,5 @@
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -42,6 +43,24 @@ class Net(nn.Module):
     def forward(self, x):
         x = self.drop(self.grouped(self.dense(self.conv(x).relu())).mean((2, 3)))
         return self.head(self.twice(self.twice(x)))
+
+
+def test_what_is_slow_is_timed_in_few_rounds(monkeypatch):
+    clock, lasts = [0.0], [4.0, 1.0, 2.0, 9.0]
+    seen: list[int] = []
+
+    def measure(timer, min_run_time):
+        function = timer._globals["function"]
+        seen.append(function)
+        clock[0] += lasts[function]
+        return SimpleNamespace(median=lasts[function] + len(seen))
+    monkeypatch.setattr("torch.utils.benchmark.Timer.blocked_autorange", measure)
+    monkeypatch.setattr(sparse.time, "perf_counter", lambda: clock[0])
+    assert sparse.timed(0, 1) == [4 + 6, 1 + 7] and seen == [0, 1] * 6  # 30 s are over after six rounds
+    seen.clear()
+    assert sparse.timed(1) == [1 + 4] and seen == [1] * 7
+    seen.clear()
+    assert sparse.timed(3, 2) == [9 + 3, 2 + 4] and seen == [3, 2] * 3
 
 
 @mkl
