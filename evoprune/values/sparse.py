@@ -27,7 +27,7 @@ from .slim import difference
 TYPES = (torch.float32, torch.float64)  # that MKL multiplies
 LEAST = 0.5  # sparsity from which on a layer is tried
 ROUNDS, SECONDS = 7, 0.02  # of each timing, in turns
-FEW, PATIENCE = 3, 30.0  # rounds that do for what is slow, and the seconds after which no more than them are made
+FEW, PATIENCE = 3, 30.0  # rounds that are made at least, and the seconds after which no more are begun
 GAIN = 1.05  # times as fast at least
 GROSS = 0.01  # of the largest output: more than rounding
 log = logging.getLogger("evoprune")
@@ -169,7 +169,7 @@ def fits(module: nn.Module) -> bool:
 
 
 def timed(*functions: Callable[[], Any], threads: int | None = None) -> list[float]:
-    """Return the median seconds of each function, measured in turns: seven, or from 30 s on no more than three are made."""
+    """Return the median seconds of each function, measured in turns: seven, or those begun within 30 s, three at least."""
     quiet = logging.getLogger("torch.utils.cpp_extension")
     level = quiet.level
     quiet.setLevel(logging.ERROR)  # it speaks of CUDA where there is none
