@@ -18,7 +18,11 @@ def sign_test(wins: int, losses: int) -> float:
     """Return the probability of so many `wins` or more among wins and losses that are equally likely: one-sided, exact
     (McNemar, 1947, with the binomial distribution)."""
     of = wins + losses
-    return float(sum(comb(of, k) for k in range(wins, of + 1)) / 2**of)
+    ways, all_ways = comb(of, wins), 0
+    for k in range(wins, of + 1):
+        all_ways += ways
+        ways = ways * (of - k) // (k + 1)  # comb(of, k + 1), which takes long to compute anew where there are many
+    return float(all_ways / 2**of)
 
 
 def paired_bootstrap(a: Floats, b: Floats, score: Callable[[list[float]], float], seed: int = 0) -> float:

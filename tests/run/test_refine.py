@@ -1,6 +1,7 @@
 import csv
 import itertools
 from functools import reduce
+from statistics import NormalDist
 from types import SimpleNamespace
 
 import numpy as np
@@ -27,6 +28,8 @@ def test_the_sign_test_counts_every_way_that_coins_can_fall():
     for wins, losses in ((0, 0), (1, 0), (3, 1), (5, 5), (2, 7)):
         flips = [sum(coins) for coins in itertools.product((0, 1), repeat=wins + losses)]
         assert sign_test(wins, losses) == pytest.approx(np.mean([heads >= wins for heads in flips]))
+    for wins, losses in ((10_150, 9_850), (9_900, 10_100)):  # of many, as fast
+        assert sign_test(wins, losses) == pytest.approx(NormalDist(10_000, 5000 ** 0.5).cdf(20_000 - wins + 0.5), rel=0.01)
 
 
 def test_the_bootstrap_tells_better_from_equal():
