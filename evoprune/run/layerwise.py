@@ -25,7 +25,7 @@ from ..files import fingerprint, remove, to_safetensors, write_atomic
 from ..inputs.models import copied, set_state
 from ..inputs.splits import score
 from ..masks.genome import Fitness, Individual, dense_individual, kept_genes, pruned_weights
-from ..masks.layout import Layout
+from ..masks.layout import Layer, Layout
 from ..masks.tensors import named_masks
 from ..results.folder import Folder
 from ..results.points import Pruned, before_and_after, pruned
@@ -99,9 +99,9 @@ class Layerwise:
         net = copied(run.model)
         set_state(net, before.state)
         found = self.search_layer(before, net, i, identity, name)
-        chosen = choose_mask(found, Layout((run.layout[i],), 1), run.config, cap)
         layer = run.layout[i]
         alive = np.packbits(layer.any(net.get_parameter(layer.name) != 0).reshape(-1).numpy())  # zeros of earlier rounds
+        chosen = choose_mask(found, layer, alive, run.config, cap)
         individual = before.individual.clone()
         individual[i] = chosen[0] & alive
         individual.origin, individual.generation = chosen.origin, chosen.generation
@@ -154,13 +154,14 @@ def train_stage(run: Run, net: nn.Module, individual: Individual, recipe: Recipe
     return Stage(values, individual, before, after, state.evaluations, tuple(state.log))
 
 
-def choose_mask(state: State, layout: Layout, config: Config, cap: float) -> Individual:
-    """Return the mask that the rule chooses among a layer's points no sparser than `cap`; the unpruned one if there is none.
+def choose_mask(state: State, layer: Layer, alive: np.ndarray, config: Config, cap: float) -> Individual:
+    """Return the mask that the rule chooses among a layer's points that leave it, of what is `alive`, no sparser than `cap`; the
+    unpruned one if there is none.
 
     That is the knee (`Objectives.knee`) or, with the floor rule, the sparsest, since every point reaches the floor.
     """
     points = [p for p in non_dominated(state.archive, config.accuracy_floor)
-              if 1 - kept_genes(p[0]) / layout[0].genes <= cap]
+              if 1 - kept_genes(p[0] & alive) / layer.genes <= cap]
     if not points:
         return state.archive[0]
     if config.layer_rule == "floor":

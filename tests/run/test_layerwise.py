@@ -75,12 +75,15 @@ def state_of(values, layout):
 
 
 def test_the_knee_the_floor_and_the_cap_choose():
-    layout = Layout((Layer("a", (100,)),), 100)
+    layer, all_alive = Layer("a", (100,)), np.packbits(np.ones(100, bool))
+    layout = Layout((layer,), 100)
     state = state_of([(1.0, 0.0), (0.98, 0.5), (0.95, 0.8), (0.6, 0.9), (0.2, 0.95)], layout)
-    assert choose_mask(state, layout, Config(), 1.0).fitness.values == (0.95, 0.8)
-    assert choose_mask(state, layout, Config(), 0.6).fitness.values == (0.98, 0.5)
-    assert choose_mask(state, layout, Config(accuracy_floor=0.5, layer_rule="floor"), 1.0).fitness.values == (0.6, 0.9)
-    assert choose_mask(state, layout, Config(accuracy_floor=0.5, layer_rule="floor"), 0.85).fitness.values == (0.95, 0.8)
+    floor = Config(accuracy_floor=0.5, layer_rule="floor")
+    for config, alive, cap, chosen in (
+            (Config(), all_alive, 1.0, (0.95, 0.8)), (Config(), all_alive, 0.6, (0.98, 0.5)), (floor, all_alive, 1.0, (0.6, 0.9)),
+            (floor, all_alive, 0.85, (0.95, 0.8)),
+            (Config(), np.packbits(np.arange(100) < 80), 0.6, (1.0, 0.0))):  # 0.5 more than the 0.2 of earlier rounds
+        assert choose_mask(state, layer, alive, config, cap).fitness.values == chosen
 
 
 @pytest.mark.parametrize(("settings", "said"), [
