@@ -99,6 +99,8 @@ def main(arguments: Sequence[str] | None = None, toolbox: Callable[..., Any] | N
             print("evoprune: KeyboardInterrupt was raised by the model, the data or the toolbox, not by Ctrl-C", file=sys.stderr)
         return 2
 
+MORE = ("finetune_epochs", "minutes")  # with --resume for training that is added, whatever the run was trained by
+
 
 def start(arguments: Sequence[str], given: dict[str, Any], toolbox: Callable[..., Any] | None, program: str) -> int:
     """Check the flags, then run here or under SCOOP; return the exit status."""
@@ -119,7 +121,7 @@ def check(given: dict[str, Any]) -> None:
         config = read_to_resume(Path(given["resume"])).config
         for name, value in settings.items():
             check_setting(name, value)
-        config = replace(config, **settings)
+        config = replace(config, **{name: value for name, value in settings.items() if name not in MORE})
     check_used(settings, config)
 
 
@@ -159,7 +161,8 @@ def launch(arguments: Sequence[str], given: dict[str, Any], toolbox: Callable[..
 
     if toolbox is not None:
         raise EvopruneError("engine: scoop starts the command line again, without the toolbox of this script; use processes")
-    return launch(arguments, workers_of(given.get("workers")), given.get("listen"), given.get("hostfile"))
+    found = read_to_resume(Path(given["resume"])).config.settings() | given if "resume" in given else given
+    return launch(arguments, workers_of(found.get("workers")), found.get("listen"), found.get("hostfile"))
 
 
 def files(front: Front) -> str:

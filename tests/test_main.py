@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,8 +14,8 @@ from conftest import hashes
 
 from evoprune import load_front, prune
 from evoprune.commands import COMMANDS, parser_of
-from evoprune.config import PROGRAM, flag_of, options
-from evoprune.main import GROUPS, MATTER, main, parser, what_next
+from evoprune.config import PROGRAM, Config, flag_of, options
+from evoprune.main import GROUPS, MATTER, launch, main, parser, what_next
 
 
 def run(capsys, *arguments):
@@ -122,6 +123,16 @@ def test_unknown_flags_have_status_2_as_well(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["--generation-count", "4"])
     assert stopped.value.code == 2 and "unrecognized arguments" in capsys.readouterr().err
+
+
+def test_a_resumed_run_goes_on_where_it_was_under_scoop_unless_told_otherwise(monkeypatch):
+    config = Config(engine="scoop", workers=3, listen="10.0.0.1", hostfile="hosts")
+    monkeypatch.setattr("evoprune.main.read_to_resume", lambda path: SimpleNamespace(config=config))
+    monkeypatch.setattr("evoprune.engines.processes.workers_of", lambda asked: asked)
+    monkeypatch.setattr("evoprune.engines.scoop_launch.launch", lambda arguments, *where: where)
+    assert launch([], {"resume": "run"}, None) == (3, "10.0.0.1", "hosts")
+    assert launch([], {"resume": "run", "workers": 2}, None) == (2, "10.0.0.1", "hosts")
+    assert launch([], {"workers": 2}, None) == (2, None, None)
 
 
 def test_help_works_from_the_file_as_a_launcher_runs_it():

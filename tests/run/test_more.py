@@ -2,13 +2,16 @@
 
 import csv
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import hashes
 
 import evoprune
+from evoprune.config import Config
 from evoprune.errors import EvopruneError
+from evoprune.main import check
 from evoprune.results import folder as folders
 from evoprune.results.written import RIGHT
 
@@ -143,6 +146,16 @@ def test_minutes_plan_the_epochs(small, digits, run, caplog):
     assert "3 points are trained for 8 epochs more" in caplog.text
 
 
+@pytest.mark.parametrize(("settings", "asked"), [
+    ({"refine_epochs": 3.0}, {"finetune_epochs": 1}), ({"finetune_epochs": 2}, {"minutes": 0.1}),
+    ({"total_epochs": 9.0}, {"minutes": 0.1, "finetune_epochs": 2})])
+def test_the_command_line_adds_training_to_runs_of_every_kind(settings, asked, monkeypatch):
+    monkeypatch.setattr("evoprune.main.read_to_resume", lambda path: SimpleNamespace(config=Config(**settings)))
+    check({"resume": "run", **asked})
+    with pytest.raises(EvopruneError, match="found 'one'"):
+        check({"resume": "run", **dict.fromkeys(asked, "one")})
+
+
 def no_engine(*_):
     raise EvopruneError("engine: none here")
 
@@ -150,6 +163,7 @@ def no_engine(*_):
 @pytest.mark.parametrize(("settings", "said"), [
     ({"more_epochs": 1, "minutes": 1}, "minutes: found 1 with 1 epochs to add; expected one of them"),
     ({"more_epochs": 1, "population": 8}, "population: found 8, but the run in .* has 6"),
+    ({"generations": 2, "finetune_epochs": 1}, "generations: found 2, but the run in .* has 1; .* only without training after"),
     ({"more_epochs": 0}, "more_epochs: found 0, expected at least 1"),
     ({"more_epochs": 1, "engine": "processes"}, "engine: none here"),
     ({"minutes": 0.1, "front": 3}, "minutes: found 0.1, in which 3 points cannot be trained for an epoch"),
