@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import EvopruneError, first_line, shown
 from ..inputs.models import logits_of, private_copy
-from ..inputs.nested import applied, leaves, shapes
+from ..inputs.nested import applied, leaves, mapped, shapes
 from ..inputs.splits import Split, as_split, score
 from ..inputs.tasks import check_task, guessed, task_of
 
@@ -59,7 +59,7 @@ def probe(model: nn.Module, split: Split) -> tuple[Tensor, int]:
     """Run two images through a copy of `model`; return (what it says of them, bytes of the largest activation of one image).
 
     Raises:
-        EvopruneError: the model does not take these images, or returns no tensor with a row for each.
+        EvopruneError: the model does not take these images, writes over them, or returns no tensor with a row for each.
     """
     model = private_copy(model).to(split.labels.device)
     sizes = [leaf.nbytes for leaf in leaves(split.inputs(slice(0, 1)))]
@@ -70,7 +70,8 @@ def probe(model: nn.Module, split: Split) -> tuple[Tensor, int]:
 
     for module in model.modules():
         module.register_forward_hook(note)
-    batch, count = split.inputs(slice(0, 2)), min(2, len(split))
+    batch, count = mapped(Tensor.clone, split.inputs(slice(0, 2))), min(2, len(split))
+    before = leaves(mapped(Tensor.clone, batch))
     try:
         with torch.inference_mode():
             outputs = logits_of(applied(model.eval(), batch))
@@ -81,6 +82,9 @@ def probe(model: nn.Module, split: Split) -> tuple[Tensor, int]:
     if not outputs.dim() or len(outputs) != count:
         raise EvopruneError(f"model: returned logits of shape {tuple(outputs.shape)} for {count} images, "
                             f"expected ({count}, classes)")
+    if not all(a.shape == b.shape and ((a == b) | (a != a)).all() for a, b in zip(before, leaves(batch))):
+        raise EvopruneError("model: writes over its inputs, which are read more than once; expected that it makes new tensors: "
+                            "x = x - mean, say, not x -= mean")
     return outputs, max(sizes)
 
 

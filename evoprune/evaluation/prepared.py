@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from ..inputs.models import copied
 from ..inputs.nested import Inputs, applied, leaves, mapped
 from ..inputs.splits import Split
-from ..values.fast import channels_last_wins
+from ..values.fast import wants_channels_last
 from .graph import rewritten, same, split_graph
 
 CHECKED = 8  # images on which a rewritten model is compared with the plain one
@@ -40,7 +40,8 @@ class PreparedModel:
         self.split, self.batch_size = split, batch_size
         self.dtype = torch.bfloat16 if precision == "bf16" else split.dtype
         self.model, self.rounded = copied(model).to(split.labels.device).eval().requires_grad_(False), 0
-        self.format = torch.channels_last if channels_last_wins(model) and not plain else torch.contiguous_format
+        last = not plain and wants_channels_last(self.model, split.inputs(slice(0, 2)))
+        self.format = torch.channels_last if last else torch.contiguous_format
         if not plain:
             self.model, self.rounded = rewritten(self.model, split.inputs(slice(0, CHECKED)), fold)
         if self.dtype != split.dtype:

@@ -98,28 +98,38 @@ def fold_batch_norms(model: nn.Module, graph: fx.Graph) -> list[str]:
 
 @contextmanager
 def channels_last(model: nn.Module, inputs: Inputs) -> Iterator[Callable[[Inputs], Inputs]]:
-    """Let the model have its channels last for a while, where that is faster and it takes `inputs` so (`view` may not); yields
-    what brings inputs into that order."""
-    def ordered(inputs: Inputs) -> Inputs:
-        return mapped(lambda x: x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x, inputs)
-
-    if not channels_last_wins(model):
+    """Let the model have its channels last for a while, where that is faster and it can; yields what brings inputs into that
+    order."""
+    if not wants_channels_last(model, inputs):
         yield same
         return
-    training = model.training
+    model.to(memory_format=torch.channels_last)
     try:
-        model.to(memory_format=torch.channels_last)
-        with torch.no_grad():
-            applied(model.eval(), ordered(inputs))
-        order = ordered
-    except RuntimeError:
-        model.to(memory_format=torch.contiguous_format)
-        order = same
-    model.train(training)
-    try:
-        yield order
+        yield ordered
     finally:
         model.to(memory_format=torch.contiguous_format)
+
+
+def wants_channels_last(model: nn.Module, inputs: Inputs) -> bool:
+    """Say whether channels_last is faster for a model, and it takes `inputs` so, which `view` in its own code may not."""
+    if not channels_last_wins(model):
+        return False
+    modes = {module: module.training for module in model.modules()}
+    try:
+        with torch.no_grad():
+            applied(model.to(memory_format=torch.channels_last).eval(), ordered(inputs))
+    except RuntimeError:
+        return False
+    finally:
+        model.to(memory_format=torch.contiguous_format)
+        for module, mode in modes.items():
+            module.training = mode
+    return True
+
+
+def ordered(inputs: Inputs) -> Inputs:
+    """Return inputs with channels last."""
+    return mapped(lambda x: x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x, inputs)
 
 
 def same(inputs: Inputs) -> Inputs:

@@ -19,6 +19,45 @@ from evoprune.values.fast import channels_last_wins
 from evoprune.values.training import Recipe, tune
 
 
+class Views(nn.Module):
+    """Two wide convolutions, whose outputs `view` does not take with channels last."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(1, 16, 3), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 16, 3)
+        self.fc = nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.fc(self.c(self.b(self.a(x))).view(-1, 64))
+
+
+def test_a_model_that_views_its_channels_is_evaluated_in_its_own_order(digits):
+    model = Views().eval()
+    assert channels_last_wins(model)
+    prepared = PreparedModel(model, digits.search, 64, {"c.weight"})
+    with torch.inference_mode():
+        assert torch.allclose(prepared.logits(0), model(digits.search.inputs(slice(0, 64))), atol=1e-5)
+    assert prepared.format == torch.contiguous_format and not prepared.model.training
+
+
+class Overwrites(nn.Linear):
+    """Subtracts a mean from its inputs, in place."""
+
+    def forward(self, x):
+        x -= 0.5
+        return super().forward(x)
+
+
+def test_a_model_that_writes_over_its_inputs_is_refused_and_the_data_stay():
+    images = torch.rand(40, 6)
+    before, model = images.clone(), Overwrites(6, 2)
+    for call in (lambda: evoprune.accuracy(model, (images, torch.zeros(40).long())),
+                 lambda: evoprune.prune(model, (images, torch.zeros(40).long()))):
+        with pytest.raises(evoprune.EvopruneError, match=r"model: writes over its inputs, .* x = x - mean, say, not x -= mean"):
+            call()
+    assert torch.equal(images, before)
+
+
 @pytest.fixture(scope="module")
 def resnet(digits):
     """ResNet-18 that tells digits apart after one epoch; do not change it."""
