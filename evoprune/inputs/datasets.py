@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, SubsetRandomSampler
 
 from ..errors import EvopruneError, shown
 from .nested import Inputs, joined, mapped, shapes
@@ -77,17 +77,32 @@ def parted(item: Any, what: str, inputs: int) -> tuple[Any, Any]:
 
 
 def read_loader(loader: DataLoader[Any], name: str, inputs: int) -> tuple[Inputs, Tensor]:
-    """Read the dataset of a DataLoader whole, in order, through its collate function; short batches are filled with zeros."""
+    """Read what a DataLoader reads, in order, through its collate function; short batches are filled with zeros."""
     parts, labels = [], []
-    size = loader.batch_size or 64
-    for i in range(0, len(loader.dataset), size):  # type: ignore[arg-type]  # one without a length raises
-        collated = loader.collate_fn([loader.dataset[j] for j in range(i, min(i + size, len(loader.dataset)))])  # type: ignore[arg-type]
+    size, items = loader.batch_size or 64, items_of(loader, name)
+    for i in range(0, len(items), size):
+        collated = loader.collate_fn([loader.dataset[j] for j in items[i:i + size]])
         image, label = parted(collated, f"{name}: what the DataLoader collates", inputs)
         parts.append(nested_tensors(image))
         labels.append(as_tensor(label))  # (batch, ...)
     if not parts:
         raise EvopruneError(f"{name}: the dataset is empty")
     return joined(parts), joined(labels, -100) if labels[0].dim() > 1 and not labels[0].is_floating_point() else torch.cat(labels)
+
+
+def items_of(loader: DataLoader[Any], name: str) -> Sequence[int]:
+    """Return which items of its dataset a DataLoader reads: all, but for those that a SubsetRandomSampler leaves out.
+
+    Raises:
+        EvopruneError: it has another sampler, which may read anything.
+    """
+    own = loader.batch_sampler if loader.batch_sampler is not None and loader.batch_size is None else loader.sampler
+    if type(own) is SubsetRandomSampler:
+        return sorted(own.indices)
+    if type(own) not in (SequentialSampler, RandomSampler):
+        raise EvopruneError(f"{name}: found a DataLoader with a {type(own).__name__}, which is not followed; hand in its "
+                            f"dataset, or torch.utils.data.Subset(dataset, indices)")
+    return range(len(loader.dataset))  # type: ignore[arg-type]  # one without a length raises
 
 
 def as_tensor(value: Any) -> Tensor:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler, TensorDataset, WeightedRandomSampler
 
 import evoprune
 from evoprune import EvopruneError
@@ -130,6 +130,16 @@ def test_sequences_of_several_lengths_come_through_a_loader():
     assert split.images["ids"][3].tolist() == [1, 2, 3, 4, 0]
     with pytest.raises(EvopruneError, match=r"item 1 of the dataset has shape \(2,\), the first \(1,\); .* DataLoader whose"):
         as_split(items, "x")
+
+
+def test_a_loader_that_reads_some_items_gives_these():
+    items = TensorDataset(torch.arange(20.0)[:, None], torch.arange(20) % 3)
+    some = DataLoader(items, batch_size=4, sampler=SubsetRandomSampler([7, 3, 12, 19, 0]))
+    assert as_split(some, "x").images.flatten().tolist() == [0, 3, 7, 12, 19]
+    assert len(as_split(DataLoader(items, shuffle=True), "x")) == 20
+    for options in ({"sampler": WeightedRandomSampler([1] * 20, 5)}, {"batch_sampler": [[0, 1]]}):
+        with pytest.raises(EvopruneError, match="x: found a DataLoader with a .*, which is not followed; hand in its dataset"):
+            as_split(DataLoader(items, **options), "x")
 
 
 def test_images_in_bytes_are_normalised_beside_other_inputs():
