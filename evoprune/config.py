@@ -109,7 +109,7 @@ class Config:
                                          "(0.01 with Adam below a million weights, 0.05 with SGD above)", low=1e-9, high=1e3)
     train_precision: str = option("fp32", "of all training; with bf16 values stay fp32; auto times a step of each and takes the "
                                   "faster", choices=("fp32", "bf16", AUTO))
-    augment: bool = option(True, "random crops and flips when training on colour images")
+    augment: bool = option(True, "random crops and flips when training on colour images of classes")
     # where and how
     out: str | None = option(None, "folder of the run (results/MODEL-DATA, numbered if it is taken)", metavar="DIR")
     overwrite: bool = option(False, "replace the run that --out holds")

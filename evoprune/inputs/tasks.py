@@ -201,11 +201,11 @@ def guessed(outputs: Tensor, targets: Tensor) -> Task:
     """Return the task that outputs and targets of some examples are like; classification where no other is."""
     whole = not targets.is_floating_point()
     binary = bool(((targets == 0) | (targets == 1)).all())
+    logits = TASKS["regression" if not binary else "binary" if targets[0].numel() == 1 else "multilabel"]
     if targets.dim() > 1 and outputs.shape[1:] == targets.shape[1:]:
-        return TASKS["binary" if targets[0].numel() == 1 else "multilabel"] if binary and targets.dim() == 2 else \
-            TASKS["regression"]
+        return logits
     if outputs[0].numel() == targets[0].numel():
-        return CLASSIFICATION if whole and not targets.any() else TASKS["binary" if binary else "regression"]
+        return CLASSIFICATION if whole and not targets.any() else logits
     if whole and targets.dim() > 1 and outputs.dim() == targets.dim() + 1:
         if outputs.shape[1:-1] == targets.shape[1:]:
             return TASKS["tokens"]
@@ -229,6 +229,8 @@ def check_task(task: Task, outputs: Tensor, targets: Tensor, name: str) -> None:
         raise EvopruneError(f"{found}, expected 0 and 1 for the task {task.name}")
     if task.name in ("binary", "multilabel", "regression") and outputs[0].numel() != targets[0].numel():
         raise EvopruneError(f"{found} for outputs of shape {one} each, expected as many for the task {task.name}")
+    if task.name == "binary" and targets[0].numel() > 1:
+        raise EvopruneError(f"{found}, expected one target each for the task binary; several are multilabel")
     if task.name in ("segmentation", "tokens"):
         check_labels(task, targets, name)
         positions = one[:-1] if task.dimension == -1 else one[1:]

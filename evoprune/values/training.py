@@ -128,7 +128,7 @@ def tune(model: nn.Module, train: Split, recipe: Recipe, masks: Mapping[str, Ten
             batch = order[step % an_epoch * recipe.batch_size:][:recipe.batch_size]
             if len(batch) >= 2 or len(train) < 2:  # batch norm cannot train on one image
                 inputs = train.inputs(batch)
-                if recipe.augment and isinstance(inputs, Tensor) and train.labels.dim() < 3:  # pixels keep their labels
+                if recipe.augment and isinstance(inputs, Tensor) and moves_freely(train):
                     inputs = augmented(inputs)
                 with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                     outputs = applied(model, ordered(inputs))
@@ -222,6 +222,11 @@ def hold_zeros(parameters: Sequence[nn.Parameter], masks: Mapping[str, Tensor]) 
     with torch.no_grad():
         for parameter, mask in zip(parameters, masks.values()):
             parameter.masked_fill_(~mask, 0)
+
+
+def moves_freely(train: Split) -> bool:
+    """Say whether an image keeps its target where it is shifted or flipped: a class does, a place or a label a pixel does not."""
+    return train.task.link != "identity" and train.labels.dim() < 3
 
 
 def augmented(images: Tensor) -> Tensor:

@@ -115,6 +115,17 @@ def test_the_task_is_guessed_from_outputs_and_targets(name):
     check_task(TASKS[name], outputs[:2], targets, "data")
 
 
+@pytest.mark.parametrize("shape", [(50, 3, 4), (50, 1, 3, 4)])
+def test_one_logit_a_pixel_is_many_labels_of_one_example(shape):
+    outputs, targets = torch.randn(50, 1, 3, 4), torch.randint(2, shape)
+    task = guessed(outputs[:2], targets)
+    assert task.name == "multilabel" and task.sums(outputs, targets).shape == (50, 3)
+    assert task.score(task.sums(outputs, targets).sum(0).tolist()) == pytest.approx(
+        f1_score(targets.flatten(), outputs.flatten() > 0))
+    with pytest.raises(EvopruneError, match="expected one target each for the task binary; several are multilabel"):
+        check_task(TASKS["binary"], outputs[:2], targets, "data")
+
+
 @pytest.mark.parametrize(("name", "outputs", "targets", "said"), [
     ("classification", torch.zeros(2, 3), torch.tensor([0, 3]), "data: found label 3, expected 0 to 2: the model has 3 outputs"),
     ("classification", torch.zeros(2, 3), torch.tensor([0, -1]), "data: found label -1, expected whole numbers from 0"),

@@ -8,8 +8,9 @@ from torch import nn
 from evoprune import accuracy
 from evoprune.inputs.models import resnet18
 from evoprune.inputs.splits import as_split
+from evoprune.inputs.tasks import TASKS
 from evoprune.values.fast import has_bf16, in_fp32
-from evoprune.values.training import Recipe, augmented, recipe_for, schedule, tune
+from evoprune.values.training import Recipe, augmented, moves_freely, recipe_for, schedule, tune
 
 RECIPE = Recipe(1, "adam", 0.01, 64, seed=0, augment=True)
 
@@ -147,6 +148,15 @@ def test_bf16_trains_fp32_values_about_as_far_and_repeats(wide_images):
     assert torch.equal(values_of(rounded), values_of(again)) and not torch.equal(values_of(rounded), values_of(exact))
     scores = [accuracy(net, wide_images) for net in (Wide().eval(), exact, rounded)]
     assert scores[0] < 0.5 and abs(scores[1] - scores[2]) < 0.1 and min(scores[1:]) > 0.9
+
+
+@pytest.mark.parametrize(("name", "labels", "moved"), [
+    ("classification", torch.zeros(8).long(), True), ("multilabel", torch.zeros(8, 2), True),
+    ("regression", torch.zeros(8, 2), False), ("segmentation", torch.zeros(8, 6, 6).long(), False),
+    ("multilabel", torch.zeros(8, 6, 6), False)])
+def test_images_are_moved_where_their_targets_do_not_move_with_them(name, labels, moved):
+    split = replace(as_split((torch.rand(8, 3, 6, 6), torch.zeros(8).long()), "train"), labels=labels, task=TASKS[name])
+    assert moves_freely(split) == moved
 
 
 @pytest.mark.skipif(not has_bf16(torch.device("cpu")), reason="no bf16 on this processor")
