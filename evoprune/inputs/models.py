@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -97,3 +98,12 @@ def logits_of(output: Any) -> Tensor:
         return logits_of(output[0])
     raise EvopruneError(f"model: returned {type(output).__name__}, expected logits: a tensor, or one in a tuple, "
                         f"a dict or an object with .logits")
+
+
+def off_by(expected: Tensor, outputs: Tensor) -> float:
+    """Return by how much outputs differ at most, as a share of the largest; what is no number in both agrees, if anything else is
+    there. Infinity for another shape, and where nothing can be compared; NaN where one alone is no number."""
+    if expected.shape != outputs.shape or not (there := ~(expected.isnan() & outputs.isnan())).any():
+        return math.inf
+    expected, outputs = expected[there], outputs[there]
+    return float((expected - outputs).abs().max() / (expected.abs().max() + 1e-30))

@@ -92,10 +92,14 @@ def check_together(inputs: Inputs, count: int, name: str) -> None:
 
 def described(inputs: Inputs) -> Any:
     """Return what examples are like, as JSON: lists for tuples, and for a tensor its type, its shape without the first dimension
-    and, of whole numbers, how large they are."""
+    and how large its numbers are: whole ones at most, others at least and at most."""
     if isinstance(inputs, Tensor):
-        largest = None if inputs.is_floating_point() or not inputs.numel() else int(inputs.max())
-        return {"type": str(inputs.dtype).removeprefix("torch."), "shape": list(inputs.shape[1:]), "largest": largest}
+        like = {"type": str(inputs.dtype).removeprefix("torch."), "shape": list(inputs.shape[1:]), "largest": None}
+        if not inputs.numel():
+            return like
+        if not inputs.is_floating_point():
+            return {**like, "largest": int(inputs.max())}
+        return {**like, "range": [float(inputs.min()), float(inputs.max())]} if bool(inputs.isfinite().all()) else like
     if isinstance(inputs, dict):
         return {"named": {name: described(value) for name, value in inputs.items()}}
     return [described(value) for value in inputs]
@@ -116,7 +120,9 @@ def examples(like: Any, count: int) -> Inputs:
             return {name: made(each) for name, each in one["named"].items()}
         dtype, shape = getattr(torch, one["type"]), (count, *one["shape"])
         if one["largest"] is None:
-            return torch.randn(shape, generator=generator).to(dtype)
+            low, high = one.get("range", (None, None))  # older runs have none
+            return (torch.randn(shape, generator=generator) if low is None else
+                    torch.rand(shape, generator=generator) * (high - low) + low).to(dtype)
         return torch.randint(one["largest"] + 1, shape, generator=generator).to(dtype)
 
     try:

@@ -23,11 +23,12 @@ from typing import Any
 import torch
 from safetensors.numpy import save
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves  # in the order in which torch.export takes outputs apart
 
 from ..errors import EvopruneError, first_line, shown
 from ..files import from_safetensors, to_safetensors
 from ..inputs.datasets import nested_tensors
-from ..inputs.models import logits_of, private_copy
+from ..inputs.models import logits_of, off_by, private_copy
 from ..inputs.named import names_function, says_what_it_calls
 from ..inputs.nested import Inputs, applied, batches, leaves, taken
 from ..inputs.sources import load_data
@@ -180,8 +181,9 @@ def reopened(made: Made, part: Path, point: Point) -> str:
         split = made.split
         inputs = () if made.kind in STATES else made.inputs if split is None else split.inputs(slice(0, len(split)))
         given.write_bytes(to_safetensors(flat(inputs)))
-        done = subprocess.run([sys.executable, "-m", "evoprune.results.reload", made.kind, str(part), str(given), str(out)],
-                              capture_output=True, text=True)
+        place = 0 if made.model is None or made.kind in STATES else place_of_logits(made.model, taken(inputs, slice(0, 2)))
+        done = subprocess.run([sys.executable, "-m", "evoprune.results.reload", made.kind, str(part), str(given), str(out),
+                               str(place)], capture_output=True, text=True)
         if done.returncode:
             why = (done.stderr.strip() or "it ended").splitlines()[-1]
             raise EvopruneError(f"export: {made.path.name} cannot be opened again: {why}")
@@ -194,13 +196,22 @@ def reopened(made: Made, part: Path, point: Point) -> str:
     assert made.model is not None
     with torch.no_grad():
         expected = torch.cat([logits_of(applied(made.model, batch)) for batch in batches(inputs, 256)])
-    difference = float((found["outputs"] - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+    difference = off_by(expected, found["outputs"])
     if not difference <= TOLERANCE:
         raise EvopruneError(f"export: {made.path.name} gives other outputs than the model, by {difference:.1e} of the largest")
     if split is None:
         return measured(point, None, None) + (f" (outputs for {len(expected)} random inputs differ by {difference:.1e} of the "
                                               f"largest)")
     return measured(point, split, split.task.sums(found["outputs"], split.labels))
+
+
+def place_of_logits(model: nn.Module, inputs: Inputs) -> int:
+    """Return which of the tensors that a model returns has the logits: a program in ONNX has them as a list."""
+    with torch.no_grad():
+        output = applied(model, inputs)
+    logits = logits_of(output)
+    tensors = [each for each in tree_leaves(output) if isinstance(each, Tensor)]
+    return next((i for i, each in enumerate(tensors) if each is logits), 0)
 
 
 def flat(inputs: Inputs) -> dict[str, Tensor]:

@@ -1,9 +1,9 @@
 """Opens an exported file as somebody else would, in a process of its own, which has neither the model nor the run.
 
-    python -m evoprune.results.reload KIND FILE INPUTS OUTPUTS
+    python -m evoprune.results.reload KIND FILE INPUTS OUTPUTS PLACE
 
 writes what the file holds to OUTPUTS, as safetensors: its tensors, or, of a program, what it returns for the tensors in INPUTS,
-whose names are those of its arguments or their numbers.
+whose names are those of its arguments or their numbers; the logits of what ONNX returns are at PLACE.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..errors import EvopruneError
 from ..files import from_safetensors, metadata_of, to_safetensors
+from ..inputs.models import logits_of
 from ..masks.packed import unpack
 
 BATCH = 256  # examples that a program gets at a time
@@ -39,17 +40,17 @@ def tensors(kind: str, path: Path) -> dict[str, Tensor]:
     return unpack(found, metadata, str(path)) if kind.startswith(".packed") else found
 
 
-def outputs(kind: str, path: Path, inputs: dict[str, Tensor]) -> Tensor:
-    """Return what a program returns for all examples, the first tensor of it."""
-    run = program(kind, path, list(inputs))
+def outputs(kind: str, path: Path, inputs: dict[str, Tensor], place: int = 0) -> Tensor:
+    """Return the logits that a program makes of all examples; of ONNX, the tensor at that place."""
+    run = program(kind, path, list(inputs), place)
     parts = []
     for i in range(0, len(next(iter(inputs.values()))), BATCH):
         parts.append(run({name: value[i:i + BATCH] for name, value in inputs.items()}))
     return torch.cat(parts)
 
 
-def program(kind: str, path: Path, names: list[str]) -> Any:
-    """Return a function of a dict of tensors: the program in a file; ONNX on one thread."""
+def program(kind: str, path: Path, names: list[str], place: int = 0) -> Any:
+    """Return a function of a dict of tensors: the program in a file; ONNX on one thread, of which the output at `place`."""
     if kind == ".onnx":
         import onnxruntime
 
@@ -60,32 +61,25 @@ def program(kind: str, path: Path, names: list[str]) -> Any:
 
         def answered(given: dict[str, Tensor]) -> Tensor:
             arrays = {w: given[w if w in given else n].numpy() for w, n in zip(wanted, names)}
-            return torch.from_numpy(session.run(None, arrays)[0])
+            return torch.from_numpy(session.run(None, arrays)[place])
 
         return answered
     module = torch.export.load(path).module()
 
     def run(given: dict[str, Tensor]) -> Tensor:
         with torch.no_grad():
-            found = module(**given) if not names[0].isdigit() else module(*given.values())
-        return found if isinstance(found, Tensor) else first(found)
+            return logits_of(module(**given) if not names[0].isdigit() else module(*given.values()))
 
     return run
 
 
-def first(found: Any) -> Tensor:
-    """Return the first tensor of what a program returned."""
-    parts = found.values() if isinstance(found, dict) else found
-    return next(each for each in parts if isinstance(each, Tensor))
-
-
-def reopen(kind: str, path: Path, given: Path, out: Path) -> None:
+def reopen(kind: str, path: Path, given: Path, out: Path, place: int = 0) -> None:
     """Write what a file holds, or returns for what is given."""
     if kind in (".pt2", ".onnx"):
         inputs = from_safetensors(given.read_bytes())  # in no order
         if all(name.isdigit() for name in inputs):
             inputs = {name: inputs[name] for name in sorted(inputs, key=int)}
-        result = {"outputs": outputs(kind, path, inputs)}
+        result = {"outputs": outputs(kind, path, inputs, place)}
     else:
         result = tensors(kind, path)
     out.write_bytes(to_safetensors(result))
@@ -93,4 +87,5 @@ def reopen(kind: str, path: Path, given: Path, out: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    reopen(sys.argv[1], *map(Path, sys.argv[2:]))
+    wanted, file, asked, answers, at = sys.argv[1:]
+    reopen(wanted, Path(file), Path(asked), Path(answers), int(at))

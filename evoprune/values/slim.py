@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from ..errors import first_line
-from ..inputs.models import copied, logits_of
+from ..inputs.models import copied, logits_of, off_by
 from ..inputs.nested import Inputs, applied, arguments_of, mapped
 from ..masks.channels import READERS, Tracer, opened
 from .attention import FewerHeads, living_heads
@@ -134,7 +134,10 @@ def difference(model: nn.Module, small: nn.Module, inputs: Inputs) -> float:
     generator, found = torch.Generator().manual_seed(0), 0.0
 
     def like(value: Tensor) -> Tensor:
-        return torch.randn(value.shape, generator=generator).to(value) if value.is_floating_point() else value
+        if not value.is_floating_point():
+            return value
+        low, high = value.aminmax()
+        return torch.rand(value.shape, generator=generator).to(value) * (high - low) + low
 
     for given in (inputs, mapped(like, inputs)):
         expected = logits_of(applied(model, given))
@@ -143,8 +146,7 @@ def difference(model: nn.Module, small: nn.Module, inputs: Inputs) -> float:
                 outputs = logits_of(applied(small, given))
         except Exception:  # noqa: BLE001  # the user's code, which may know how many channels there were
             return math.inf
-        by = float((expected - outputs).abs().max()) / (float(expected.abs().max()) + 1e-30) if expected.shape == outputs.shape \
-            else math.inf
+        by = off_by(expected, outputs)
         found = by if not by <= found else found
         if not found < math.inf:  # or no number
             return math.inf

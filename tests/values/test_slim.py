@@ -1,12 +1,13 @@
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from evoprune.inputs.models import LeNet5, resnet18
+from evoprune.inputs.models import LeNet5, off_by, resnet18
 from evoprune.values import slim
 from evoprune.values.slim import Gone, slimmed
 
@@ -275,6 +276,31 @@ def test_no_number_is_no_equal_output():
     none.weight.fill_(torch.nan)
     assert slim.difference(none, one, torch.ones(3, 2)) == slim.difference(one, none, torch.ones(3, 2)) == torch.inf
     assert slim.difference(one, one, torch.ones(3, 2)) == 0 < slim.difference(one, other, torch.ones(3, 2)) < torch.inf
+
+
+def test_what_is_no_number_in_both_agrees_where_there_are_others():
+    some, one, none = torch.tensor([torch.nan, 2.0]), torch.tensor([1.0, 2.0]), torch.full((2,), torch.nan)
+    assert off_by(some, some) == 0 and off_by(some, some + 0.5) == 0.25
+    assert np.isnan(off_by(some, one)) and np.isnan(off_by(one, some))
+    assert off_by(none, none) == off_by(one, one[:1]) == torch.inf
+
+
+class Logarithms(nn.Module):
+    """Takes positive inputs alone; of the others outputs are no numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.b(self.a(x.log()).relu())
+
+
+def test_a_net_that_takes_positive_inputs_alone_is_cut():
+    torch.manual_seed(0)
+    net = Logarithms().eval()
+    net.a.weight.data[:5], net.a.bias.data[:5] = 0, -1
+    assert slimmed(net, torch.rand(9, 6) + 0.1)[1] == Gone(channels={"a": 5})
 
 
 class Sum(nn.Module):
