@@ -207,6 +207,7 @@ def test_more_bad_input_is_one_line(arguments, said, capsys, tmp_path, monkeypat
 def test_what_an_interrupted_start_leaves_can_be_started_again(left, lenet, digits, tmp_path):
     out = tmp_path / "run"
     (out / "checkpoint").mkdir(parents=True)
+    (out / "checkpoint" / "lock").touch()
     (out / left).write_text("x")
     assert prune(lenet, digits, out=out, **small()).finished
     assert not (out / "config.json.part").exists()

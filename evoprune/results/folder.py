@@ -49,7 +49,8 @@ class Folder:
     def check(self) -> None:
         """Raise `EvopruneError` unless the folder is one for this run."""
         path = self.path
-        self.holds_run = os.path.exists(home_of(path) / written.CONFIG)  # Path.exists raises for names that cannot be
+        self.holds_run = os.path.exists(home_of(path) / written.CONFIG) and (  # Path.exists raises for names that cannot be
+            self.resuming or is_runs(path))
         if self.resuming and not self.holds_run:
             raise EvopruneError(f"{path}: no run to resume (no {written.CONFIG} in it), expected the folder of a run")
         there = os.path.exists(path)
@@ -58,8 +59,7 @@ class Folder:
         if self.holds_run and not (self.resuming or self.overwrite):
             raise EvopruneError(f"{path}: already holds a run; go on with --resume {path}, replace it with --overwrite, "
                                 f"or choose another --out")
-        own = {written.CHECKPOINT, *written.FILES, *(f"{name}.part" for name in written.FILES)}
-        if not self.holds_run and there and {p.name for p in path.iterdir()} - own:
+        if not self.holds_run and there and not is_free(path):
             raise EvopruneError(f"{path}: holds other files and no run, expected a new or an empty folder")
 
     def __enter__(self) -> Folder:
@@ -194,6 +194,26 @@ def move(names: Sequence[str], source: Path, target: Path) -> None:
     for name in names:
         if os.path.lexists(source / name):
             (source / name).rename(target / name)
+
+
+def is_runs(path: Path) -> bool:
+    """Say whether a folder that has a config.json is a run's: others have a file of that name too."""
+    if (path / written.CHECKPOINT / written.LOCK).exists():
+        return True
+    try:
+        found = json.loads((home_of(path) / written.CONFIG).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.keys() >= {"settings", "layout"}
+
+
+def is_free(path: Path) -> bool:
+    """Say whether a folder without a run is empty, but for what a run leaves that was killed as it began: its lock, and files of
+    its own. Without the lock they are somebody else's."""
+    there = {each.name for each in path.iterdir()}
+    if (path / written.CHECKPOINT / written.LOCK).exists():
+        return there <= {written.CHECKPOINT, *written.FILES, *(f"{name}.part" for name in written.FILES)}
+    return not there or (there == {written.CHECKPOINT} and not os.listdir(path / written.CHECKPOINT))
 
 
 def read_to_resume(path: Path) -> Record:

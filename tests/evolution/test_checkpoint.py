@@ -148,6 +148,19 @@ def test_a_folder_without_a_run_is_neither_resumed_nor_filled(tmp_path):
         Folder(tmp_path / "thesis.tex")
 
 
+@pytest.mark.parametrize(("name", "content"), [
+    ("models/teacher.pt", "x"), ("checkpoint/epoch_10.pt", "x"), ("log.csv", "x"), ("config.json", '{"model_type": "bert"}'),
+    ("config.json", "no JSON")])
+def test_a_users_own_files_of_names_that_a_run_has_are_not_touched(name, content, tmp_path):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(content)
+    for overwrite in (False, True):
+        with pytest.raises(EvopruneError, match="holds other files and no run, expected a new or an empty folder"), \
+                Folder(tmp_path, overwrite=overwrite) as folder:
+            folder.set_aside()
+    assert (tmp_path / name).read_text() == content and not (tmp_path / "checkpoint" / "lock").exists()
+
+
 def test_a_folder_in_which_nothing_was_started_leaves_no_trace(tmp_path):
     with pytest.raises(EvopruneError), Folder(tmp_path / "a" / "b"):
         raise EvopruneError("bad input")
