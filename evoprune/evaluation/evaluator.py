@@ -18,6 +18,7 @@ from ..inputs.nested import mapped
 from ..inputs.splits import Split
 from ..masks.channels import Channels, find_channels
 from ..masks.genome import Arrays, Individual, Measurement, Result, set_bits
+from ..masks.layers import aliases
 from ..masks.layout import Layout
 from ..masks.paths import drop_dead
 from ..masks.saliency import gene_scores, logarithm
@@ -52,15 +53,18 @@ class Evaluator:
         self.graph: torch.cuda.CUDAGraph | None = None
         self.graph_failed = False
         norms = [] if repair == "none" else [f"{name}.weight" for name in norms_of(model)]
-        changed = [*(layer.name for layer in layout), *norms]
+        tied = {names[0]: names for names in aliases(model, layout)}
+        self.names = [tied.get(layer.name, (layer.name,)) for layer in layout]  # of each layer's weights
+        changed = [*(name for names in self.names for name in names), *norms]
         self.prepare(lambda size: PreparedModel(model, split, size, changed, precision, cache_mb, plain, not norms), batch_size)
 
     def prepare(self, make: Callable[[int], PreparedModel], batch_size: int) -> None:
         """Prepare the model for a batch size, and for half of it when the device runs out of memory."""
         self.make, self.batch_size = make, batch_size
         self.prepared = make(batch_size)
-        parameters = dict(self.prepared.model.named_parameters())
-        self.masked = [(parameters[layer.name], parameters[layer.name].detach().clone()) for layer in self.layout]
+        parameters = dict(self.prepared.model.named_parameters(remove_duplicate=False))
+        found = [next(parameters[name] for name in names if name in parameters) for names in self.names]  # one may be unused
+        self.masked = [(parameter, parameter.detach().clone()) for parameter in found]
         self.total: Tensor | None = None  # of what the task sums, (k,), always in the same place, for a CUDA graph
         self.repairer = None
         if self.calibration is not None:

@@ -58,6 +58,33 @@ def with_batch_norm():
     return model.train()
 
 
+class Towers(nn.Module):
+    """Layers of the same weights, each of which gets the inputs."""
+
+    def __init__(self, called):
+        super().__init__()
+        self.a, self.b, self.head, self.called = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 4), called
+        self.b.weight = self.a.weight
+
+    def forward(self, x):
+        return self.head(sum(self.get_submodule(name)(x.roll(i, 1)).relu() for i, name in enumerate(self.called)))
+
+
+@pytest.mark.parametrize("called", ["ab", "ba", "b"])
+def test_tied_weights_are_masked_wherever_they_are_used(called):
+    torch.manual_seed(0)
+    model, x = Towers(called).eval(), torch.randn(200, 6)
+    split, layout = as_split((x, model(x).argmax(1)), "x"), find_layers(model)
+    evaluator = Evaluator(model, layout, split, 50, cache_mb=64)
+    for seed in range(4):
+        generator = np.random.default_rng(seed)
+        individual = from_masks([generator.random(layer.shape) < 0.5 for layer in layout], "random")
+        net = copy.deepcopy(model)
+        for layer, mask in zip(layout, masks(individual, layout)):
+            net.get_parameter(layer.name).data *= mask
+        assert evaluator(individual)[0] == int((net(x).argmax(1) == split.labels).sum()) / 200
+
+
 def test_batch_norm_and_dropout_are_in_eval_mode_and_the_model_is_untouched(digits):
     model = with_batch_norm()
     before = copy.deepcopy(model.state_dict())
