@@ -133,6 +133,8 @@ class Reader:
         self.graph, self.modules = graph, dict(graph.named_modules())
         owners = [id(p) for m in graph.modules() for p in m.parameters(recurse=False)]
         used = [node.target for node in graph.graph.nodes if node.op == "call_module"]
+        named = dict(graph.named_parameters(remove_duplicate=False))
+        owners += [id(named[str(node.target)]) for node in graph.graph.nodes if node.op == "get_attr" and node.target in named]
         self.places: dict[str, int] = {}  # of layers that can be told, by module
         for i, layer in enumerate(layout):
             module = self.modules.get(layer.name.rpartition(".")[0])
@@ -152,7 +154,7 @@ class Reader:
         """Note what a node reads and makes."""
         shape = shape_of(node)
         known = [source for source in node.all_input_nodes if source in self.of]
-        if node.op == "call_module" and str(node.target) in self.places and shape is not None:
+        if node.op == "call_module" and str(node.target) in self.places and shape is not None and len(shape) > 1:
             module, place = self.modules[str(node.target)], self.places[str(node.target)]
             source = node.args[0] if node.args else None
             last = isinstance(module, nn.Linear) and len(shape) > 2

@@ -98,6 +98,24 @@ def test_it_finds_what_the_obvious_slow_way_finds():
     assert found > 20
 
 
+class Tied(nn.Module):
+    """An autoencoder whose decoder has the encoder's weights, by their values, and a layer of one vector."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(9, 8), nn.Linear(8, 4)
+        self.vector, self.g = nn.Parameter(torch.randn(9)), nn.Linear(9, 4)
+
+    def forward(self, x):
+        z = self.b(self.a(x).relu()) + self.g(self.vector)
+        return nn.functional.linear(nn.functional.linear(z, self.b.weight.t()).relu(), self.a.weight.t())
+
+
+def test_weights_that_are_read_by_their_values_too_are_kept():
+    model = Tied().eval()
+    assert find_channels(model, find_layers(model), torch.randn(2, 9)) == []
+
+
 def test_a_model_that_cannot_be_traced_keeps_everything():
     class Branching(LeNet):
         def forward(self, x):
