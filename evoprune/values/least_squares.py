@@ -41,6 +41,17 @@ class Solved:
     moments: tuple[Tensor, ...] | None = None  # of the first layer, which no mask changes
     errors: Tensor = field(default_factory=lambda: torch.zeros(()))  # (out, p) that removing each weight would leave, or its part
 
+    @property
+    def bias(self) -> str:
+        """The name of its bias."""
+        owner, dot, name = self.name.rpartition(".")
+        return owner + dot + name.replace("weight", "bias")
+
+    def takes(self, inputs: Tensor) -> bool:
+        """Say whether as many rows enter as did in the dense model: where they are chosen on the way, masks may change which."""
+        rows = inputs.shape[:-1].numel() if self.positions is None else len(inputs) * self.positions.shape[1]
+        return 0 < rows == len(self.targets)
+
 
 def moments(rows: Tensor, targets: Tensor, centred: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return cov(X) (p, p), cov(X, Z) (p, out), mean(X) (p,), mean(Z) (out,) of rows X (rows, p) and targets Z (rows, out); about

@@ -21,9 +21,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
-from ..inputs.models import logits_of
+from ..inputs.models import logits_of, off_by
 from ..inputs.nested import Inputs, applied, leaves, taken
 from ..inputs.tasks import CLASSIFICATION, Task
 from ..masks.channels import NORMS
@@ -55,6 +56,7 @@ class Repairer:
 
     def __init__(self, kind: str, model: nn.Module, layout: Layout, inputs: Inputs, task: Task = CLASSIFICATION):
         self.model, self.inputs, self.layout, self.task = model, inputs, layout, task
+        self.searched = {layer.name for layer in layout}
         self.norms = list(norms_of(model).values())
         self.attention = self.plain() if kind == "least-squares" else {}
         self.layers = self.solvable(layout) if kind == "least-squares" else {}
@@ -102,7 +104,8 @@ class Repairer:
         return found
 
     def study_dense(self) -> None:
-        """Run the dense model once: keep the outputs of the layers to solve; leave out what is not called exactly once."""
+        """Run the dense model once: keep the outputs of the layers to solve; leave out what is not called exactly once, computes
+        something of its own, or gets rows that are not the images'."""
         called: dict[nn.Module, int] = {}
         outputs: dict[int, Solved] = {}
         images = len(leaves(self.inputs)[0])
@@ -116,6 +119,10 @@ class Repairer:
 
         def after(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             solved = self.layers[module]
+            rows = len(output) if isinstance(module, nn.Conv2d) else output.shape[:-1].numel()
+            if rows % images or not is_plain(module, args[0], output):
+                odd.add(module)
+                return
             outputs[id(output)] = solved
             alive.append(output)  # so that no other tensor gets its id
             solved.centred = solved.module.bias is not None
@@ -124,6 +131,7 @@ class Repairer:
             solved.targets, solved.size = outputs_of(output.detach(), solved.positions), output.numel() // images
 
         alive: list[Tensor] = []
+        odd: set[nn.Module] = set()
         normed: dict[nn.Module, Solved] = {}
         masked = [self.model.get_submodule(layer.name.rpartition(".")[0]) for layer in self.layout]
         watched = {*self.norms, *self.layers, *masked}
@@ -140,7 +148,7 @@ class Repairer:
         self.norms = [m for m in self.norms if called.get(m) == 1 and m in behind]
         for norm in set(normed).intersection(self.norms):
             normed[norm].centred = normed[norm].normed = True
-        self.layers = {m: solved for m, solved in self.layers.items() if called.get(m) == 1}
+        self.layers = {m: solved for m, solved in self.layers.items() if called.get(m) == 1 and m not in odd}
 
     def left(self) -> list[str]:
         """Return the names of the layers that are left as they are."""
@@ -149,13 +157,15 @@ class Repairer:
 
     def absorbing(self) -> set[str]:
         """Return the names of the layers whose new bias makes up for inputs that are the same for all images."""
-        return {layer.name for layer in self.layers.values() if layer.module.bias is not None
+        return {layer.name for layer in self.layers.values() if layer.module.bias is not None and layer.bias not in self.searched
                 and (isinstance(layer.module, nn.Linear) or not any(layer.module.padding))}
 
     def __call__(self, masks: Mapping[str, Tensor]) -> None:
         """Repair the model, whose masked weights are set; `masks` are bool, by name, shaped like the weights."""
         def solve(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            self.solve(self.layers[module], args[0], masks[self.layers[module].name])
+            layer = self.layers[module]
+            if layer.takes(args[0]):
+                self.solve(layer, args[0], masks[layer.name], masks.get(layer.bias))
 
         hooks = [module.register_forward_pre_hook(solve) for module in self.layers]
         hooks += [module.register_forward_pre_hook(take_statistics) for module in self.norms]
@@ -170,8 +180,8 @@ class Repairer:
             for hook in hooks:
                 hook.remove()
 
-    def solve(self, layer: Solved, inputs: Tensor, mask: Tensor) -> None:
-        """Give one layer its new values, for what enters it now."""
+    def solve(self, layer: Solved, inputs: Tensor, mask: Tensor, bias_mask: Tensor | None) -> None:
+        """Give one layer its new values, for what enters it now; `bias_mask` where its bias is searched too."""
         mask = mask.expand(layer.module.weight.shape).reshape(layer.dense.shape)
         if layer.shares is not None and float(mask.sum(1).double().square().sum()) <= WEIGHING_LIMIT * mask.shape[1] ** 2:
             weights, bias, errors = self.weighed(layer, inputs, mask)
@@ -191,7 +201,7 @@ class Repairer:
             layer.errors = errors(weights)
         layer.module.weight.data.copy_(weights.view(layer.module.weight.shape))
         if layer.module.bias is not None:
-            layer.module.bias.data.copy_(bias)
+            layer.module.bias.data.copy_(bias if bias_mask is None else bias * bias_mask.expand(bias.shape))
 
     def weighed(self, layer: Solved, inputs: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Errors | None]:
         """Return the weights (out, p), the bias (out,) and, if asked, what removing weights costs, with errors weighed."""
@@ -212,6 +222,16 @@ class Repairer:
         """Return what each weight is worth under the newest mask, see `sensitivity.saliency_of`."""
         with plain_attention(self.attention):
             return saliency_of(self.model, self.layers, self.inputs, self.task)
+
+
+def is_plain(module: nn.Module, inputs: Tensor, output: Tensor) -> bool:
+    """Say whether a layer computes what its kind does in torch: one derived from it may pad first, or scale its weights."""
+    if type(module) in (nn.Linear, nn.Conv2d):
+        return True
+    few = inputs[:2]
+    found = F.conv2d(few, module.weight, module.bias, module.stride, module.padding, module.dilation) if isinstance(
+        module, nn.Conv2d) else F.linear(few, module.weight, module.bias)  # type: ignore[arg-type]  # a layer to solve
+    return found.shape == output[:2].shape and off_by(output[:2], found) < 1e-4
 
 
 def take_statistics(norm: nn.Module, args: tuple[Tensor, ...]) -> None:

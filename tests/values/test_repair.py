@@ -105,6 +105,55 @@ def test_a_layer_too_wide_is_left_as_it_is(monkeypatch):
     assert torch.equal(repairer.model[0].weight, net[0].weight)
 
 
+class PadsFirst(nn.Conv2d):
+    """Pads in its own forward, as timm's Conv2dSame does."""
+
+    def forward(self, x):
+        return super().forward(nn.functional.pad(x, (0, 1, 0, 1)))
+
+
+class Experts(nn.Module):
+    """Two experts, to which a router sends images."""
+
+    def __init__(self):
+        super().__init__()
+        self.router, self.one, self.two, self.head = nn.Linear(6, 2), nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        first, out = self.router(x).argmax(1) == 0, torch.zeros(len(x), 8)
+        out[first], out[~first] = self.one(x[first]), self.two(x[~first])
+        return self.head(out.relu())
+
+
+@pytest.mark.parametrize(("make", "shape", "left"), [
+    (lambda: nn.Sequential(PadsFirst(3, 4, 2), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5)), (3, 4, 4), ["0.weight"]),
+    (Experts, (6,), ["one.weight", "two.weight"])])
+def test_layers_that_compute_or_get_something_of_their_own_are_left_as_they_are(make, shape, left):
+    torch.manual_seed(0)
+    model, images = make().requires_grad_(False).eval(), torch.randn(51, *shape)
+    layout, dense = find_layers(model), copy.deepcopy(model)
+    repairer = Repairer("least-squares", model, layout, images)
+    assert repairer.left() == left
+    for seed in range(5):  # a router of other weights sends other images
+        net, kept = masked(dense, layout, 0.3, seed)
+        model.load_state_dict(net.state_dict())
+        repairer(kept)
+        assert all(torch.equal(model.get_parameter(name), net.get_parameter(name)) for name in left)
+        assert all(value.isfinite().all() for value in model.state_dict().values())
+
+
+def test_a_bias_that_is_pruned_stays_zero():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).requires_grad_(False)
+    layout = find_layers(model, include="*.bias")
+    repairer = Repairer("least-squares", model, layout, torch.randn(60, 6))
+    kept = {layer.name: (torch.arange(int(np.prod(layer.shape))) % 2 == 0).reshape(layer.shape) for layer in layout}
+    repairer(kept)
+    for name, mask in kept.items():
+        assert bool(mask.any()) and torch.equal(model.get_parameter(name) != 0, mask)
+    assert repairer.absorbing() == set()
+
+
 @pytest.mark.parametrize("weighed", [False, True])
 @pytest.mark.parametrize("density", [0.9, 0.4, 0.1])
 def test_least_squares_equals_the_obvious_slow_way(mixed, density, weighed, monkeypatch):
