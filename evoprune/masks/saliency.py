@@ -84,7 +84,8 @@ def top(flat: Tensor, count: int) -> Tensor:
 
 
 def gradient_squares(model: nn.Module, names: Sequence[str], split: Split, batch_size: int, images: int) -> list[Tensor]:
-    """Return the squared gradients of the loss, a tensor for each named parameter, averaged over batches.
+    """Return the squared gradients of the loss, a tensor for each named parameter, averaged over batches; 0 where the loss does
+    not reach.
 
     The first `images` of the split count, in eval mode, on the split's device; `model` stays as it is.
     """
@@ -95,6 +96,6 @@ def gradient_squares(model: nn.Module, names: Sequence[str], split: Split, batch
     for start in starts:
         batch = slice(start, min(start + batch_size, images))
         loss = split.task.loss(applied(net, split.inputs(batch)), split.labels[batch])
-        for square, gradient in zip(squares, torch.autograd.grad(loss, parameters)):
+        for square, gradient in zip(squares, torch.autograd.grad(loss, parameters, materialize_grads=True)):
             square.addcmul_(gradient, gradient, value=1 / len(starts))
     return squares

@@ -3,7 +3,7 @@ every process that trains."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,12 @@ class Optimizer:
     """Steps of `kind`, "adam" or "sgd", bit for bit those of `torch.optim.Adam(fused=True)` and of `torch.optim.SGD`.
 
     `squares` are running means of squared gradients, of use only beside each other, since they start at zero: Adam's own, or the
-    same kept beside SGD if asked for.
+    same kept beside SGD if asked for. Those of `frozen` parameters are kept too, which no step changes.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], kind: str, squares: bool = False):
+    def __init__(self, parameters: Iterable[nn.Parameter], kind: str, squares: bool = False, frozen: Sequence[Tensor] = ()):
         self.parameters: list[Tensor] = [p for p in parameters if p.requires_grad]
+        self.frozen = frozen
         self.adam, self.squared = kind == "adam", squares or kind == "adam"
         self.means: dict[Tensor, Tensor] = {}  # of the gradients of those that have had one, as are the others
         self.squares: dict[Tensor, Tensor] = {}
@@ -31,12 +32,12 @@ class Optimizer:
     def state(self) -> dict[str, Tensor]:
         """Return what steps have left, by name and place of the parameter."""
         return {f"{name}.{i}": found[p] for name, found in self.kinds().items()
-                for i, p in enumerate(self.parameters) if p in found}
+                for i, p in enumerate([*self.parameters, *self.frozen]) if p in found}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Be as the one that had this state."""
         for name, found in self.kinds().items():
-            for i, p in enumerate(self.parameters):
+            for i, p in enumerate([*self.parameters, *self.frozen]):
                 if (value := state.get(f"{name}.{i}")) is not None:
                     found[p] = torch.empty_like(p if value.dim() else value, device=p.device).copy_(value)
 
@@ -45,7 +46,7 @@ class Optimizer:
 
     def zero_grad(self) -> None:
         """Drop the gradients."""
-        for p in self.parameters:
+        for p in (*self.parameters, *self.frozen):
             p.grad = None
 
     @torch.no_grad()
@@ -58,6 +59,9 @@ class Optimizer:
                 self.squares[p] = torch.zeros_like(p)
             if self.adam and p not in self.means:
                 self.means[p], self.steps[p] = torch.zeros_like(p), torch.zeros((), dtype=torch.float32, device=p.device)
+        for p in self.frozen:
+            if p.grad is not None:
+                self.squares[p] = self.squares.get(p, torch.zeros_like(p)).mul_(DECAY).addcmul_(p.grad, p.grad, value=1 - DECAY)
         if self.adam:
             adam(moved, gradients, [self.means[p] for p in moved], [self.squares[p] for p in moved], [],
                  [self.steps[p] for p in moved], fused=True, amsgrad=False, beta1=MOMENTUM, beta2=DECAY, lr=rate, weight_decay=0,

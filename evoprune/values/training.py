@@ -7,8 +7,8 @@ The same seed, threads and kind of processor give the same values, bit for bit.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -110,13 +110,15 @@ def tune(model: nn.Module, train: Split, recipe: Recipe, masks: Mapping[str, Ten
     masked = [parameters[name] for name in kept]
     hold_zeros(masked, kept)
     needs_squares = shrink is not None and shrink.saliency in NEEDS_DATA
-    optimizer = Optimizer(model.parameters(), recipe.optimizer, needs_squares)
+    frozen = [p for p in masked if not p.requires_grad] if needs_squares else []  # which have squares all the same
+    optimizer = Optimizer(model.parameters(), recipe.optimizer, needs_squares, frozen)
     an_epoch, steps = steps_an_epoch(len(train), recipe.batch_size), steps_in(recipe, len(train))
     before, weights = sum(int(mask.sum()) for mask in kept.values()), sum(mask.numel() for mask in kept.values())
     order_of = torch.Generator().manual_seed(recipe.seed)
     begun = 0
     bf16 = recipe.precision == "bf16"
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), deterministic(), fast_training(model), \
+            felt(frozen), \
             channels_last(model, train.inputs(slice(0, 2))) if bf16 or device.type == "cpu" else nullcontext(same) as ordered:
         torch.manual_seed(recipe.seed)  # dropout and augmentation
         if pieces is not None and pieces.start is not None:
@@ -201,12 +203,27 @@ def grown(model: nn.Module, train: Split, masks: Mapping[str, Tensor], layout: L
     parameters = dict(model.named_parameters())
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:images].to(train.labels.device)
     model.eval()
-    loss = train.task.loss(applied(model, train.inputs(order)), train.labels[order])
-    gradients = torch.autograd.grad(loss, [parameters[name] for name in masks])
+    with felt(parameters[name] for name in masks):
+        loss = train.task.loss(applied(model, train.inputs(order)), train.labels[order])
+        gradients = torch.autograd.grad(loss, [parameters[name] for name in masks], materialize_grads=True)
     scores = [torch.where(layer.any(mask), -1, layer.summed(gradient.abs()))
               for layer, gradient, mask in zip(layout, gradients, masks.values())]
     new = expanded(keep_top(scores, more, layout), layout)
     return {name: mask | grow for (name, mask), grow in zip(masks.items(), new)}
+
+
+@contextmanager
+def felt(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Let frozen ones of the parameters have gradients for a while; yields these."""
+    frozen = [p for p in parameters if not p.requires_grad]
+    for p in frozen:
+        p.requires_grad_()
+    try:
+        yield frozen
+    finally:
+        for p in frozen:
+            p.requires_grad_(False)
+            p.grad = None
 
 
 def schedule(step: int, steps: int) -> float:

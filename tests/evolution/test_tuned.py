@@ -269,6 +269,16 @@ def test_a_mask_shrinks_to_what_was_asked_and_keeps_the_most_salient(lenet, digi
     assert all(torch.equal(still[name], masks[name]) for name in masks)  # no step, no pruning
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_frozen_layer_loses_what_gradients_say_and_stays_as_it_is(optimizer, lenet, digits, layout):
+    net = copy.deepcopy(lenet)
+    net.conv2.requires_grad_(False)
+    masks = {name: torch.ones(p.shape, dtype=torch.bool) for name, p in net.named_parameters() if p.dim() > 1}
+    kept = tune(net, digits.train, Recipe(2, optimizer, 0.005, 64, 0, True), masks, shrink=Shrink(layout, 2000, "fisher"))
+    assert 50 < int(kept["conv2.weight"].sum()) < 2000 and not net.conv2.weight.requires_grad
+    assert torch.equal(net.conv2.weight, lenet.conv2.weight * kept["conv2.weight"])
+
+
 def test_the_shrinking_is_cubic_and_ends_where_it_should(layout):
     shrink = Shrink(layout, 100, "magnitude", until=0.5, first=0.2)
     kept = [shrink.kept_at(step, 1000, 10_000, 10_000) for step in range(1001)]

@@ -3,10 +3,13 @@ import copy
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
+from evoprune.masks.layers import find_layers
 from evoprune.masks.layout import Layer
 from evoprune.masks.saliency import NEEDS_DATA, SALIENCIES, gradient_squares, keep_top
+from evoprune.values.training import grown
 
 LAYOUT = (Layer("a", (6, 5)), Layer("b", (4, 3, 2, 2)))
 
@@ -51,6 +54,30 @@ def test_the_gpu_keeps_the_same(weights):
         for count in (1, 7, 30, 77):
             on_gpu = keep_top([s.cuda() for s in scores], count, LAYOUT)
             assert all(torch.equal(a.cpu(), b) for a, b in zip(on_gpu, keep_top(scores, count, LAYOUT)))
+
+
+class TwoHeads(nn.Module):
+    """Returns logits and what no loss reaches."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head, self.other = nn.Linear(64, 8), nn.Linear(8, 10), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.body(x.flatten(1)).relu()
+        return self.head(x), self.other(x)
+
+
+def test_what_the_loss_does_not_reach_or_is_frozen_has_gradients(digits):
+    net, names = TwoHeads(), ["body.weight", "head.weight", "other.weight"]
+    net.body.requires_grad_(False)
+    body, head, other = gradient_squares(net, names, digits.train, 32, 64)
+    assert body.any() and head.any() and not other.any()
+    layout = find_layers(net)
+    none = {name: torch.zeros_like(net.get_parameter(name), dtype=torch.bool) for name in names}
+    kept = grown(net, digits.train, none, layout, 20, 64, seed=0)
+    assert sum(int(mask.sum()) for mask in kept.values()) == 20 and not kept["other.weight"].any()
+    assert not net.body.weight.requires_grad and net.body.weight.grad is None
 
 
 def test_gradient_squares_are_those_of_backward_and_leave_the_model_alone(lenet, digits, layout):
