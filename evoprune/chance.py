@@ -25,14 +25,14 @@ def sign_test(wins: int, losses: int) -> float:
     return float(all_ways / 2**of)
 
 
-def paired_bootstrap(a: Floats, b: Floats, score: Callable[[list[float]], float], seed: int = 0) -> float:
+def paired_bootstrap(a: Floats, b: Floats, score: Callable[[list[float]], float], draws: int = DRAWS) -> float:
     """Return the share of resamples in which `a` scores no more than `b`; both are sums of each example, (n, k), and `score`
     makes a score of their totals (Efron, 1979)."""
-    rng, worse = np.random.default_rng(seed), 0
-    for _ in range(DRAWS):
+    rng, worse = np.random.default_rng(0), 0
+    for _ in range(draws):
         drawn = rng.multinomial(len(a), np.full(len(a), 1 / len(a)))
         worse += score((drawn @ a).tolist()) <= score((drawn @ b).tolist())
-    return worse / DRAWS
+    return worse / draws
 
 
 def mcnemar(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
@@ -42,11 +42,11 @@ def mcnemar(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
     return min(1.0, 2 * sign_test(max(only_a, only_b), min(only_a, only_b)))
 
 
-def two_sided_bootstrap(a: Floats, b: Floats, score: Callable[[list[float]], float]) -> float:
+def two_sided_bootstrap(a: Floats, b: Floats, score: Callable[[list[float]], float], draws: int = DRAWS) -> float:
     """Return the two-sided p that two models score the same, no smaller than resamples can tell."""
     with np.errstate(invalid="ignore"):
-        least = min(paired_bootstrap(a, b, score), paired_bootstrap(b, a, score))
-    return min(1.0, 2 * max(least, 1 / DRAWS))
+        least = min(paired_bootstrap(a, b, score, draws), paired_bootstrap(b, a, score, draws))
+    return min(1.0, 2 * max(least, 1 / draws))
 
 
 def holm(ps: Sequence[float]) -> list[float]:

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -192,13 +193,16 @@ def test_bytes_are_those_of_the_packed_file_and_the_densest_that_fits_is_taken(n
 def test_no_more_is_looked_at_than_must_be_and_what_comes_nearest_is_said():
     costs, looked = [10, 9, 7, 8, 6], []
 
-    def cost(i):
-        looked.append(i)
-        return costs[i]
+    def cost(point):
+        looked.append(point.at)
+        return costs[point.at]
 
-    assert first_within(range(5), cost, 8, str) == 2 and looked == [0, 1, 2]
+    points = [SimpleNamespace(at=i, score=1 - i / 10) for i in range(5)]
+    assert first_within(points, cost, 8, str).at == 2 and looked == [0, 1, 2]
     with pytest.raises(evoprune.EvopruneError, match="^pick: no point has at most: 6$"):
-        first_within(range(5), cost, 5, lambda least: f"at most: {least}")
+        first_within(points, cost, 5, lambda least: f"at most: {least}")
+    points[4].score = 0.85  # with more objectives scores rise again
+    assert first_within(points, cost, 8, str).at == 4
 
 
 def test_sizes_and_times_are_read_as_people_write_them():

@@ -55,10 +55,10 @@ class Task:
         return self.worst if math.isnan(found) else min(self.best, max(self.worst, found))
 
     def tested(self, sums: Tensor) -> tuple[float, float, float]:
-        """Return the score and its 95 % interval, from the sums (n, k) of each example: Wilson's for shares, otherwise from 1,000
-        draws of the examples with a fixed seed."""
+        """Return the score and its 95 % interval, from the sums (n, k) of each example: Wilson's for shares of the examples,
+        otherwise from 1,000 draws of the examples with a fixed seed."""
         total = sums.sum(0).tolist()
-        return self.score(total), *(wilson(*total) if self.share else self.bootstrapped(sums))
+        return self.score(total), *(wilson(*total) if self.share and self.single else self.bootstrapped(sums))
 
     def each(self, sums: Tensor) -> npt.NDArray[Any]:
         """Return what a run keeps of the sums (n, k) of each example, to be compared with another run's: which answers are right,

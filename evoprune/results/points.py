@@ -38,7 +38,7 @@ class Measured:
     kept: int  # weights
     weights: int  # prunable weights of the whole model
     test: float | None  # score; None until a run has finished, or without a test split
-    test_low: float | None  # 95 % Wilson interval
+    test_low: float | None  # 95 % interval
     test_high: float | None
     before: float  # score without that training
     generation: int

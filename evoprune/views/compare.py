@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..chance import LEVEL, holm, mcnemar, two_sided_bootstrap
+from ..chance import DRAWS, LEVEL, holm, mcnemar, two_sided_bootstrap
 from ..errors import EvopruneError, printable
 from ..inputs.scores import VALUES
 from ..objectives import DENSE, SPARSE, Objectives
@@ -199,15 +199,19 @@ def tested(fronts: Sequence[Front], rights: Sequence[Right | None],
     """Return a test of each run's points against those of the first, where both say which images they have right, corrected over
     all different pairs of points; and how many these are."""
     value = VALUES.get(task_of(fronts[0]))
+    both = {(i, a.id, b.id): (right.points[b.id], rights[0].points[a.id], (b.test or 0.0) - (a.test or 0.0))
+            for i, (points, right) in enumerate(zip(found, rights)) for a, b in zip(found[0], points)
+            if i and a and b and value and right and rights[0]}
+    draws = max(DRAWS, 100 * len(both))  # so many that a difference can be beyond chance after the correction
     pairs: dict[tuple[int, str, str], Against] = {}
-    for i, (points, right) in enumerate(zip(found, rights)):
-        for a, b in zip(found[0], points):
-            if not (i and a and b and value and right and rights[0]) or (i, a.id, b.id) in pairs:
-                continue
-            mine, other, one = right.points[b.id], rights[0].points[a.id], right.points[b.id].shape[1] == 1
-            p = mcnemar(other[:, 0], mine[:, 0]) if one else two_sided_bootstrap(other.astype(float), mine.astype(float), value)
-            only = (int((other > mine).sum()), int((mine > other).sum())) if one else (None, None)
-            pairs[i, a.id, b.id] = Against((b.test or 0.0) - (a.test or 0.0), only[0], only[1], p)
+    for key, (mine, other, difference) in both.items():
+        if mine.shape[1] == 1:
+            only: tuple[Any, Any] = int((other > mine).sum()), int((mine > other).sum())
+            p = mcnemar(other[:, 0], mine[:, 0])
+        else:
+            assert value is not None
+            only, p = (None, None), two_sided_bootstrap(other.astype(float), mine.astype(float), value, draws)
+        pairs[key] = Against(difference, *only, p)
     corrected = holm([test.p for test in pairs.values()])
     final = {key: replace(test, corrected=p) for (key, test), p in zip(pairs.items(), corrected)}
     return [[final.get((i, a.id, b.id)) if a and b else None for a, b in zip(found[0], points)]

@@ -63,9 +63,9 @@ def picked(front: Front, wish: Wish, bits: int = 32, slim: bool = False) -> Poin
 
 
 def first_within(points: Sequence[Point], cost: Callable[[Point], float], limit: float, told: Callable[[float], str]) -> Point:
-    """Return the first of points, which come by sparsity, and so the most accurate, whose cost is within a limit."""
+    """Return the most accurate of points whose cost is within a limit; of equals the first."""
     least = float("inf")
-    for point in points:
+    for point in sorted(points, key=lambda point: -point.score):
         if (found := cost(point)) <= limit:
             return point
         least = min(least, found)

@@ -115,6 +115,12 @@ def test_the_task_is_guessed_from_outputs_and_targets(name):
     check_task(TASKS[name], outputs[:2], targets, "data")
 
 
+def test_tokens_of_one_example_are_no_examples_of_their_own():
+    sums = torch.tensor([[100, 100]] * 5 + [[0, 100]] * 5)
+    score, low, high = TASKS["tokens"].tested(sums)
+    assert score == 0.5 and low < 0.25 and high > 0.75  # of ten, not of a thousand
+
+
 @pytest.mark.parametrize("shape", [(50, 3, 4), (50, 1, 3, 4)])
 def test_one_logit_a_pixel_is_many_labels_of_one_example(shape):
     outputs, targets = torch.randn(50, 1, 3, 4), torch.randint(2, shape)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from statistics import median
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from evoprune.chance import holm, mcnemar, two_sided_bootstrap
 from evoprune.inputs.scores import r2, share
 from evoprune.objectives import USUAL
 from evoprune.results.written import DONE, RIGHT
+from evoprune.views import compare as views
 from evoprune.views.compare import chosen, compare, hvlog, hvlog_on_test, notes
 
 SETTINGS = {"population": 8, "generations": 2, "threads": 1}
@@ -147,6 +149,15 @@ def test_a_paired_bootstrap_agrees_with_the_exact_test_and_with_itself():
         sums = [np.stack([x, np.ones(400, int)], 1) for x in (a, b)]
         assert two_sided_bootstrap(*sums, share) == pytest.approx(mcnemar(a, b), abs=0.06)
         assert two_sided_bootstrap(*sums, share) == two_sided_bootstrap(*sums, share)
+
+
+def test_a_difference_can_be_beyond_chance_after_the_correction_however_many_there_are(monkeypatch):
+    monkeypatch.setattr(views, "task_of", lambda front: "regression")
+    monkeypatch.setattr(views, "two_sided_bootstrap", lambda a, b, score, draws: 2 / draws)  # as different as can be
+    points = [SimpleNamespace(id=str(i), test=0.5) for i in range(60)]
+    right = SimpleNamespace(points={point.id: np.ones((9, 4)) for point in points})
+    tests, count = views.tested([None], [right, right], [points, points])
+    assert count == 60 and all(test.corrected < 0.05 for test in tests[1])
 
 
 def test_a_regression_is_compared_by_a_paired_bootstrap_and_an_own_task_not_at_all(tmp_path):
