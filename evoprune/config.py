@@ -153,8 +153,9 @@ class Config:
         if self.task is not None and self.task not in TASKS and ":" not in self.task:
             raise EvopruneError(f"task: found {self.task!r}, expected {', '.join(TASKS)}, FILE.py:function or "
                                 f"package.module:function")
-        if self.minutes is not None and self.trains_otherwise and self.more_epochs is None:
-            raise EvopruneError(f"minutes: found {self.minutes:g} with --total-epochs, --finetune-epochs, --method or "
+        if (self.minutes is not None or self.plan == AUTO) and self.trains_otherwise and self.more_epochs is None:
+            found = f"plan: found {self.plan}" if self.minutes is None else f"minutes: found {self.minutes:g}"
+            raise EvopruneError(f"{found} with --total-epochs, --finetune-epochs, --method or "
                                 f"--layerwise, which say how to search and train; expected one of them")
         self.check_method()
         if self.layerwise:
@@ -214,8 +215,8 @@ USED: dict[str, tuple[str, Callable[[Config], bool]]] = {  # settings that only 
     **dict.fromkeys(("listen", "hostfile"), ("--engine scoop", lambda config: config.engine == "scoop")),
     "judge_images": ("masks that evolve all together, before any training", lambda config: config.total_epochs is None and
                      not config.layerwise and read_method(config.method).kind == "evolve"),
-    "train_precision": ("training", lambda config: config.trains or config.plan is not None),
-    "job_timeout": ("--engine processes, scoop or dask", lambda config: config.engine != "local")}
+    "train_precision": ("training", lambda config: config.trains or config.plan is not None or bool(config.train_epochs)),
+    **dict.fromkeys(("workers", "job_timeout"), ("--engine processes, scoop or dask", lambda config: config.engine != "local"))}
 
 
 def check_used(given: Iterable[str], config: Config) -> None:

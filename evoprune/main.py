@@ -122,7 +122,8 @@ def check(given: dict[str, Any]) -> None:
         for name, value in settings.items():
             check_setting(name, value)
         config = replace(config, **{name: value for name, value in settings.items() if name not in MORE})
-    check_used(settings, config)
+    decided = settings if "resume" in given else settings.keys() - {"train_precision"}  # whether anything trains a plan may say
+    check_used(decided, config)
 
 
 def run(arguments: Sequence[str], given: dict[str, Any], toolbox: Callable[..., Any] | None, program: str) -> int:

@@ -59,11 +59,11 @@ def settle(model: nn.Module | str, data: Any, resume: str | Path | None, given: 
         check_runs(config, named)
         return with_a_device(config)
     config = with_plan(Config(**names, **given), given, plans)
-    check_used(given, config)
     check_runs(config, named)
     if config.train_epochs is None:
         own = isinstance(model, str) and config.model in MODELS and config.data == "digits" and config.weights is None
         config = replace(config, train_epochs=30 if own else 0)
+    check_used(given, config)
     if not isinstance(data, str):
         check_prepared(data, config)
     if read_method(config.method).kind != "evolve":
@@ -84,11 +84,14 @@ def with_plan(config: Config, given: dict[str, Any], plans: bool) -> Config:
             raise EvopruneError(f"{twice[0]}: found with --plan {config.plan}, which says it; expected one of them")
         if not home_of(Path(config.plan)).joinpath(CONFIG).exists():
             raise EvopruneError(f"plan: found {config.plan!r}, expected the folder of a run, or {AUTO}")
-        theirs = read_to_resume(Path(config.plan)).config
+        record = read_to_resume(Path(config.plan))
+        theirs = record.config
+        if theirs.plan == AUTO and record.dense is None:
+            raise EvopruneError(f"plan: found {config.plan}, whose run was stopped before it had a plan; --resume it first")
         if theirs.trains_otherwise:
             raise EvopruneError(f"plan: found {config.plan}, whose run has --total-epochs, --finetune-epochs, --method or "
                                 f"--layerwise; repeat its command instead")
-        return replace(config, plan=None, **{name: theirs.settings()[name] for name in ("start", *PLANNED)})
+        return replace(config, plan=None, **{name: theirs.settings()[name] for name in ("start", "knowledge", *PLANNED)})
     if config.plan is None and config.minutes is None and (not plans or any(name in given for name in DECIDED)):
         return config
     if fixed := [name for name in PLANNED if name in given]:

@@ -1,5 +1,6 @@
 import json
 import logging
+import shutil
 import sys
 from dataclasses import replace
 from itertools import pairwise
@@ -11,7 +12,7 @@ import evoprune
 from evoprune import EvopruneError
 from evoprune.config import AUTO, DECIDED, PLANNED, Config, keywords, options
 from evoprune.evolution.tuned import DENSE_STEPS
-from evoprune.main import main
+from evoprune.main import check, main
 from evoprune.pruning import dry_run
 from evoprune.run import jobs
 from evoprune.run import plan as plans
@@ -93,6 +94,8 @@ def test_a_clock_is_read_only_where_nothing_says_how_to_search_or_train():
 @pytest.mark.parametrize(("settings", "message"), [
     ({"minutes": 2.0, "total_epochs": 9.0}, "minutes: found 2 with --total-epochs, --finetune-epochs, --method or --layerwise, "
                                            "which say how to search and train; expected one of them"),
+    ({"plan": "auto", "finetune_epochs": 1}, "plan: found auto with --total-epochs, --finetune-epochs, --method or --layerwise, "
+                                            "which say how to search and train; expected one of them"),
     ({"minutes": 2.0, "shots": 20}, "shots: found 20 with --minutes or --plan auto, which decide it; expected one of them"),
     ({"plan": "nowhere"}, "plan: found 'nowhere', expected the folder of a run, or auto"),
     ({"refine_epochs": 1.0, "finetune_epochs": 1},
@@ -105,6 +108,29 @@ def test_what_cannot_be_planned_is_one_line(settings, message, lenet, digits, tm
         evoprune.prune(lenet, digits, out=tmp_path / "run", **settings)
     assert str(error.value) == keywords(message)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_of_another_run_is_all_of_it_or_refused(whole, tmp_path):
+    path = shutil.copytree(whole, tmp_path / "run")
+    record = json.loads((path / "config.json").read_text())
+
+    def settled(**changes):
+        settings = {**record["settings"], "knowledge": "weights"}
+        (path / "config.json").write_text(json.dumps({**record, "settings": settings, **changes}))
+        return settle("lenet", "digits", None, {"plan": str(path), "out": "x"})
+
+    assert (found := settled()).knowledge == "weights" and found.start == record["settings"]["start"] and found.plan is None
+    with pytest.raises(EvopruneError, match="plan: found .*, whose run was stopped before it had a plan; --resume it first"):
+        settled(dense=None)
+
+
+def test_a_precision_of_training_may_be_said_before_there_is_a_plan():
+    for given in ({"train_precision": "auto"}, {"train_precision": "bf16", "minutes": 2.0},
+                  {"train_precision": "bf16", "generations": 3}):  # the dense model is trained
+        check(dict(given))
+        assert settle("lenet", "digits", None, {**given, "out": "x"}).train_precision == given["train_precision"]
+    with pytest.raises(EvopruneError, match="train_precision: found 'bf16', which does nothing without training"):
+        settle("lenet", "digits", None, {"train_precision": "bf16", "generations": 3, "train_epochs": 0, "out": "x"})
 
 
 def make_quick(patch):
