@@ -19,7 +19,7 @@ from evoprune.rules import NEEDS, SCORES
 
 BELOW = ["interrupts", "errors", "files", "objectives", "rules", "chance", "config"]
 WINGS = {
-    "inputs": ["models", "weights", "zoo", "named", "nested", "datasets", "scores", "tasks", "splits", "sources"],
+    "inputs": ["models", "weights", "zoo", "named", "nested", "datasets", "scores", "tasks", "splits", "images", "sources"],
     "engines": ["worker", "team", "processes", "scoop_pool", "dask_pool", "engine", "scoop_launch", "scoop_worker"],
     "masks": ["units", "layout", "layers", "genome", "tensors", "saliency", "channels", "paths", "packed"],
     "values": ["fast", "optimizer", "training", "attention", "least_squares", "sensitivity", "repair", "inherited", "spaces",
@@ -35,7 +35,7 @@ ORDER = [*BELOW, *(f"{wing}.{name}" for wing, names in WINGS.items() for name in
 FORBIDDEN = {**{wing: {"evaluation", "evolution", "run"} for wing in ("results", "views")}, "masks": {"values"},
              "evaluation": {"evolution"}, "evolution": {"evaluation"},
              "engines": set(WINGS) - {"engines"}}  # beside what comes later
-GIVEN_CONFIG = {"inputs.named", "inputs.sources", "engines.engine", "evolution.generations", "evolution.tuned",
+GIVEN_CONFIG = {"inputs.named", "inputs.images", "inputs.sources", "engines.engine", "evolution.generations", "evolution.tuned",
                 "evolution.toolbox", "config", "pruning"}  # may take a `Config`, as may all of run
 ATTRIBUTES = {"evaluation.graph": {"output"}, "engines.scoop_launch": {"self.socket"}, "engines.scoop_worker": {"future"},
               "run.settings": {"config"}}  # objects that are asked by name what they have: none is an evaluator

@@ -17,7 +17,7 @@ from ..objectives import MEASURES
 from ..rules import ZOOS, function_named
 from .models import MODELS
 from .weights import load_weights, read_weights
-from .zoo import zoo_model
+from .zoo import without_auxiliary, zoo_model
 
 log = logging.getLogger("evoprune")
 
@@ -33,9 +33,10 @@ def load_model(config: Config, outputs: int, channels: int) -> nn.Module:
         built_in = "built-in " * (config.model in MODELS)
         raise EvopruneError(f"weights: the {built_in}{config.model} has none of its own; give --weights FILE, "
                             f"or train it first with --train-epochs N")
-    model = build_model(config.model, outputs, channels, pretrained=config.weights is None and not training)
+    adapts = training and config.model.startswith("hf:")  # whose folder has weights for these very classes
+    model = build_model(config.model, outputs, channels, pretrained=config.weights is None and (adapts or not training))
     if config.weights is not None:
-        load_weights(model, read_weights(config.weights), config.weights)
+        load_weights(model, without_auxiliary(config.model, read_weights(config.weights)), config.weights)
     return model
 
 

@@ -22,10 +22,10 @@ from torch import Tensor
 from ..config import Config
 from ..errors import EvopruneError, first_line
 from .datasets import as_tensor
+from .images import Transform, handed, how_to_normalise, how_to_prepare
 from .named import call
 from .nested import taken
-from .splits import Data, Split, as_data, as_split, check_split, outputs_for
-from .zoo import preset_of
+from .splits import Data, Split, as_split, check_split, outputs_for
 
 DATA = ("digits", "mnist", "cifar10", "folder:DIR", "npz:FILE", "package.module:function", "FILE.py:function")
 Index = npt.NDArray[np.int64]
@@ -37,20 +37,6 @@ class Raw:
 
     labels: npt.NDArray[Any]  # (n, ...)
     read: Callable[[Index, Transform | None], Tensor]  # indices -> uint8 (len(indices), c, h, w)
-
-
-@dataclass(frozen=True)
-class Transform:
-    """Resize the shorter side to `resize`, crop the `crop` x `crop` centre; what a torchvision preset does."""
-
-    resize: int
-    crop: int
-    interpolation: Any
-
-    def __call__(self, image: Any) -> Any:  # a PIL image, or uint8 (..., h, w)
-        from torchvision.transforms import functional as F
-
-        return F.center_crop(F.resize(image, [self.resize], interpolation=self.interpolation, antialias=True), [self.crop])
 
 
 @dataclass(frozen=True)
@@ -79,7 +65,7 @@ def load_data(config: Config, most: int | None) -> Data:
         raise EvopruneError(f"data: found {config.data!r}, expected one of {', '.join(DATA)}")
     made = call(config.data, "data")
     check_prepared(made, config)
-    return limit(as_data(made, config.split_seed, *constants(config)), config)
+    return limit(handed(config, made), config)
 
 
 def check_prepared(data: Any, config: Config) -> None:
@@ -114,7 +100,7 @@ def check_subset(name: str, wanted: int, there: int) -> None:
 
 def cut(source: Source, config: Config, most: int | None) -> Data:
     """Cut the search split (and the test split, where there is none) from train, by `split_seed`; read so many train images."""
-    transform, mean, std = how_to_normalise(config, source)
+    (transform, preset), own = how_to_prepare(config), (source.mean, source.std)
     order = np.random.default_rng(config.split_seed).permutation(len(source.train.labels))
     test, test_index = source.test, np.arange(len(source.test.labels) if source.test else 0)
     if test is None:
@@ -134,43 +120,12 @@ def cut(source: Source, config: Config, most: int | None) -> Data:
     train_index = train_index[:most]
 
     def read(raw: Raw, index: Index, name: str) -> Split:
-        return check_split(raw.read(index, transform), torch.from_numpy(raw.labels[index]), name, mean, std)
+        images = raw.read(index, transform)
+        return check_split(images, torch.from_numpy(raw.labels[index]), name, *how_to_normalise(config, preset, own, images))
 
     return Data(read(source.train, train_index, "train") if len(train_index) else None,
                 read(source.train, order[:searched], "search"), read(test, test_index, "test"),
                 classes=max(outputs_for(torch.from_numpy(part.labels)) for part in (source.train, test)))
-
-
-def constants(config: Config) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """Return --mean and --std as numbers."""
-    def numbers(name: str) -> tuple[float, ...] | None:
-        text = getattr(config, name)
-        if text is None:
-            return None
-        try:
-            return tuple(float(x) for x in text.split(","))
-        except ValueError:
-            raise EvopruneError(f"{name}: found {text!r}, expected numbers with commas between: 0.49,0.48,0.45") from None
-
-    mean, std = numbers("mean"), numbers("std")
-    if (mean is None) != (std is None):
-        raise EvopruneError("mean, std: found only one of the two, expected both or none")
-    return mean, std
-
-
-def how_to_normalise(config: Config, source: Source) -> tuple[Transform | None, Any, Any]:
-    """Return (transform, mean, std): the user's own, else the model's preset, else the data set's."""
-    mean, std = constants(config)
-    transform = None
-    if config.image_size:
-        from torchvision.transforms import InterpolationMode  # a second of every process that does without
-
-        transform = Transform(config.image_size, config.image_size, InterpolationMode.BILINEAR)
-    preset = preset_of(config.model)
-    if preset is not None:
-        transform = transform or Transform(preset.resize, preset.crop, preset.interpolation)
-        mean, std = mean or preset.mean, std or preset.std
-    return transform, mean or source.mean, std or source.std
 
 
 def from_tensor(images: Tensor) -> Callable[[Index, Transform | None], Tensor]:
@@ -178,6 +133,8 @@ def from_tensor(images: Tensor) -> Callable[[Index, Transform | None], Tensor]:
     def read(index: Index, transform: Transform | None) -> Tensor:
         chosen = images[torch.from_numpy(index)]
         if transform and (chosen.dim() != 4 or chosen.dtype != torch.uint8):
+            if not transform.asked:
+                return chosen
             raise EvopruneError(f"image_size: found {chosen.dtype} arrays of shape {tuple(chosen.shape)}, expected uint8 images "
                                 f"(n, c, h, w)")
         return transform(chosen) if transform else chosen

@@ -21,6 +21,8 @@ from .datasets import as_tensor, is_nested, nested_tensors, read_dataset, read_l
 from .nested import Inputs, applied, check_together, leaves, mapped, taken
 from .tasks import CLASSIFICATION, Task
 
+CHANNELS = (1, 3, 4)  # of uint8 images; the fourth is alpha
+
 
 @dataclass(frozen=True, eq=False)
 class Split:
@@ -134,11 +136,8 @@ def outputs_for(targets: Tensor) -> int:
     return math.prod(targets.shape[1:]) if targets.is_floating_point() else 1 + max(0, int(targets.max()))
 
 
-def as_data(source: Any, split_seed: int, mean: Sequence[float] | None, std: Sequence[float] | None) -> Data:
-    """Return `source` if it is a `Data`; cut `(images, labels)` or a Dataset into equal halves, search and test."""
-    if isinstance(source, Data):
-        return source
-    whole = as_split(source, "data", mean, std)
+def halved(whole: Split, split_seed: int) -> Data:
+    """Return a split cut into equal halves, search and test."""
     if len(whole) < 2:
         raise EvopruneError(f"data: found {len(whole)} image, expected at least 2, one to search on and one to test on")
     order = torch.from_numpy(np.random.default_rng(split_seed).permutation(len(whole)))
@@ -203,7 +202,7 @@ def as_images(images: Tensor, name: str) -> Tensor:
     """Return one checked input: images with their channels in dimension 1, floats in float32."""
     if images.dtype == torch.uint8 and images.dim() == 3:
         images = images[:, None]  # (n, h, w) -> (n, 1, h, w)
-    if images.dtype == torch.uint8 and images.dim() == 4 and images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):
+    if images.dtype == torch.uint8 and images.dim() == 4 and images.shape[1] not in CHANNELS and images.shape[3] in CHANNELS:
         images = images.permute(0, 3, 1, 2)  # (n, h, w, c) -> (n, c, h, w)
     if images.dtype in (torch.float64, torch.float16, torch.bfloat16):
         images = images.float()
@@ -213,10 +212,11 @@ def as_images(images: Tensor, name: str) -> Tensor:
 
 
 def check_constants(images: Inputs, mean: Sequence[float], std: Sequence[float], name: str) -> None:
-    """Raise `EvopruneError` for a mean and std that do not fit the uint8 images."""
-    for each in leaves(images):
-        if each.dtype != torch.uint8 or (each.dim() < 3 and not isinstance(images, Tensor)):
-            continue
+    """Raise `EvopruneError` for a mean and std that do not fit the uint8 images, or where there are none."""
+    bytes_of_images = [each for each in leaves(images) if each.dtype == torch.uint8 and (each.dim() > 2 or each is images)]
+    if not bytes_of_images:
+        raise EvopruneError(f"{name}: found mean and std without uint8 images, which alone are normalised; leave them out")
+    for each in bytes_of_images:
         if {len(mean), len(std)} - {1, each.shape[1]}:
             raise EvopruneError(f"{name}: found {len(mean)} means and {len(std)} stds, expected 1 or {each.shape[1]}, "
                                 f"a number a channel")

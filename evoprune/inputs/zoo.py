@@ -11,17 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import EvopruneError, first_line, shown
+
+RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # as Pillow numbers them
 
 
 @dataclass(frozen=True)
 class Preset:
-    """How a model's images are prepared: the shorter side resized, the centre cropped, mean and std of images in 0..1."""
+    """How a model's images are prepared: resized, the centre cropped, mean and std of images in 0..1."""
 
-    resize: int
-    crop: int
+    resize: list[int]  # one number: the shorter side
+    crop: list[int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: Any  # torchvision's InterpolationMode
@@ -47,13 +49,29 @@ def torchvision_model(name: str, outputs: int, pretrained: bool) -> nn.Module:
         near = [n for n in models.list_models(module=models) if n[:4] == name[:4]] or models.list_models(module=models)
         raise EvopruneError(f"model: torchvision has no classifier {name!r}; there are {', '.join(near)}")
     if not pretrained:
-        model: nn.Module = models.get_model(name, weights=None, num_classes=outputs)
+        model: nn.Module = models.get_model(name, weights=None, num_classes=outputs, **as_pretrained(name))
         return model
     try:
         return models.get_model(name, weights="DEFAULT")  # type: ignore[no-any-return]  # torchvision is untyped
     except OSError as error:
         raise EvopruneError(f"model: the weights of torchvision:{name} could not be fetched ({first_line(error)}); "
                             f"give a file of them with --weights FILE") from None
+
+
+def as_pretrained(name: str) -> dict[str, Any]:
+    """Return what torchvision says of an architecture by its weights alone, so that it is made the same without them."""
+    from torchvision import models
+
+    if name.startswith("vit_"):
+        return {"image_size": models.get_model_weights(name).DEFAULT.meta["min_size"][0]}
+    if name == "googlenet":
+        return {"transform_input": True, "aux_logits": False, "init_weights": True}
+    return {"transform_input": True, "init_weights": True} if name == "inception_v3" else {}
+
+
+def without_auxiliary(spec: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights from a file without those of heads that torchvision drops from a pretrained GoogLeNet."""
+    return {name: value for name, value in state.items() if spec != "torchvision:googlenet" or not name.startswith("aux")}
 
 
 def timm_model(name: str, outputs: int, channels: int) -> nn.Module:
@@ -103,25 +121,41 @@ def preset_of(spec: str) -> Preset | None:
             from torchvision import models
 
             found = models.get_model_weights(name).DEFAULT.transforms()
-            return Preset(found.resize_size[0], found.crop_size[0], tuple(found.mean), tuple(found.std), found.interpolation)
+            return Preset(found.resize_size[:1], found.crop_size[:1], tuple(found.mean), tuple(found.std), found.interpolation)
         if zoo == "timm":
             cfg = library("timm").get_pretrained_cfg(name)
-            return preset(round(cfg.input_size[1] / cfg.crop_pct), cfg.input_size[1], cfg.mean, cfg.std, cfg.interpolation)
+            return preset([round(cfg.input_size[1] / cfg.crop_pct)], [cfg.input_size[1]], cfg.mean, cfg.std, cfg.interpolation)
         if zoo == "hf":
-            about = json.loads(Path(name, "preprocessor_config.json").read_text())
-            crop, size = side(about.get("crop_size") or about["size"]), side(about["size"])
-            return preset(size, crop, about["image_mean"], about["image_std"], "bilinear")
+            return hugging_face_preset(json.loads(Path(name, "preprocessor_config.json").read_text()))
     except (ValueError, AttributeError, KeyError, TypeError, OSError):  # an unknown name: building the model will say so
         return None
     return None
 
 
-def side(size: Any) -> int:
-    """Return the shorter side of a size as Hugging Face writes it."""
-    return int(size.get("shortest_edge") or size["height"]) if isinstance(size, dict) else int(size)
+def hugging_face_preset(about: dict[str, Any]) -> Preset:
+    """Return how a preprocessor_config.json says that images are prepared, as the image processors of transformers read it."""
+    resize = sides(about["size"])
+    if about.get("crop_pct") is not None and resize[0] < 384:  # of ConvNext and of ResNet
+        resize, crop = [int(resize[0] / about["crop_pct"])], resize[:1] * 2
+    elif about.get("do_center_crop"):
+        crop = sides(about.get("crop_size") or about["size"])
+        crop = crop if len(crop) == 2 else crop * 2
+    elif isinstance(about["size"], int) or about.get("crop_pct") is not None:
+        resize = crop = resize[:1] * 2
+    else:
+        crop = resize if len(resize) == 2 else resize * 2
+    mean, std = (about["image_mean"], about["image_std"]) if about.get("do_normalize", True) else ([0.0] * 3, [1.0] * 3)
+    return preset(resize, crop, mean, std, RESAMPLE[about.get("resample", 2)])
 
 
-def preset(resize: int, crop: int, mean: Any, std: Any, interpolation: str) -> Preset:
+def sides(size: Any) -> list[int]:
+    """Return a size as Hugging Face writes it: height and width, or the shorter side."""
+    if not isinstance(size, dict):
+        return [int(size)]
+    return [int(size["shortest_edge"])] if size.get("shortest_edge") else [int(size["height"]), int(size["width"])]
+
+
+def preset(resize: list[int], crop: list[int], mean: Any, std: Any, interpolation: str) -> Preset:
     """Return a preset, its interpolation by name."""
     from torchvision.transforms import InterpolationMode  # a second of every process that does without
 

@@ -37,7 +37,7 @@ def train_dense(net: nn.Module, train: Split, config: Config, path: Path, deadli
     """
     recipe = recipe_for(net, config.train_epochs or 0, config.seed, config.learning_rate, config.augment,
                         config.train_precision)
-    adapts = config.weights is not None
+    adapts = config.weights is not None or config.model.startswith("hf:")
     if adapts and config.learning_rate is None:
         recipe = replace(recipe, learning_rate=ADAPTING * recipe.learning_rate)
     log.info("%s the dense model: %d epoch%s of %s images", "adapting" if adapts else "training", recipe.epochs,

@@ -20,12 +20,13 @@ from ..evaluation.usage import unused_parameters
 from ..evolution.checkpoint import load
 from ..evolution.tuned import budget_of, kept_at_targets
 from ..files import as_bytes_of, fingerprint, piece_of, remove, to_safetensors
+from ..inputs.images import handed
 from ..inputs.models import private_copy
 from ..inputs.named import build_model, load_model, load_objectives
 from ..inputs.nested import described, leaves, shapes
-from ..inputs.sources import constants, limit, load_data
-from ..inputs.splits import Data, as_data
-from ..inputs.tasks import CLASSIFICATION, TASKS, check_task, constant_score, guessed, optimised, task_of
+from ..inputs.sources import limit, load_data
+from ..inputs.splits import Data
+from ..inputs.tasks import CLASSIFICATION, check_task, constant_score, guessed, optimised, task_of
 from ..inputs.weights import STRANGE, kind_of, load_weights, read_weights
 from ..masks.layers import USUAL, LeftOut, aliases, find_layers, left_out, prunable_parameters
 from ..masks.layout import Layout
@@ -116,7 +117,7 @@ def with_task(config: Config, splits: Data, outputs: torch.Tensor) -> tuple[Conf
     for name, split in (("search", splits.search), ("train", splits.train), ("test", splits.test)):
         if split is not None:
             check_task(task, outputs, split.labels, f"data: {name}")
-    if task.link == "softmax" and task.name in TASKS and splits.classes > outputs.shape[task.dimension]:
+    if task.name in (CLASSIFICATION.name, "tokens") and splits.classes > outputs.shape[task.dimension]:
         raise EvopruneError(f"data: found {splits.classes} classes, expected at most {outputs.shape[task.dimension]}, as many as "
                             f"the model has outputs")
     if config.task is None and task.name != CLASSIFICATION.name:
@@ -247,7 +248,7 @@ def get_data(config: Config, data: Any) -> Data:
         calibrates = config.repair != "none" and not config.layerwise  # perhaps: the model decides whether it is repaired
         splits = load_data(config, None if whole else LAST_IMAGES if calibrates else 0)
     else:
-        splits = limit(as_data(data, config.split_seed, *constants(config)), config)
+        splits = limit(handed(config, data), config)
     if training and splits.train is None:
         raise EvopruneError("data: found no train split, which train_epochs, finetune_epochs and total_epochs need; hand in "
                             "evoprune.Data(train, search, test), or leave training out")
@@ -261,7 +262,7 @@ def get_model(config: Config, model: nn.Module | str, splits: Data, old: Record 
               dense: Path | None) -> nn.Module:
     """Return the dense model on the CPU: as the settings say, or with the values a run to resume started from."""
     if isinstance(model, str):
-        outputs = (1 if config.task == "binary" else splits.classes) if old is None else old.outputs
+        outputs = outputs_of(config, splits) if old is None else old.outputs
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)  # a model that is trained first starts from the same values each time
             if not dense:
@@ -280,6 +281,13 @@ def get_model(config: Config, model: nn.Module | str, splits: Data, old: Record 
                                 f"started the run, or choose a new out")
         load_weights(net, stored, str(dense))
     return net
+
+
+def outputs_of(config: Config, splits: Data) -> int:
+    """Return how many outputs a model needs that is made for the data."""
+    if config.task in ("multilabel", "regression"):
+        return int(splits.search.labels[0].numel())
+    return 1 if config.task == "binary" else splits.classes
 
 
 def layers_of(net: nn.Module, config: Config, unused: Collection[str] = ()) -> Layout:

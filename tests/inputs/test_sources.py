@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +10,11 @@ from torch import nn
 
 from evoprune.config import Config
 from evoprune.errors import EvopruneError
+from evoprune.inputs.images import handed
 from evoprune.inputs.models import LeNet
 from evoprune.inputs.named import build_model, load_model, read_weights
 from evoprune.inputs.sources import load_data, read_digits
+from evoprune.inputs.splits import Data
 
 
 def folders(root, sizes=((8, 8), (8, 8)), classes=("cat", "dog")):
@@ -93,6 +97,33 @@ def test_arrays_are_read_in_every_layout(tmp_path):
     floats = np.ones((40, 5), np.float64), np.ones((20, 5), np.float64)
     table = load_data(Config(data=arrays(tmp_path / "c.npz", x_train=floats[0], x_test=floats[1])), most=None)
     assert table.train.images.dtype == torch.float32 and table.train.images.shape == (32, 5)
+
+
+def test_arrays_for_a_model_with_a_preset(tmp_path):
+    def load(model="torchvision:resnet18", **changes):
+        settings = {name: changes.pop(name) for name in ("mean", "std") if name in changes}
+        return load_data(Config(model=model, data=arrays(tmp_path / "x.npz", **changes), **settings), None).search
+
+    floats = {name: np.random.default_rng(0).random((40, 3, 8, 8), np.float32) for name in ("x_train", "x_test")}
+    labels = {"y_train": np.arange(40) % 4, "y_test": np.arange(40) % 4}
+    found = load(**floats, **labels)
+    assert found.images.shape[1:] == (3, 8, 8) and found.mean is None  # as they are
+    with pytest.raises(EvopruneError, match="found mean and std without uint8 images, which alone are normalised"):
+        load(**floats, **labels, mean="0.5", std="0.25")
+    with pytest.raises(EvopruneError, match="torchvision:resnet18 has those of 3 channels, found images with 1; give --mean and"):
+        load()
+    rgba = {name: np.zeros((40, 8, 8, 4), np.uint8) for name in ("x_train", "x_test")}
+    assert load("lenet", **rgba, **labels).images.shape[1:] == (4, 8, 8)
+
+
+def test_images_handed_in_are_normalised_as_the_named_model_wants_it():
+    images, labels = torch.zeros(6, 3, 8, 8, dtype=torch.uint8), torch.arange(6) % 2
+    config = Config(model="torchvision:resnet18")
+    assert handed(config, (images, labels)).search.mean == pytest.approx((0.485, 0.456, 0.406))
+    assert handed(replace(config, mean="0.5", std="0.1"), (images, labels)).test.mean == (0.5,)
+    assert handed(config, (images.float(), labels)).search.mean is None and handed(Config(), (images, labels)).search.mean is None
+    own = Data(None, (images, labels), None)
+    assert handed(config, own) is own
 
 
 def test_functions_bring_models_and_data(tmp_path, monkeypatch):

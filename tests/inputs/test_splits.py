@@ -7,7 +7,7 @@ from torchvision.transforms import functional as F
 
 import evoprune
 from evoprune.errors import EvopruneError
-from evoprune.inputs.splits import Data, Split, as_data, as_split
+from evoprune.inputs.splits import Data, Split, as_split, halved
 
 IMAGES = torch.arange(6 * 3 * 4 * 4, dtype=torch.int64).view(6, 3, 4, 4).to(torch.uint8)
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
@@ -22,7 +22,9 @@ def test_images_are_normalised_exactly_as_torchvision_does():
 
 def test_float_images_are_left_as_they_are():
     images = torch.randn(6, 5)
-    assert torch.equal(as_split((images, LABELS), "x", (9.0,), (9.0,)).inputs(slice(2, 4)), images[2:4])
+    assert torch.equal(as_split((images, LABELS), "x").inputs(slice(2, 4)), images[2:4])
+    with pytest.raises(EvopruneError, match="x: found mean and std without uint8 images, which alone are normalised; leave them"):
+        as_split((images, LABELS), "x", (9.0,), (9.0,))
 
 
 def test_a_dataset_and_its_arrays_make_the_same_split():
@@ -33,12 +35,12 @@ def test_a_dataset_and_its_arrays_make_the_same_split():
 def test_a_pair_is_cut_into_halves_by_the_split_seed():
     images = torch.arange(101, dtype=torch.float32)[:, None]
     labels = torch.arange(101) % 3
-    data = as_data((images, labels), 0, None, None)
+    data = halved(as_split((images, labels), "x"), 0)
     assert data.sizes() == {"train": 0, "search": 51, "test": 50}
     both = torch.cat([data.search.images, data.test.images])
     assert sorted(both.flatten().tolist()) == list(range(101))
     assert torch.equal(data.search.labels, data.search.images.flatten().long() % 3)
-    assert not torch.equal(as_data((images, labels), 1, None, None).search.images, data.search.images)
+    assert not torch.equal(halved(as_split((images, labels), "x"), 1).search.images, data.search.images)
 
 
 def test_classes_are_counted_over_all_splits():

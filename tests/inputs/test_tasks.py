@@ -11,9 +11,11 @@ from torch.nn import functional as F
 
 import evoprune
 from evoprune import EvopruneError
+from evoprune.config import Config
 from evoprune.inputs.tasks import DRAWS, TASKS, Task, check_task, guessed
 from evoprune.main import main
 from evoprune.results.points import columns
+from evoprune.run.prepare import outputs_of, with_task
 
 RNG = np.random.default_rng(0)
 
@@ -113,6 +115,21 @@ def test_the_task_is_guessed_from_outputs_and_targets(name):
     outputs, targets = batch(name)
     assert guessed(outputs[:2], targets).name == name
     check_task(TASKS[name], outputs[:2], targets, "data")
+
+
+def test_a_label_that_counts_for_nothing_is_no_class():
+    labels = torch.randint(4, (6, 3, 5))
+    labels[0, 0] = 255
+    data = evoprune.Data(None, (torch.zeros(6, 3, 3, 5), labels), None)
+    assert with_task(Config(), data, torch.zeros(2, 4, 3, 5))[0].task == "segmentation"
+    with pytest.raises(EvopruneError, match="found label 4, expected 0 to 3"):
+        with_task(Config(), evoprune.Data(None, (torch.zeros(6, 3, 3, 5), labels.clamp(max=4)), None), torch.zeros(2, 4, 3, 5))
+
+
+@pytest.mark.parametrize(("task", "outputs"), [("multilabel", 5), ("regression", 5), ("binary", 1), (None, 2)])
+def test_a_model_is_made_with_as_many_outputs_as_the_task_has(task, outputs):
+    data = evoprune.Data(None, (torch.zeros(6, 3), torch.ones(6, 5).long()), None)
+    assert outputs_of(Config(task=task), data) == outputs
 
 
 def test_tokens_of_one_example_are_no_examples_of_their_own():

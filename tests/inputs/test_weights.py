@@ -12,7 +12,7 @@ from evoprune.errors import EvopruneError
 from evoprune.inputs.models import LeNet
 from evoprune.inputs.named import build_model, load_model
 from evoprune.inputs.weights import load_weights, read_weights
-from evoprune.inputs.zoo import preset_of
+from evoprune.inputs.zoo import hugging_face_preset, preset_of, without_auxiliary
 
 
 def prefixed(prefix):
@@ -95,6 +95,29 @@ def test_a_damaged_index_is_one_line(text, tmp_path):
         read_weights(str(tmp_path / "model.safetensors.index.json"))
 
 
+@pytest.mark.parametrize(("about", "resize", "crop", "interpolation"), [
+    ({"size": 224, "crop_pct": 0.875, "resample": 3}, [256], [224, 224], "bicubic"),
+    ({"size": {"shortest_edge": 384}, "crop_pct": 0.875, "resample": 3}, [384, 384], [384, 384], "bicubic"),
+    ({"size": {"height": 224, "width": 200}}, [224, 200], [224, 200], "bilinear"),
+    ({"size": 224, "resample": 0}, [224, 224], [224, 224], "nearest"),
+    ({"size": {"shortest_edge": 256}, "do_center_crop": True, "crop_size": {"height": 224, "width": 224}}, [256], [224, 224],
+     "bilinear"),
+    ({"size": 256, "do_center_crop": True, "crop_size": 224}, [256], [224, 224], "bilinear")])
+def test_images_are_prepared_as_a_folder_of_hugging_face_says(about, resize, crop, interpolation):
+    found = hugging_face_preset({**about, "image_mean": [0.5] * 3, "image_std": [0.25] * 3})
+    assert (found.resize, found.crop, found.interpolation.value, found.mean) == (resize, crop, interpolation, (0.5,) * 3)
+    assert hugging_face_preset({**about, "do_normalize": False, "image_mean": 1, "image_std": 1}).std == (1.0,) * 3
+
+
+def test_torchvision_models_are_rebuilt_as_their_weights_make_them():
+    with torch.device("meta"):
+        inception, googlenet = (build_model(f"torchvision:{name}", 5, 3) for name in ("inception_v3", "googlenet"))
+        assert build_model("torchvision:vit_h_14", 5, 3).image_size == 518
+    assert inception.transform_input and googlenet.transform_input and googlenet.aux1 is None
+    assert without_auxiliary("torchvision:googlenet", {"aux1.fc": 1, "fc": 2}) == {"fc": 2}
+    assert without_auxiliary("torchvision:resnet18", {"aux1.fc": 1}) == {"aux1.fc": 1}
+
+
 def test_timm_models_are_made_and_nothing_is_fetched(monkeypatch):
     timm = pytest.importorskip("timm")
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("a connection"))
@@ -104,7 +127,7 @@ def test_timm_models_are_made_and_nothing_is_fetched(monkeypatch):
     with pytest.raises(EvopruneError, match=r"model: timm has no model 'resnot'; there are resn"):
         build_model("timm:resnot", 7, 3)
     found, cfg = preset_of("timm:resnet18"), timm.get_pretrained_cfg("resnet18")
-    assert (found.crop, found.mean, found.interpolation.value) == (cfg.input_size[1], tuple(cfg.mean), cfg.interpolation)
+    assert (found.crop, found.mean, found.interpolation.value) == ([cfg.input_size[1]], tuple(cfg.mean), cfg.interpolation)
 
 
 def test_a_folder_of_hugging_face_is_read_and_runs_no_code(tmp_path, monkeypatch):
@@ -119,7 +142,9 @@ def test_a_folder_of_hugging_face_is_read_and_runs_no_code(tmp_path, monkeypatch
     again = load_model(Config(model=f"hf:{tmp_path / 'vit'}"), 3, 3).eval()
     images = torch.randn(2, 3, 16, 16)
     assert torch.equal(model(images).logits, again(images).logits)
-    assert preset_of(f"hf:{tmp_path / 'vit'}").mean == (0.5,) and preset_of(f"hf:{tmp_path / 'vit'}").crop == 16
+    assert preset_of(f"hf:{tmp_path / 'vit'}").mean == (0.5,) and preset_of(f"hf:{tmp_path / 'vit'}").crop == [16, 16]
+    trained = load_model(Config(model=f"hf:{tmp_path / 'vit'}", train_epochs=2), 3, 3).eval()
+    assert torch.equal(model(images).logits, trained(images).logits)  # training starts from what is there
     about = json.loads((tmp_path / "vit" / "config.json").read_text())
     for changes, said in (({"architectures": ["Evil"]}, "architectures names 'Evil', expected a model of transformers"),
                           ({"auto_map": {"AutoConfig": "evil.Config"}, "model_type": "evil"}, "contains custom code")):
