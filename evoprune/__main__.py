@@ -1,5 +1,6 @@
 """`python -m evoprune`, and the command `evoprune`, are `python -m evoprune.main`."""
 
+import os
 import sys
 
 from evoprune.interrupts import end_at_once
@@ -8,6 +9,8 @@ from evoprune.interrupts import end_at_once
 def start() -> int:
     """Run the command line; return its exit status."""
     end_at_once()
+    if not {"", os.getcwd()}.intersection(sys.path):  # as `python -m` has it: models of the user's lie there
+        sys.path.append(os.getcwd())
     from evoprune.main import main
 
     return main()

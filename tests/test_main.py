@@ -13,6 +13,7 @@ import torch
 from conftest import hashes
 
 from evoprune import load_front, prune
+from evoprune.__main__ import start
 from evoprune.commands import COMMANDS, parser_of
 from evoprune.config import PROGRAM, Config, flag_of, options
 from evoprune.main import GROUPS, MATTER, launch, main, parser, what_next
@@ -133,6 +134,13 @@ def test_a_resumed_run_goes_on_where_it_was_under_scoop_unless_told_otherwise(mo
     assert launch([], {"resume": "run"}, None) == (3, "10.0.0.1", "hosts")
     assert launch([], {"resume": "run", "workers": 2}, None) == (2, "10.0.0.1", "hosts")
     assert launch([], {"workers": 2}, None) == (2, None, None)
+
+
+def test_the_installed_command_finds_modules_of_the_folder_it_is_run_in(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("evoprune.main.main", lambda: sys.path[-1])
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(tmp_path))])
+    assert start() == str(tmp_path) and start() == str(tmp_path) and sys.path.count(str(tmp_path)) == 1
 
 
 def test_help_works_from_the_file_as_a_launcher_runs_it():
