@@ -49,6 +49,7 @@ class Run(NamedTuple):
     """What one run contributes."""
 
     values: np.ndarray  # test accuracy in percent at each wished sparsity, NaN where there is no such point; last, hvlog
+    chosen: list[dict[str, str]]  # the points of these
     log: list[dict[str, str]]
     wall: float | None = None  # seconds of the whole command, where methods are compared that take the same time
 
@@ -71,11 +72,16 @@ def score_of(front: list[dict[str, str]]) -> str:
     return "score" if front and "score" in front[0] else "accuracy"
 
 
-def at_or_above(front: list[dict[str, str]], sparsity: float) -> float:
-    """Return the test accuracy in percent of the point that the search split chooses; NaN if there is none."""
+def at_or_above(front: list[dict[str, str]], sparsity: float) -> dict[str, str] | None:
+    """Return the point that the search split chooses; None if there is none."""
     fits = [row for row in front if float(row["sparsity"]) >= sparsity - 1e-9]
     score = score_of(front)
-    return 100 * float(max(fits, key=lambda row: float(row[score]))[f"test_{score}"]) if fits else float("nan")
+    return max(fits, key=lambda row: float(row[score]), default=None)
+
+
+def tested(row: dict[str, str] | None) -> float:
+    """Return the test accuracy of a point in percent, NaN without one."""
+    return float("nan") if row is None else 100 * float(row[f"test_{score_of([row])}"])
 
 
 def hvlog(front: list[dict[str, str]]) -> float:
@@ -101,8 +107,10 @@ def read_runs(folder: Path, wished: Sequence[float]) -> tuple[Runs, list[str]]:
             unfinished.append(f"{method} {run.name}")
             continue
         front = rows(run / "front.csv")
-        values = np.array([*(at_or_above(front, wish / 100) for wish in wished), hvlog(front)])
-        found.setdefault(method, {})[run.name] = Run(values, rows(run / "log.csv"), seconds_of(run))
+        chosen = [at_or_above(front, wish / 100) for wish in wished]
+        values = np.array([*map(tested, chosen), hvlog(front)])
+        there = [row for row in chosen if row is not None]
+        found.setdefault(method, {})[run.name] = Run(values, there, rows(run / "log.csv"), seconds_of(run))
     return found, unfinished
 
 
@@ -206,10 +214,10 @@ def print_all_tests(tests: list[tuple[float, str]]) -> None:
     print(f"\nbeyond chance, of {len(tests)} differences, p after Holm's correction over all:", *beyond or ["none"], sep="\n  ")
 
 
-def at_these_alone(values: np.ndarray, wished: Sequence[float]) -> float:
+def at_these_alone(run: Run, wished: Sequence[float]) -> float:
     """Return hvlog, test split, where a front has its points at the wished sparsities and no others: what a rule has."""
-    return hvlog([{"sparsity": str(wish / 100), "accuracy": str(value), "test_accuracy": str(value / 100)}
-                  for wish, value in zip(wished, values) if not np.isnan(value)])
+    there = [wish for wish, value in zip(wished, run.values) if not np.isnan(value)]
+    return hvlog([{**row, "sparsity": str(wish / 100)} for wish, row in zip(there, run.chosen)])
 
 
 def print_search(found: Runs, wished: Sequence[float]) -> None:
@@ -222,7 +230,7 @@ def print_search(found: Runs, wished: Sequence[float]) -> None:
             print(f"{method:42s}" + ", ".join(f"{float(log[0]['hvlog']):.3f} {float(log[-1]['hvlog']):.3f}" for log in logs))
     print("\nhvlog on the test split without training, median: of all points, and of those at these sparsities alone")
     for method, runs in untrained.items():
-        both = np.median([[run.values[-1], at_these_alone(run.values[:-1], wished)] for run in runs.values()], axis=0)
+        both = np.median([[run.values[-1], at_these_alone(run, wished)] for run in runs.values()], axis=0)
         print(f"{method:42s}{both[0]:.3f} {both[1]:.3f}")
 
 

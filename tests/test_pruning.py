@@ -382,3 +382,5 @@ def test_a_front_of_nothing_better_than_one_label_says_so(tmp_path, caplog):
     said = [record.getMessage() for record in caplog.records if "no pruned model" in record.getMessage()]
     assert said == ["warning: no pruned model is better than one answer for every image (accuracy 33.33 %): more "
                     "--population, --generations or training may find some"]
+    evoprune.prune(model, data, out=tmp_path / "floor", population=4, generations=0, accuracy_floor=0.9)
+    assert "warning: no pruned model reaches --accuracy-floor, 90.00 %: lower it, search longer or train" in caplog.messages

@@ -201,10 +201,10 @@ def is_runs(path: Path) -> bool:
     if (path / written.CHECKPOINT / written.LOCK).exists():
         return True
     try:
-        found = json.loads((home_of(path) / written.CONFIG).read_bytes())
-    except (OSError, ValueError):
+        read_record(home_of(path) / written.CONFIG)
+    except (OSError, EvopruneError):
         return False
-    return isinstance(found, dict) and found.keys() >= {"settings", "layout"}
+    return True
 
 
 def is_free(path: Path) -> bool:

@@ -129,7 +129,10 @@ def write_finished(run: Run, points: list[Pruned], rows: Rows, folder: Folder) -
 
 def say_whether_better(run: Run, points: list[Pruned]) -> None:
     """Warn where no pruned model is worth anything."""
-    search, score = run.data.search, run.objectives[run.objectives.score]
+    search, score, floor = run.data.search, run.objectives[run.objectives.score], run.config.accuracy_floor
+    if floor and not any(point.measured.score >= floor for point in points if point.density < 1):
+        log.warning("warning: no pruned model reaches --accuracy-floor, %s: lower it, search longer or train", score.said(floor))
+        return
     constant = constant_score(search.task, search.labels)
     if constant is not None and all(point.measured.score <= constant for point in points if point.density < 1):
         log.warning("warning: no pruned model is better than one answer for every image (%s %s): more --population, "

@@ -40,12 +40,14 @@ class RunBuilder:
     more_epochs: int | None = None  # that a finished run gets, which its folder knows when the first has been trained
 
     def __call__(self) -> None:
-        """Build the run unless this process has it.
+        """Build the run unless this process has it; one that stays may have it from another folder, or with other epochs.
 
         Raises:
             EvopruneError: the model or data are not those of the process that searches.
         """
-        if self.identity not in RUNS:
+        there = RUNS.get(self.identity)
+        if there is None or there.config.more_epochs != self.more_epochs or there.trained_at is None or (
+                there.trained_at.resolve() != kept_in(self.folder)):
             os.chdir(self.directory)
             RUNS[self.identity] = rebuild(self)
 
@@ -90,7 +92,12 @@ def rebuild(start: RunBuilder) -> Run:
     if config.repair == "least-squares":
         torch.optim.LBFGS([torch.zeros(1)])  # the first one imports 900 modules: seconds that are no job's (--job-timeout)
     return Run(config, net, splits, layout, record.batch_size, evaluator, record.measured, identity, float("inf"),
-               trained_at=path / CHECKPOINT / TRAINED)
+               trained_at=kept_in(start.folder))
+
+
+def kept_in(folder: str) -> Path:
+    """Return where what jobs have trained is kept."""
+    return Path(folder, CHECKPOINT, TRAINED)
 
 
 def registered_run(identity: str) -> Run:

@@ -51,7 +51,9 @@ def refined(run: Run, state: State, toolbox: Make, folder: Folder, engine: Local
     found = [each for each in non_dominated(state.archive, run.config.accuracy_floor) if each.origin != "dense"]
     if run.config.refine_epochs is None or not found:
         return
-    training = trained(run)
+    training, tells = trained(run), run.on_generation
+    if tells is not None:
+        training = replace(training, on_generation=lambda row: tells(following(state, row)))
     checkpoint = folder.checkpoint / REFINE
     checkpoint.mkdir(exist_ok=True)
     mapping = partial(map_kept, engine=engine, folder=folder, run=run)
@@ -61,20 +63,28 @@ def refined(run: Run, state: State, toolbox: Make, folder: Folder, engine: Local
 
 def rows_of(state: State, later: State | None) -> list[dict[str, float]]:
     """Return the rows of the log of a search, and of the training that followed, which go on where those end."""
-    rows = list(state.log)
-    last = rows[-1]
-    return rows + [{**row, **{name: last[name] + row[name] for name in ("evaluations", "seconds")},
-                    "generation": last["generation"] + 1 + row["generation"]} for row in (later.log if later else ())]
+    return [*state.log, *(following(state, row) for row in (later.log if later else ()))]
+
+
+def following(state: State, row: dict[str, float]) -> dict[str, float]:
+    """Return a row of what came after a search, counted from its start."""
+    last = state.log[-1]
+    return {**row, **{name: last[name] + row[name] for name in ("evaluations", "seconds")},
+            "generation": last["generation"] + 1 + row["generation"]}
 
 
 def joined(run: Run, groups: Sequence[Sequence[Pruned]]) -> list[Pruned]:
     """Return the points that stand out, of groups from the simplest on: all of the first, and of each other those that score more
-    than the best before them of at least their sparsity, if the group as a whole does by more than chance; else those that do
-    alone."""
+    than the best before them of at least their sparsity, and no worse in any further objective, if the group as a whole does by
+    more than chance; else those that do alone."""
+    def rivals(point: Pruned, each: Pruned) -> bool:
+        return each.density <= point.density and all(
+            run.objectives[i].fits(each.measured.values[i], point.measured.values[i]) for i in run.objectives.others)
+
     stays, left, split = list(groups[0]), 0, run.data.search
     sums = {id(point): sums_of(run, point) for group in groups for point in group}
     for group in groups[1:]:
-        best = {id(point): max((each for each in stays if each.density <= point.density), default=None,
+        best = {id(point): max((each for each in stays if rivals(point, each)), default=None,
                                key=lambda each: each.measured.score) for point in group}
         pairs = [(sums[id(point)], sums[id(rival)]) for point in group if (rival := best[id(point)]) is not None]
         helps = bool(pairs) and better(np.concatenate([a for a, _ in pairs]), np.concatenate([b for _, b in pairs]), split)

@@ -16,7 +16,7 @@ weighing them would take long, gradients do not go through the model, or images 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -104,8 +104,7 @@ class Repairer:
         return found
 
     def study_dense(self) -> None:
-        """Run the dense model once: keep the outputs of the layers to solve; leave out what is not called exactly once, computes
-        something of its own, or gets rows that are not the images'."""
+        """Run the dense model once: keep the outputs of the layers to solve; leave out what cannot be."""
         called: dict[nn.Module, int] = {}
         outputs: dict[int, Solved] = {}
         images = len(leaves(self.inputs)[0])
@@ -139,15 +138,22 @@ class Repairer:
         hooks += [module.register_forward_hook(after) for module in self.layers]
         logits = logits_of(self.forward(hooks))
         last = outputs.get(id(logits))
-        classifies = self.task.link == "softmax" and logits.dim() == 2  # else least squares is all there is
-        if classifies and last and isinstance(last.module, nn.Linear) and called[last.module] == 1 and torch.equal(
-                logits.float(), last.targets):
-            self.classifier = last  # and nothing has written over what it made
+        if last is not None and called[last.module] == 1 and self.classifies(last, logits):
+            self.classifier = last
+        self.leave_out(called, masked, odd)
+        for norm in set(normed).intersection(self.norms):
+            normed[norm].centred = normed[norm].normed = True
+
+    def classifies(self, last: Solved, logits: Tensor) -> bool:
+        """Say whether a layer makes the logits of classes, and nothing has written over what it made."""
+        return self.task.link == "softmax" and logits.dim() == 2 and isinstance(last.module, nn.Linear) and torch.equal(
+            logits.float(), last.targets)
+
+    def leave_out(self, called: Mapping[nn.Module, int], masked: Sequence[nn.Module], odd: Collection[nn.Module]) -> None:
+        """Leave out norms before all masks, and what is not called exactly once, or is odd; `called` in order."""
         self.first = next((module for module in called if module in masked), None)
         behind = list(called)[list(called).index(self.first) + 1:] if self.first is not None else []
         self.norms = [m for m in self.norms if called.get(m) == 1 and m in behind]
-        for norm in set(normed).intersection(self.norms):
-            normed[norm].centred = normed[norm].normed = True
         self.layers = {m: solved for m, solved in self.layers.items() if called.get(m) == 1 and m not in odd}
 
     def left(self) -> list[str]:

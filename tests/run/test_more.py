@@ -14,6 +14,8 @@ from evoprune.errors import EvopruneError
 from evoprune.main import check
 from evoprune.results import folder as folders
 from evoprune.results.written import RIGHT
+from evoprune.run.rebuild import RunBuilder, kept_in
+from evoprune.run.settings import settle
 
 SETTINGS = {"repair": "least-squares", "shots": 5, "population": 6, "generations": 1, "threads": 1, "front": 3}
 
@@ -156,6 +158,28 @@ def test_the_command_line_adds_training_to_runs_of_every_kind(settings, asked, m
         check({"resume": "run", **dict.fromkeys(asked, "one")})
 
 
+@pytest.mark.parametrize("settings", [{"total_epochs": 9.0}, {"method": "multishot:lamp"}, {"finetune_epochs": 1}])
+def test_a_run_that_trains_or_follows_a_rule_gets_no_more_generations(settings, monkeypatch, tmp_path):
+    record = SimpleNamespace(config=Config(**settings), threads=1, rebuildable=True, named_data=True)
+    monkeypatch.setattr("evoprune.run.settings.read_to_resume", lambda path: record)
+    with pytest.raises(EvopruneError, match="generations: found 5, .* of a search of masks, without training"):
+        settle("lenet", "digits", tmp_path, {"generations": 5})
+
+
+def test_a_worker_that_stays_builds_a_run_again_for_other_epochs_or_another_folder(monkeypatch):
+    built = []
+
+    def rebuild(start):
+        built.append((start.folder, start.more_epochs))
+        return SimpleNamespace(config=Config(more_epochs=start.more_epochs), trained_at=kept_in(start.folder))
+
+    monkeypatch.setattr("evoprune.run.rebuild.rebuild", rebuild)
+    monkeypatch.setattr("evoprune.run.rebuild.RUNS", {})
+    for asked in (("/a", None), ("/a", None), ("/a", 5), ("/a", 5), ("/a", 9), ("/b", 9)):
+        RunBuilder(asked[0], ".", "same", more_epochs=asked[1])()
+    assert built == [("/a", None), ("/a", 5), ("/a", 9), ("/b", 9)]
+
+
 def no_engine(*_):
     raise EvopruneError("engine: none here")
 
@@ -163,7 +187,7 @@ def no_engine(*_):
 @pytest.mark.parametrize(("settings", "said"), [
     ({"more_epochs": 1, "minutes": 1}, "minutes: found 1 with 1 epochs to add; expected one of them"),
     ({"more_epochs": 1, "population": 8}, "population: found 8, but the run in .* has 6"),
-    ({"generations": 2, "finetune_epochs": 1}, "generations: found 2, but the run in .* has 1; .* only without training after"),
+    ({"generations": 2, "finetune_epochs": 1}, "generations: found 2, but the run in .* has 1; .* of masks, without training"),
     ({"more_epochs": 0}, "more_epochs: found 0, expected at least 1"),
     ({"more_epochs": 1, "engine": "processes"}, "engine: none here"),
     ({"minutes": 0.1, "front": 3}, "minutes: found 0.1, in which 3 points cannot be trained for an epoch"),

@@ -18,6 +18,7 @@ from evoprune.evolution.tuned import FIRST_SHARE, GENTLE, SEED_STEPS, SEEDS, kep
 from evoprune.inputs.tasks import CLASSIFICATION
 from evoprune.masks.genome import dense_individual, from_masks, kept_weights
 from evoprune.masks.layers import find_layers
+from evoprune.objectives import USUAL, Objective, Objectives
 from evoprune.run import refine
 from evoprune.run.refine import joined, rows_of
 
@@ -91,7 +92,15 @@ def right(count, offset=0):
 def run(monkeypatch):
     monkeypatch.setattr(refine, "sums_of", lambda run, point: np.stack([point.right, np.ones(40)], 1))
     labels = torch.zeros(40, dtype=torch.long)
-    return SimpleNamespace(data=SimpleNamespace(search=SimpleNamespace(task=CLASSIFICATION, labels=labels)))
+    return SimpleNamespace(data=SimpleNamespace(search=SimpleNamespace(task=CLASSIFICATION, labels=labels)), objectives=USUAL)
+
+
+def test_what_is_best_in_a_further_objective_stays(run):
+    run.objectives = Objectives((*USUAL, Objective("cost", -1.0, 100.0, 0.0)))
+    dear, cheap, dominated = points((0.1, 0.8, right(32)), (0.2, 0.5, right(20)), (0.2, 0.5, right(20)))
+    for point, cost in ((dear, 9.0), (cheap, 1.0), (dominated, 10.0)):
+        point.measured.values = (point.measured.score, 1 - point.density, cost)
+    assert joined(run, [[dear], [cheap, dominated]]) == [cheap, dear]
 
 
 def test_what_is_better_by_chance_alone_is_left_out(run):
