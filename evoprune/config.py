@@ -216,7 +216,7 @@ USED: dict[str, tuple[str, Callable[[Config], bool]]] = {  # settings that only 
     "judge_images": ("masks that evolve all together, before any training", lambda config: config.total_epochs is None and
                      not config.layerwise and read_method(config.method).kind == "evolve"),
     "train_precision": ("training", lambda config: config.trains or config.plan is not None or bool(config.train_epochs)),
-    **dict.fromkeys(("workers", "job_timeout"), ("--engine processes, scoop or dask", lambda config: config.engine != "local"))}
+    "job_timeout": ("--engine processes, scoop or dask", lambda config: config.engine != "local")}
 
 
 def check_used(given: Iterable[str], config: Config) -> None:

@@ -8,7 +8,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -164,6 +165,20 @@ class Folder:
         """Return what `write_trained` kept under this label, None if there is nothing whole."""
         return read_kept(self.trained(key), label)
 
+    def later(self, key: str, label: str) -> Callable[[], dict[str, Tensor]] | None:
+        """Return what reads that again, None if there is nothing whole."""
+        return None if self.read_trained(key, label) is None else partial(self.read_again, key, label)
+
+    def read_again(self, key: str, label: str) -> dict[str, Tensor]:
+        """Return what was there.
+
+        Raises:
+            EvopruneError: it has gone, or was damaged meanwhile.
+        """
+        if (found := self.read_trained(key, label)) is None:
+            raise EvopruneError(f"{self.trained(key)}: gone or damaged since it was written; go on with --resume {self.path}")
+        return found
+
     def trained(self, key: str) -> Path:
         """Return where `write_trained` keeps."""
         return self.checkpoint / written.TRAINED / key
@@ -243,7 +258,7 @@ def write_run(folder: Folder, points: Sequence[Pruned], rows: Sequence[dict[str,
     for name in () if more else (written.FRONT, written.MODELS, written.RIGHT, *written.VIEWS):
         folder.remove(name)
     for p in points:
-        if p.state is not None:
+        if p.has_state:
             folder.write(model_file(p.measured.id), to_safetensors(p.state))
     folder.write(written.MASKS, masks_npz(points, layout))
     folder.write(written.LAYERS, table_csv([row for p in points for row in layer_rows(p, layout)], LAYER_COLUMNS))

@@ -8,7 +8,7 @@ import csv
 import io
 import math
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,6 +21,8 @@ from ..objectives import SPARSITY, Objectives
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    State = dict[str, Tensor]
 
 AnyPoint = TypeVar("AnyPoint", bound="Measured")
 LEAST_DENSITY = 0.002  # density; points beyond it are hardly better than chance and are not worth a place each
@@ -125,8 +127,18 @@ class Pruned:
 
     measured: Measured
     individual: Individual
-    state: dict[str, Tensor] | None = None
+    kept: State | Callable[[], State] | None = None  # its state dict, or what reads it: all in memory at once may be too many
     right: npt.NDArray[Any] | None = None  # of each test image, see `Task.each`
+
+    @property
+    def has_state(self) -> bool:
+        return self.kept is not None
+
+    @property
+    def state(self) -> State:
+        """The state dict of a point that has one."""
+        assert self.kept is not None
+        return self.kept() if callable(self.kept) else self.kept
 
     @property
     def density(self) -> float:
@@ -145,7 +157,7 @@ class Pruned:
 
 
 def pruned(individual: Individual, layout: Layout, score: float, before: float | None = None,
-           state: dict[str, Tensor] | None = None) -> Pruned:
+           state: State | None = None) -> Pruned:
     """Return an individual as a point with a `score`, and `before` any training; its id is still to be given."""
     objectives = individual.fitness.objectives
     values = objectives.scored(individual.fitness.values, score)

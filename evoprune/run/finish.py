@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from functools import partial
+
+from torch import Tensor
 
 from ..engines.engine import Engine, Local
 from ..errors import EvopruneError
@@ -22,12 +25,13 @@ from ..results.points import Pruned, before_and_after, numbered, pruned, thin, u
 from ..results.written import DOMINATED, FRONT, model_file
 from ..values.inherited import values_of, with_values
 from ..views.pictures import write_views
-from .jobs import STOPPED, RepairPoint, Tested, TrainPoint, stop_if, tested_on, with_state
+from .jobs import STOPPED, RepairPoint, TrainPoint, noted, stop_if, tested_on, with_state
 from .layerwise import Rows
 from .progress import SAY_EVERY, Pace, progress_of
 from .refine import joined, rows_of, trained
 from .run import Run
 
+REPAIRED = "repaired-"  # what keeps a point by its mask, beside one trained from it
 log = logging.getLogger("evoprune")
 
 
@@ -42,10 +46,10 @@ def finished_points(run: Run, state: State, later: State | None, folder: Folder,
     if config.finetune_epochs:
         dense = pruned(state.archive[0], run.layout, run.dense.score)
         chosen = thin([p for p in points if p.density < 1], config.front)
-        measure_plainly(run, chosen, engine)
+        measure_plainly(run, chosen, folder, engine)
         points = [dense, *train_points(run, chosen, folder, engine)]
     elif config.total_epochs is None:
-        measure_plainly(run, points, engine)
+        measure_plainly(run, points, folder, engine)
     if later is not None:
         points = all_together(run, points, later)
     measure_on_test(run, numbered(points))
@@ -89,7 +93,7 @@ def read_points(run: Run, more_from: int, folder: Folder) -> list[Pruned]:
         raise EvopruneError(f"data: found other test images than those of the run in {folder.path}; expected the same")
     points = []
     for id, found in sorted(there.items()):
-        state = files.tensors(model_file(id)) if files.has(model_file(id)) else None
+        state = partial(files.tensors, model_file(id)) if files.has(model_file(id)) else None
         points.append(Pruned(found.plain(), files.individual(id, run.layout), state))
         if right is None:  # of an older run, which has not kept it: measured again
             points[-1].note(test=None)
@@ -104,7 +108,7 @@ def begun(run: Run, point: Pruned) -> Pruned:
     measured = replace(point.measured, id="", test=None, before=point.measured.score,
                        origin=f"{point.measured.origin}{repaired}+tune")
     individual = Individual(point.individual)
-    if point.state is not None:
+    if point.has_state:
         individual.values = values_of(with_state(run, point.state), named_masks(individual, run.layout))
     return Pruned(measured, individual)
 
@@ -116,7 +120,7 @@ def name_of_images(split: Split) -> str:
 
 def write_finished(run: Run, points: list[Pruned], rows: Rows, folder: Folder) -> None:
     """Write the files of a run that came to its end."""
-    config, retrained = run.config, sum(p.state is not None for p in points)
+    config, retrained = run.config, sum(p.has_state for p in points)
     write_run(folder, points, rows, run.layout, run.dense, config.accuracy_floor, run.more_from is not None)
     if run.data.test is not None:
         write_right(folder, points, name_of_images(run.data.test))
@@ -143,7 +147,7 @@ def write_stopped(run: Run, state: State, later: State | None, folder: Folder, e
     """Write the front of a search that was stopped, as far as it got, and of what was trained `later`; without the test split."""
     config, points = run.config, untrained(run, state)
     if config.repair == "none" and (config.precision != "fp32" or config.judge_images):
-        measure_plainly(run, points, engine)
+        measure_plainly(run, points, folder, engine)
     elif config.judge_images:
         log.info("accuracies are estimates of the search until the run is finished")
     for point in points if config.total_epochs is None else ():
@@ -167,16 +171,22 @@ def untrained(run: Run, state: State, before: bool = True) -> list[Pruned]:
         if run.config.total_epochs is not None and individual.values:
             if before:
                 point.note(before=run.evaluator.score(individual))
-            point.state = dict(with_values(run.model, run.layout, individual).state_dict())
+            point.kept = partial(state_with, run, individual)
         points.append(point)
     return numbered(points)
 
 
-def measure_plainly(run: Run, points: list[Pruned], engine: Local | Engine) -> None:
+def state_with(run: Run, individual: Individual) -> dict[str, Tensor]:
+    """Return the state dict of the model with an individual's values."""
+    return dict(with_values(run.model, run.layout, individual).state_dict())
+
+
+def measure_plainly(run: Run, points: list[Pruned], folder: Folder, engine: Local | Engine) -> None:
     """Measure untrained points again with the model as the user has it, where the search rounds in another way or repairs;
     pruned points keep the repaired values, made with more images than the search takes.
 
     Raises:
+        Stopped: `max_seconds` have passed; what is repaired is kept for --resume.
         EvopruneError: a repair was given up.
     """
     repair = str(run.config.repair)
@@ -189,24 +199,32 @@ def measure_plainly(run: Run, points: list[Pruned], engine: Local | Engine) -> N
             score = run.last.score(point.individual)
             point.note(score, before=score)
         return
-    points = [point for point in points if point.density < 1]
-    pace = Pace(len(points))
+    repair_last(run, [point for point in points if point.density < 1], folder, engine)
 
-    def arrived(i: int, found: tuple[float, Tested | None, bytes] | None) -> None:
+
+def repair_last(run: Run, points: list[Pruned], folder: Folder, engine: Local | Engine) -> None:
+    """Repair points as they are written, and measure them; those that a stopped run has done are read back."""
+    keys = {id(point): f"{REPAIRED}{point.individual.key().hex()}" for point in points}
+    missing, stopped = [point for point in points if not noted(run, point, folder, keys[id(point)])], []
+    pace = Pace(len(missing))
+
+    def arrived(i: int, found: bytes | None) -> None:
+        if found == STOPPED:
+            stopped.append(i)
+            return
         if found is None:
             raise EvopruneError(f"engine {run.config.engine}: no worker survived the last repair of point {i + 1} of "
-                                f"{len(points)}; the search is saved: go on with --resume {run.config.out} and fewer --workers, "
+                                f"{len(missing)}; the search is saved: go on with --resume {run.config.out} and fewer --workers, "
                                 f"a longer --job-timeout or --engine local")
-        point, (score, tested, content) = points[i], found
-        point.note(score, before=score, repair=repair)
-        if tested is not None:
-            point.note_test(*tested)
-        point.state = from_safetensors(content)
+        key = keys[id(missing[i])]
+        folder.write_trained(key, f"{run.identity}:{key}", from_safetensors(found))
+        noted(run, missing[i], folder, key)
         pace.done += 1
         if pace.due(SAY_EVERY):
-            log.info("measured %d of %d points", pace.done, len(points))
+            log.info("measured %d of %d points", pace.done, len(missing))
 
-    engine.map(RepairPoint(run.identity), [point.individual for point in points], arrived)
+    engine.map(RepairPoint(run.identity, run.until), [point.individual for point in missing], arrived)
+    stop_if(stopped, folder)
 
 
 def measure_on_test(run: Run, points: list[Pruned]) -> None:
@@ -219,7 +237,7 @@ def measure_on_test(run: Run, points: list[Pruned]) -> None:
     tell = progress_of("measuring on test images", "points")
     for i, point in enumerate(untested):
         tell(i, len(untested))
-        sums = plain.example_sums(point.individual) if point.state is None else \
+        sums = plain.example_sums(point.individual) if not point.has_state else \
             example_sums(with_state(run, point.state), run.data.test, run.batch_size)
         point.note_test(*tested_on(run.data.test, sums))
 
@@ -237,8 +255,8 @@ def train_points(run: Run, points: list[Pruned], folder: Folder, engine: Local |
     labels = {id(point): f"{run.identity}:{point.individual.key().hex()}{more}" for point in points}
     for point in points:
         point.note(repair="none")
-        point.state = folder.read_trained(point.individual.key().hex(), labels[id(point)])
-    missing = [point for point in points if point.state is None]
+        point.kept = folder.later(point.individual.key().hex(), labels[id(point)])
+    missing = [point for point in points if not point.has_state]
     stopped = []
 
     def arrived(i: int, content: bytes | None) -> None:
@@ -249,23 +267,22 @@ def train_points(run: Run, points: list[Pruned], folder: Folder, engine: Local |
         if content is None:
             log.warning("%s: left out of the front", names[id(point)])
             return
-        point.state = from_safetensors(content)
-        folder.write_trained(point.individual.key().hex(), labels[id(point)], point.state)
+        folder.write_trained(point.individual.key().hex(), labels[id(point)], from_safetensors(content))
+        point.kept = folder.later(point.individual.key().hex(), labels[id(point)])
         measure(run, point, names[id(point)])
-        if any(p.state is None for p in missing) and run.config.engine == "local":
+        if not all(p.has_state for p in missing) and run.config.engine == "local":
             run.check_time()
 
     for point in points:
-        if point.state is not None:
+        if point.has_state:
             measure(run, point, names[id(point)])
     jobs = [(point.individual, names[id(point)], labels[id(point)]) for point in missing]
     engine.map(TrainPoint(run.identity, run.until), jobs, arrived)
     stop_if(stopped, folder)
-    return [point for point in points if point.state is not None]
+    return [point for point in points if point.has_state]
 
 
 def measure(run: Run, point: Pruned, what: str) -> None:
     """Measure a trained point on the search split."""
-    assert point.state is not None
     point.note(score(with_state(run, point.state), run.data.search, run.batch_size))
     log.info("%s: %s", what, before_and_after(point))

@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy.typing as npt
+import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -28,6 +30,7 @@ from ..masks.layout import Layout
 from ..masks.paths import drop_dead
 from ..masks.tensors import from_named, named_masks
 from ..results.folder import Folder
+from ..results.points import Pruned
 from ..values.inherited import packed, unpacked, values_of, with_values
 from ..values.training import Shrink, grown, hold_zeros, recipe_for, steps_an_epoch, tune
 from .progress import training_progress
@@ -36,6 +39,7 @@ from .run import Run, late, make_evaluator
 
 Tested = tuple[float, float, float, npt.NDArray[Any]]  # a score, its interval, and what each image contributes
 GROW_STEPS = 16  # of a job, whose images say by their gradients which weights grow; they count as steps
+FACTS = "evoprune/"  # before the names of what a repaired point measured, beside its state dict
 STOPPED = b""  # what a training returns that has to go on after --resume
 BEGUN: set[float] = set()  # when the newest training of this process had to end
 STAGES: dict[str, Evaluator] = {}  # of this process, by identity, at most one
@@ -94,17 +98,51 @@ class RunEvaluator:
 
 @dataclass(frozen=True)
 class RepairPoint:
-    """An individual repaired with more images than the search takes: the score on the search split; what is tested, for the
-    report alone (None where there is no test split, or training follows); the state dict as the bytes of a safetensors file."""
+    """An individual repaired with more images than the search takes: its state dict and what it measured (`unpacked_point`), as
+    the bytes of a safetensors file; `STOPPED` where there was no time for it."""
 
     identity: str
+    until: float  # time of day
 
-    def __call__(self, individual: Individual) -> tuple[float, Tested | None, bytes]:
+    def __call__(self, individual: Individual) -> bytes:
+        if no_time(self.until):
+            return STOPPED
         run = registered_run(self.identity)
         found, model = run.last.score(individual), run.last.prepared.model
         test = None if run.config.finetune_epochs else run.data.test
-        tested = None if test is None else tested_on(test, example_sums(model, test, run.batch_size))
-        return found, tested, to_safetensors(model.state_dict())
+        facts = {f"{FACTS}score": torch.tensor(found, dtype=torch.float64)}
+        if test is not None:  # for the report alone
+            *numbers, right = tested_on(test, example_sums(model, test, run.batch_size))
+            facts |= {f"{FACTS}test": torch.tensor(numbers, dtype=torch.float64), f"{FACTS}right": torch.from_numpy(right)}
+        return to_safetensors({**model.state_dict(), **facts})
+
+
+def unpacked_point(state: dict[str, Tensor]) -> tuple[float, Tested | None]:
+    """Return the score on the search split that `RepairPoint` measured, and what it tested, None where there is no test split, or
+    training follows."""
+    score, numbers = float(state[f"{FACTS}score"]), state.get(f"{FACTS}test")
+    if numbers is None:
+        return score, None
+    test, low, high = numbers.tolist()
+    return score, (test, low, high, state[f"{FACTS}right"].numpy())
+
+
+def noted(run: Run, point: Pruned, folder: Folder, key: str) -> bool:
+    """Note what the last repair of a point gave, if that is kept; return whether it is."""
+    found = folder.read_trained(key, f"{run.identity}:{key}")
+    if found is None:
+        return False
+    score, tested = unpacked_point(found)
+    point.note(score, before=score, repair=str(run.config.repair))
+    if tested is not None:
+        point.note_test(*tested)
+    point.kept = partial(state_alone, folder, key, f"{run.identity}:{key}")
+    return True
+
+
+def state_alone(folder: Folder, key: str, label: str) -> dict[str, Tensor]:
+    """Return the state dict of a point that was repaired."""
+    return {name: value for name, value in folder.read_again(key, label).items() if not name.startswith(FACTS)}
 
 
 def no_time(until: float) -> bool:

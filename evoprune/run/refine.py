@@ -102,7 +102,7 @@ def joined(run: Run, groups: Sequence[Sequence[Pruned]]) -> list[Pruned]:
 
 def sums_of(run: Run, point: Pruned) -> np.ndarray:
     """Return what the task makes of each search image under a point, (n, k)."""
-    if point.state is None:
+    if not point.has_state:
         return run.last.example_sums(point.individual).double().numpy()
     return example_sums(with_state(run, point.state), run.data.search, run.batch_size).double().numpy()
 

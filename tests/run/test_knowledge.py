@@ -1,5 +1,7 @@
 """Starts, repairs and knowledge through the whole flow, on the bundled digits."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from conftest import trained
@@ -71,6 +73,30 @@ def test_a_last_repair_that_no_worker_survives_stops_the_run_and_resume_goes_on(
     assert evoprune.prune(mixed, digits, resume=run).finished
     evoprune.prune(mixed, digits, out=whole, repair="bn", **SMALL)
     assert all((run / name).read_bytes() == (whole / name).read_bytes() for name in ("front.csv", "masks.npz"))
+
+
+@pytest.mark.parametrize("stops", ["Ctrl-C", "max_seconds"])
+def test_last_repairs_that_were_done_are_not_done_again(stops, mixed, digits, tmp_path, monkeypatch):
+    def repaired(self, individual):
+        done.append(individual)
+        if len(done) == 3 and stops == "Ctrl-C" and not resumed:
+            raise KeyboardInterrupt
+        return real(self, individual)
+
+    whole = evoprune.prune(mixed, digits, out=tmp_path / "whole", repair="bn", **SMALL)
+    run, done, resumed, real = tmp_path / "run", [], [], RepairPoint.__call__
+    monkeypatch.setattr(RepairPoint, "__call__", repaired)
+    with monkeypatch.context() as patch:
+        if stops == "max_seconds":
+            patch.setattr("evoprune.run.jobs.no_time", lambda until: len(done) > 2)
+        with pytest.raises(KeyboardInterrupt) if stops == "Ctrl-C" else nullcontext():
+            assert not evoprune.prune(mixed, digits, out=run, repair="bn", **SMALL).finished
+    assert not (run / "done.json").exists() and len(list((run / "checkpoint" / "trained").iterdir())) == 2
+    done.clear()
+    resumed.append(True)
+    assert evoprune.prune(mixed, digits, resume=run).finished
+    pruned = sum(point.density < 1 for point in whole)
+    assert len(done) == pruned - 2 > 0 and files_of(run) == files_of(whole.path)
 
 
 def test_the_default_repair_depends_on_batch_norm(mixed, lenet, digits, tmp_path):
