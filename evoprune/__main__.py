@@ -9,7 +9,7 @@ from evoprune.interrupts import end_at_once
 def start() -> int:
     """Run the command line; return its exit status."""
     end_at_once()
-    if not {"", os.getcwd()}.intersection(sys.path):  # as `python -m` has it: models of the user's lie there
+    if not {"", os.getcwd()}.intersection(sys.path):  # last: models of the user's lie there, as for `python -m`
         sys.path.append(os.getcwd())
     from evoprune.main import main
 

@@ -215,7 +215,7 @@ USED: dict[str, tuple[str, Callable[[Config], bool]]] = {  # settings that only 
     **dict.fromkeys(("listen", "hostfile"), ("--engine scoop", lambda config: config.engine == "scoop")),
     "judge_images": ("masks that evolve all together, before any training", lambda config: config.total_epochs is None and
                      not config.layerwise and read_method(config.method).kind == "evolve"),
-    "train_precision": ("training", lambda config: config.trains or config.plan is not None or bool(config.train_epochs)),
+    "train_precision": ("training", lambda config: config.trains or config.plan is not None),
     "job_timeout": ("--engine processes, scoop or dask", lambda config: config.engine != "local")}
 
 

@@ -126,7 +126,7 @@ def read_kept(path: Path, label: str) -> dict[str, Tensor] | None:
             return from_safetensors(content[32:])
     except Exception as error:  # noqa: BLE001  # its hash is right: somebody wrote it by hand
         log.debug("%s", error)
-    log.warning("%s: damaged or of another run, training that point again", path)
+    log.warning("%s: damaged or of another run, making it again", path)
     return None
 
 

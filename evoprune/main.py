@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("evoprune")
 
 SAME = {"accuracy_floor": ("--score-floor",)}  # other names of a flag
+MORE = ("finetune_epochs", "minutes")  # with --resume for training that is added, whatever the run was trained by
 MATTER = ("model", "data", "weights", "minutes", "out", "max_seconds")  # most, and stand first
 GROUPS = {"model": "what is pruned, and on what", "start": "the search", "total_epochs": "training while searching, and rules to "
           "compare with", "layerwise": "layer by layer", "finetune_epochs": "training after the search",
@@ -99,8 +100,6 @@ def main(arguments: Sequence[str] | None = None, toolbox: Callable[..., Any] | N
             print("evoprune: KeyboardInterrupt was raised by the model, the data or the toolbox, not by Ctrl-C", file=sys.stderr)
         return 2
 
-MORE = ("finetune_epochs", "minutes")  # with --resume for training that is added, whatever the run was trained by
-
 
 def start(arguments: Sequence[str], given: dict[str, Any], toolbox: Callable[..., Any] | None, program: str) -> int:
     """Check the flags, then run here or under SCOOP; return the exit status."""
@@ -122,8 +121,7 @@ def check(given: dict[str, Any]) -> None:
         for name, value in settings.items():
             check_setting(name, value)
         config = replace(config, **{name: value for name, value in settings.items() if name not in MORE})
-    decided = settings if "resume" in given else settings.keys() - {"train_precision"}  # whether anything trains a plan may say
-    check_used(decided, config)
+    check_used([name for name in settings if name != "train_precision" or "resume" in given], config)  # a plan may still train
 
 
 def run(arguments: Sequence[str], given: dict[str, Any], toolbox: Callable[..., Any] | None, program: str) -> int:

@@ -54,7 +54,7 @@ def prune(model: nn.Module | str = "lenet", data: Any = "digits", *, resume: str
     left as it was. Messages go to the logger "evoprune".
 
     With `progress`, a terminal or a notebook shows a bar, and anything else lines on standard error, unless that logger has a
-    handler; by default only where a person looks. `on_generation` is called with each row of log.csv (each layer's), a dict.
+    handler; by default only where a person looks. `on_generation` gets each row of log.csv (of `layerwise`, each layer's).
 
     Raises:
         EvopruneError: bad input, told in one line; nothing is overwritten.

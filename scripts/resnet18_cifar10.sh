@@ -40,10 +40,10 @@ save_file(evoprune.load_packed(sys.argv[1], resnet18()).state_dict(), sys.argv[2
 }
 
 link "$folder" cifar10_jpeg
-packed=$results/dense.packed.safetensors trained=data/$(basename $results)-trained
+packed=$results/dense.packed.safetensors whole=$(basename $results)-trained
 if [[ ! -e $packed ]]; then
-  (dense "$(basename "$trained")" $first --train-precision bf16)
-  pack "$trained.safetensors" "$packed"
+  (dense "$whole" $first --train-precision bf16)
+  pack "data/$whole.safetensors" "$packed"
 fi
 unpack "$packed" data/resnet18.safetensors
 common+=(--weights data/resnet18.safetensors)

@@ -138,6 +138,7 @@ def test_a_resumed_run_goes_on_where_it_was_under_scoop_unless_told_otherwise(mo
 
 def test_the_installed_command_finds_modules_of_the_folder_it_is_run_in(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("evoprune.__main__.end_at_once", lambda: None)  # pytest handles signals itself
     monkeypatch.setattr("evoprune.main.main", lambda: sys.path[-1])
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(tmp_path))])
     assert start() == str(tmp_path) and start() == str(tmp_path) and sys.path.count(str(tmp_path)) == 1

@@ -69,7 +69,7 @@ class Evaluator:
         self.repairer = None
         if self.calibration is not None:
             inputs = mapped(self.prepared.ready, self.calibration.inputs(slice(None)))
-            self.repairer = Repairer(self.kind, self.prepared.model, self.layout, inputs, self.split.task)
+            self.repairer = Repairer(self.kind, self.prepared.model, self.layout, inputs, self.split.task, found)
             self.asks_repair = self.repairer.asked = self.worth == "obs" and self.repairer.knows_saliency()
 
     def __call__(self, individual: Individual) -> Measurement:

@@ -96,13 +96,14 @@ def items_of(loader: DataLoader[Any], name: str) -> Sequence[int]:
     Raises:
         EvopruneError: it has another sampler, which may read anything.
     """
+    all_items = range(len(loader.dataset))  # type: ignore[arg-type]  # one without a length raises
     own = loader.batch_sampler if loader.batch_sampler is not None and loader.batch_size is None else loader.sampler
     if type(own) is SubsetRandomSampler:
         return sorted(own.indices)
     if type(own) not in (SequentialSampler, RandomSampler):
-        raise EvopruneError(f"{name}: found a DataLoader with a {type(own).__name__}, which is not followed; hand in its "
-                            f"dataset, or torch.utils.data.Subset(dataset, indices)")
-    return range(len(loader.dataset))  # type: ignore[arg-type]  # one without a length raises
+        raise EvopruneError(f"{name}: found a DataLoader with a {type(own).__name__}, which is not followed; hand in "
+                            f"one without, of the dataset or of torch.utils.data.Subset(dataset, indices)")
+    return all_items
 
 
 def as_tensor(value: Any) -> Tensor:

@@ -73,13 +73,12 @@ def how_to_normalise(config: Config, preset: Preset | None, own: tuple[Any, Any]
 
 def handed(config: Config, data: Any) -> Data:
     """Return the splits of data handed in or from a function. Images are normalised as the user says, or by the preset of the
-    named model; a `Data` says itself how."""
+    named model; a `Data` or a `Split` says itself how."""
     if isinstance(data, Data):
         return data
     split, (mean, std) = as_split(data, "data"), constants(config)
-    preset = preset_of(config.model) if mean is None else None
-    if preset is not None and isinstance(split.images, Tensor) and split.images.dtype == torch.uint8:
-        mean, std = preset.mean, preset.std
+    if isinstance(split.images, Tensor) and split.mean is None:
+        mean, std = how_to_normalise(config, preset_of(config.model), (None, None), split.images)
     if mean is not None and std is not None:
         check_constants(split.images, mean, std, "data")
         split = replace(split, mean=mean, std=std)

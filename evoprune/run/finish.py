@@ -93,7 +93,7 @@ def read_points(run: Run, more_from: int, folder: Folder) -> list[Pruned]:
         raise EvopruneError(f"data: found other test images than those of the run in {folder.path}; expected the same")
     points = []
     for id, found in sorted(there.items()):
-        state = partial(files.tensors, model_file(id)) if files.has(model_file(id)) else None
+        state = partial(files.tensors, model_file(id)) if files.has(model_file(id)) and files.file(model_file(id)) else None
         points.append(Pruned(found.plain(), files.individual(id, run.layout), state))
         if right is None:  # of an older run, which has not kept it: measured again
             points[-1].note(test=None)

@@ -88,7 +88,7 @@ def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder, c
     say_unsolved(evaluator, config)
     identity = identity_of(config, layout, (record.batch_size, size), splits, net)
     run = Run(config, net, splits, layout, record.batch_size, evaluator, record.measured, identity,
-              deadline(config.max_seconds, started), record.more_from, folder.checkpoint / TRAINED)
+              deadline(config.max_seconds, started), record.more_from, (folder.checkpoint / TRAINED).resolve())
     write_start(run, record, folder, resumed is not None)
     return run
 

@@ -46,8 +46,7 @@ class RunBuilder:
             EvopruneError: the model or data are not those of the process that searches.
         """
         there = RUNS.get(self.identity)
-        if there is None or there.config.more_epochs != self.more_epochs or there.trained_at is None or (
-                there.trained_at.resolve() != kept_in(self.folder)):
+        if there is None or (there.config.more_epochs, there.trained_at) != (self.more_epochs, kept_in(self.folder)):
             os.chdir(self.directory)
             RUNS[self.identity] = rebuild(self)
 

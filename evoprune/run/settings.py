@@ -146,7 +146,7 @@ def settle_resumed(path: Path, handed: dict[str, Any], asked: dict[str, Any]) ->
             continue
         if name == "out":
             raise EvopruneError(f"out: found {value!r} together with --resume {path}; a run goes on in its own folder")
-        later = config.trains or read_method(config.method).kind != "evolve" or record.config.more_epochs is not None
+        later = config.trains_points or read_method(config.method).kind != "evolve" or record.config.more_epochs is not None
         if name not in RESUMABLE or (name == "generations" and later):
             raise EvopruneError(f"{name}: found {value!r}, but the run in {path} has {getattr(config, name)!r}; --resume "
                                 f"may change {', '.join(RESUMABLE)} (generations only of a search of masks, without training)")

@@ -61,7 +61,9 @@ class Optimizer:
                 self.means[p], self.steps[p] = torch.zeros_like(p), torch.zeros((), dtype=torch.float32, device=p.device)
         for p in self.frozen:
             if p.grad is not None:
-                self.squares[p] = self.squares.get(p, torch.zeros_like(p)).mul_(DECAY).addcmul_(p.grad, p.grad, value=1 - DECAY)
+                if p not in self.squares:
+                    self.squares[p] = torch.zeros_like(p)
+                self.squares[p].mul_(DECAY).addcmul_(p.grad, p.grad, value=1 - DECAY)
         if self.adam:
             adam(moved, gradients, [self.means[p] for p in moved], [self.squares[p] for p in moved], [],
                  [self.steps[p] for p in moved], fused=True, amsgrad=False, beta1=MOMENTUM, beta2=DECAY, lr=rate, weight_decay=0,

@@ -51,10 +51,14 @@ def norms_of(model: nn.Module) -> dict[str, nn.Module]:
 class Repairer:
     """Repairs `model` in place, on calibration images: `repairer(masks)`, once the masked weights are set.
 
-    `model` holds dense values now and is in eval mode; names are those of its parameters, batches come from `inputs`.
+    `model` holds dense values now and is in eval mode; names are those of its parameters, batches come from `inputs`. `masked`
+    are the parameters of the layout where one may be there by another name alone.
     """
 
-    def __init__(self, kind: str, model: nn.Module, layout: Layout, inputs: Inputs, task: Task = CLASSIFICATION):
+    def __init__(self, kind: str, model: nn.Module, layout: Layout, inputs: Inputs, task: Task = CLASSIFICATION,
+                 masked: Sequence[nn.Parameter] | None = None):
+        # 6 arguments: a model, what masks change in it, and what it is for
+        self.masked = masked or [model.get_parameter(layer.name) for layer in layout]
         self.model, self.inputs, self.layout, self.task = model, inputs, layout, task
         self.searched = {layer.name for layer in layout}
         self.norms = list(norms_of(model).values())
@@ -88,9 +92,12 @@ class Repairer:
             for parameter in module.parameters(recurse=False):
                 owners[id(parameter)] = owners.get(id(parameter), 0) + 1
         found: dict[nn.Module, Solved] = {}
+        modules = dict(self.model.named_modules())
         for layer in layout:
             owner, _, name = layer.name.rpartition(".")
-            module = self.model.get_submodule(owner)
+            if owner not in modules:  # tied, and called by another name alone
+                continue
+            module = modules[owner]
             if isinstance(module, nn.MultiheadAttention):
                 module = self.attention[module].inputs[name] if module in self.attention else module
             plain = isinstance(module, nn.Linear) or (
@@ -102,6 +109,11 @@ class Repairer:
                 if 2 * STEPS * dense.numel() * dense.shape[1] <= MOST_WORK:
                     found[module] = Solved(layer.name, module, dense, layer.by_output)
         return found
+
+    def owners(self) -> list[nn.Module]:
+        """Return the modules that have parameters which masks change."""
+        ids = set(map(id, self.masked))
+        return [module for module in self.model.modules() if ids.intersection(map(id, module.parameters(recurse=False)))]
 
     def study_dense(self) -> None:
         """Run the dense model once: keep the outputs of the layers to solve; leave out what cannot be."""
@@ -132,7 +144,7 @@ class Repairer:
         alive: list[Tensor] = []
         odd: set[nn.Module] = set()
         normed: dict[nn.Module, Solved] = {}
-        masked = [self.model.get_submodule(layer.name.rpartition(".")[0]) for layer in self.layout]
+        masked = self.owners()
         watched = {*self.norms, *self.layers, *masked}
         hooks = [module.register_forward_pre_hook(before) for module in watched]
         hooks += [module.register_forward_hook(after) for module in self.layers]

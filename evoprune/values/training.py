@@ -213,13 +213,13 @@ def grown(model: nn.Module, train: Split, masks: Mapping[str, Tensor], layout: L
 
 
 @contextmanager
-def felt(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Let frozen ones of the parameters have gradients for a while; yields these."""
+def felt(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Let frozen ones of the parameters have gradients for a while."""
     frozen = [p for p in parameters if not p.requires_grad]
     for p in frozen:
         p.requires_grad_()
     try:
-        yield frozen
+        yield
     finally:
         for p in frozen:
             p.requires_grad_(False)
@@ -243,7 +243,7 @@ def hold_zeros(parameters: Sequence[nn.Parameter], masks: Mapping[str, Tensor]) 
 
 def moves_freely(train: Split) -> bool:
     """Say whether an image keeps its target where it is shifted or flipped: a class does, a place or a label a pixel does not."""
-    return train.task.link != "identity" and train.labels.dim() < 3
+    return train.task.name != "regression" and train.labels.dim() < 3
 
 
 def augmented(images: Tensor) -> Tensor:

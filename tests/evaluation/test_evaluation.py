@@ -70,19 +70,25 @@ class Towers(nn.Module):
         return self.head(sum(self.get_submodule(name)(x.roll(i, 1)).relu() for i, name in enumerate(self.called)))
 
 
+@pytest.mark.parametrize("repair", ["none", "least-squares"])
 @pytest.mark.parametrize("called", ["ab", "ba", "b"])
-def test_tied_weights_are_masked_wherever_they_are_used(called):
+def test_tied_weights_are_masked_wherever_they_are_used(called, repair):
     torch.manual_seed(0)
     model, x = Towers(called).eval(), torch.randn(200, 6)
     split, layout = as_split((x, model(x).argmax(1)), "x"), find_layers(model)
-    evaluator = Evaluator(model, layout, split, 50, cache_mb=64)
+    evaluator = Evaluator(model, layout, split, 50, cache_mb=64, repair=repair, calibration=split if repair != "none" else None)
     for seed in range(4):
         generator = np.random.default_rng(seed)
         individual = from_masks([generator.random(layer.shape) < 0.5 for layer in layout], "random")
         net = copy.deepcopy(model)
         for layer, mask in zip(layout, masks(individual, layout)):
             net.get_parameter(layer.name).data *= mask
-        assert evaluator(individual)[0] == int((net(x).argmax(1) == split.labels).sum()) / 200
+        accuracy, parts = evaluator(individual)[0], evaluator.prepared.model
+        if repair == "none":
+            assert accuracy == int((net(x).argmax(1) == split.labels).sum()) / 200
+        else:  # tied layers stay as they are, masked
+            assert torch.equal(parts.get_submodule(called[0]).weight, net.a.weight)
+            assert evaluator.repairer.first is parts.get_submodule(called[0])
 
 
 def test_batch_norm_and_dropout_are_in_eval_mode_and_the_model_is_untouched(digits):

@@ -180,7 +180,7 @@ def test_trained_values_are_read_back_only_when_whole_and_of_this_run(tmp_path, 
         content[-1] ^= 1
         path.write_bytes(content)
         assert folder.read_trained("key", "run:key") is None
-    assert "training that point again" in caplog.text
+    assert "making it again" in caplog.text
 
 
 def test_fingerprints_tell_arrays_apart():

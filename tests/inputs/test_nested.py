@@ -138,7 +138,7 @@ def test_a_loader_that_reads_some_items_gives_these():
     assert as_split(some, "x").images.flatten().tolist() == [0, 3, 7, 12, 19]
     assert len(as_split(DataLoader(items, shuffle=True), "x")) == 20
     for options in ({"sampler": WeightedRandomSampler([1] * 20, 5)}, {"batch_sampler": [[0, 1]]}):
-        with pytest.raises(EvopruneError, match="x: found a DataLoader with a .*, which is not followed; hand in its dataset"):
+        with pytest.raises(EvopruneError, match="x: found a DataLoader with a .*, which is not followed; hand in one without"):
             as_split(DataLoader(items, **options), "x")
 
 

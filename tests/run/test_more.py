@@ -158,12 +158,15 @@ def test_the_command_line_adds_training_to_runs_of_every_kind(settings, asked, m
         check({"resume": "run", **dict.fromkeys(asked, "one")})
 
 
-@pytest.mark.parametrize("settings", [{"total_epochs": 9.0}, {"method": "multishot:lamp"}, {"finetune_epochs": 1}])
+@pytest.mark.parametrize("settings", [{"total_epochs": 9.0}, {"method": "multishot:lamp"}, {"finetune_epochs": 1},
+                                      {"layerwise": True}])
 def test_a_run_that_trains_or_follows_a_rule_gets_no_more_generations(settings, monkeypatch, tmp_path):
     record = SimpleNamespace(config=Config(**settings), threads=1, rebuildable=True, named_data=True)
     monkeypatch.setattr("evoprune.run.settings.read_to_resume", lambda path: record)
     with pytest.raises(EvopruneError, match="generations: found 5, .* of a search of masks, without training"):
         settle("lenet", "digits", tmp_path, {"generations": 5})
+    record.config = Config(train_epochs=30)  # of the dense model alone
+    assert settle("lenet", "digits", tmp_path, {"generations": 5}).generations == 5
 
 
 def test_a_worker_that_stays_builds_a_run_again_for_other_epochs_or_another_folder(monkeypatch):

@@ -153,7 +153,7 @@ def test_a_paired_bootstrap_agrees_with_the_exact_test_and_with_itself():
 
 def test_a_difference_can_be_beyond_chance_after_the_correction_however_many_there_are(monkeypatch):
     monkeypatch.setattr(views, "task_of", lambda front: "regression")
-    monkeypatch.setattr(views, "two_sided_bootstrap", lambda a, b, score, draws: 2 / draws)  # as different as can be
+    monkeypatch.setattr(views, "two_sided_bootstrap", lambda a, b, score, draws=2000: 2 / draws)  # as different as can be
     points = [SimpleNamespace(id=str(i), test=0.5) for i in range(60)]
     right = SimpleNamespace(points={point.id: np.ones((9, 4)) for point in points})
     tests, count = views.tested([None], [right, right], [points, points])
