@@ -101,8 +101,8 @@ def test_every_export_of_every_point_counts_in_a_fresh_process_what_front_csv_st
 
 
 def in_this_process(command, capture_output, text):
-    *_, kind, path, given, out = command
-    reload.reopen(kind, Path(path), Path(given), Path(out))
+    *_, kind, path, given, out, place = command
+    reload.reopen(kind, Path(path), Path(given), Path(out), int(place))
     return subprocess.CompletedProcess(command, 0, "", "")
 
 
