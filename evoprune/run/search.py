@@ -180,6 +180,7 @@ def known(run: Run) -> Known:
 
     @cache
     def repairing() -> Evaluator:
+        log.info("looking at the dense model on up to %s images: what its layers make, what outputs feel", f"{PATH_IMAGES:,}")
         return run.plain_evaluator(PATH_IMAGES, config.worth)
 
     return Known(run.layout, weights, squares, repaired, worth, lambda: run.evaluator.channels,
