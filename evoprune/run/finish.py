@@ -25,7 +25,7 @@ from ..results.points import Pruned, before_and_after, numbered, pruned, thin, u
 from ..results.written import DOMINATED, FRONT, model_file
 from ..values.inherited import values_of, with_values
 from ..views.pictures import write_views
-from .jobs import STOPPED, RepairPoint, TrainPoint, noted, stop_if, tested_on, with_state
+from .jobs import STOPPED, RepairPoint, TrainPoint, note_repaired, stop_if, tested_on, with_state
 from .layerwise import Rows
 from .progress import SAY_EVERY, Pace, progress_of
 from .refine import joined, rows_of, trained
@@ -93,7 +93,10 @@ def read_points(run: Run, more_from: int, folder: Folder) -> list[Pruned]:
         raise EvopruneError(f"data: found other test images than those of the run in {folder.path}; expected the same")
     points = []
     for id, found in sorted(there.items()):
-        state = partial(files.tensors, model_file(id)) if files.has(model_file(id)) and files.file(model_file(id)) else None
+        state = None
+        if files.has(model_file(id)):
+            files.file(model_file(id))  # a damaged one is told before anything is trained
+            state = partial(files.tensors, model_file(id))
         points.append(Pruned(found.plain(), files.individual(id, run.layout), state))
         if right is None:  # of an older run, which has not kept it: measured again
             points[-1].note(test=None)
@@ -205,7 +208,13 @@ def measure_plainly(run: Run, points: list[Pruned], folder: Folder, engine: Loca
 def repair_last(run: Run, points: list[Pruned], folder: Folder, engine: Local | Engine) -> None:
     """Repair points as they are written, and measure them; those that a stopped run has done are read back."""
     keys = {id(point): f"{REPAIRED}{point.individual.key().hex()}" for point in points}
-    missing, stopped = [point for point in points if not noted(run, point, folder, keys[id(point)])], []
+    missing: list[Pruned] = []
+    stopped: list[int] = []
+    for point in points:
+        if (state := folder.read_trained(keys[id(point)], f"{run.identity}:{keys[id(point)]}")) is None:
+            missing.append(point)
+        else:
+            note_repaired(run, point, folder, keys[id(point)], state)
     pace = Pace(len(missing))
 
     def arrived(i: int, found: bytes | None) -> None:
@@ -216,9 +225,9 @@ def repair_last(run: Run, points: list[Pruned], folder: Folder, engine: Local | 
             raise EvopruneError(f"engine {run.config.engine}: no worker survived the last repair of point {i + 1} of "
                                 f"{len(missing)}; the search is saved: go on with --resume {run.config.out} and fewer --workers, "
                                 f"a longer --job-timeout or --engine local")
-        key = keys[id(missing[i])]
-        folder.write_trained(key, f"{run.identity}:{key}", from_safetensors(found))
-        noted(run, missing[i], folder, key)
+        key, state = keys[id(missing[i])], from_safetensors(found)
+        folder.write_trained(key, f"{run.identity}:{key}", state)
+        note_repaired(run, missing[i], folder, key, state)
         pace.done += 1
         if pace.due(SAY_EVERY):
             log.info("measured %d of %d points", pace.done, len(missing))
@@ -268,7 +277,7 @@ def train_points(run: Run, points: list[Pruned], folder: Folder, engine: Local |
             log.warning("%s: left out of the front", names[id(point)])
             return
         folder.write_trained(point.individual.key().hex(), labels[id(point)], from_safetensors(content))
-        point.kept = folder.later(point.individual.key().hex(), labels[id(point)])
+        point.kept = partial(folder.read_again, point.individual.key().hex(), labels[id(point)])
         measure(run, point, names[id(point)])
         if not all(p.has_state for p in missing) and run.config.engine == "local":
             run.check_time()

@@ -127,17 +127,13 @@ def unpacked_point(state: dict[str, Tensor]) -> tuple[float, Tested | None]:
     return score, (test, low, high, state[f"{FACTS}right"].numpy())
 
 
-def noted(run: Run, point: Pruned, folder: Folder, key: str) -> bool:
-    """Note what the last repair of a point gave, if that is kept; return whether it is."""
-    found = folder.read_trained(key, f"{run.identity}:{key}")
-    if found is None:
-        return False
-    score, tested = unpacked_point(found)
+def note_repaired(run: Run, point: Pruned, folder: Folder, key: str, state: dict[str, Tensor]) -> None:
+    """Note what the last repair of a point gave, which is kept in the folder."""
+    score, tested = unpacked_point(state)
     point.note(score, before=score, repair=str(run.config.repair))
     if tested is not None:
         point.note_test(*tested)
     point.kept = partial(state_alone, folder, key, f"{run.identity}:{key}")
-    return True
 
 
 def state_alone(folder: Folder, key: str, label: str) -> dict[str, Tensor]:
