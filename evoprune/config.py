@@ -71,8 +71,8 @@ class Config:
                                 "batch-norm statistics, or all values layer by layer (bn with batch norms, else none)",
                                 choices=("none", "bn", "least-squares"))
     shots: int = option(160, "steps of the multi-shot path, which prunes and repairs little by little", low=1, high=10_000)
-    judge_images: int = option(0, "training images, whose labels are not looked at, that the search judges masks on too: by "
-                               "whether they answer as the dense model does", low=0, high=1_000_000)
+    choice_images: int = option(0, "training images kept back from repair and training, on which points are compared in the end, "
+                                "for of many masks the best on few search images is lucky", low=0, high=1_000_000)
     population: int = option(64, "individuals kept each generation; even", low=4, high=1_000_000)
     generations: int = option(100, "generations after the first masks", low=0, high=10_000_000)
     seed: int = option(0, "seed of the search and of training", low=0, high=2**32 - 1)
@@ -131,8 +131,7 @@ class Config:
     scheduler: str | None = option(None, "address of a running Dask scheduler (a cluster on this machine)", metavar="ADDRESS")
     listen: str | None = option(None, "address at which SCOOP waits for workers of other machines; whoever reaches it can run "
                                 "code as you (127.0.0.1)", metavar="ADDRESS")
-    hostfile: str | None = option(None, "machines on which SCOOP starts workers, over ssh: a line each, NAME WORKERS",
-                                  metavar="FILE")
+    hostfile: str | None = option(None, "machines on which SCOOP starts workers, over ssh: lines of NAME WORKERS", metavar="FILE")
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -198,6 +197,11 @@ class Config:
                     or self.more_epochs is not None)
 
     @property
+    def keeps_first(self) -> bool:
+        """Whether the first masks stay to the end, where what is better by chance alone is told."""
+        return self.refine_epochs is not None or self.choice_images > 0
+
+    @property
     def worth(self) -> str | None:
         """The saliency of what is left that --repair and --knowledge let starts and operators go by, None if there is none."""
         if self.repair != "least-squares" or self.knowledge == "none":
@@ -213,25 +217,23 @@ USED: dict[str, tuple[str, Callable[[Config], bool]]] = {  # settings that only 
     **dict.fromkeys(("rounds", "caps", "layer_rule"), ("--layerwise", lambda config: config.layerwise)),
     "scheduler": ("--engine dask", lambda config: config.engine == "dask"),
     **dict.fromkeys(("listen", "hostfile"), ("--engine scoop", lambda config: config.engine == "scoop")),
-    "judge_images": ("masks that evolve all together, before any training", lambda config: config.total_epochs is None and
-                     not config.layerwise and read_method(config.method).kind == "evolve"),
+    "choice_images": ("all layers searched together", lambda config: not config.layerwise),
     "train_precision": ("training", lambda config: config.trains or config.plan is not None),
     "job_timeout": ("--engine processes, scoop or dask", lambda config: config.engine != "local")}
 
 
 def check_used(given: Iterable[str], config: Config) -> None:
     """Raise `EvopruneError` for a setting that was given and does nothing where it stands."""
-    for name in given:
-        if name in USED and getattr(config, name) != options()[name].default:
-            needed, used = USED[name]
-            if not used(config):
-                raise EvopruneError(f"{name}: found {shown(getattr(config, name))}, which does nothing without {needed}; leave "
-                                    f"it out, or give that too")
+    for name in (each for each in given if each in USED):
+        needed, used = USED[name]
+        if getattr(config, name) != options()[name].default and not used(config):
+            raise EvopruneError(f"{name}: found {shown(getattr(config, name))}, which does nothing without {needed}; leave it "
+                                f"out, or give that too")
 
 
-PLANNED = ("repair", "shots", "population", "generations", "refine_epochs", "targets")  # what a plan says
-DECIDED = (*PLANNED, "total_epochs", "finetune_epochs", "method", "start", "layerwise",
-           "knowledge")  # with one of these no plan is made, unless `minutes` are given
+DECIDES = ("repair", "shots", "population", "generations", "refine_epochs", "targets")  # a plan
+PLANNED = (*DECIDES, "choice_images")  # what it says, the last unless that is given
+DECIDED = (*DECIDES, "total_epochs", "finetune_epochs", "method", "start", "layerwise", "knowledge")  # no plan without `minutes`
 RESUMABLE = ("engine", "max_seconds", "generations", "workers", "job_timeout", "scheduler", "listen", "hostfile",
              "more_epochs")  # what --resume may change: no result but by what it adds; generations only without tuning
 

@@ -10,13 +10,13 @@ targets=0.8,0.9,0.95,0.97,0.98,0.985,0.99,0.995
 . scripts/rules_runs.sh
 timed=1
 
-compare() {  # NAME MINUTES GENERATIONS EPOCHS: of a search alone and of rules, so many that they take about as long as the plan
+compare() {  # NAME MINUTES GENERATIONS EPOCHS [POPULATION]: of a search alone and of rules, so many that they take about as long
   results=results/one_button/$1
   for seed in ${seeds:-0 1 2}; do
     program=(-m evoprune.main)
     run plan $seed --minutes "$2"
     run path $seed --repair least-squares --method multishot:obs --targets $targets
-    run search $seed --repair least-squares --population 32 --generations "$3"
+    run search $seed --repair least-squares --population "${5:-32}" --generations "$3"
     run gradual-fisher $seed --method gradual:fisher --total-epochs "$4" --targets $targets
     program=(scripts/gradual_variants.py paced)
     run gradual-fisher-paced $seed --method gradual:fisher --total-epochs "$4" --targets $targets
@@ -42,7 +42,7 @@ if [[ -n $weights ]]; then
   compare mlp-mnist 5 20 50
   common=(--model scripts/vit_mnist.py:vit "${mnist[@]}")
   trained vit-mnist 15
-  compare vit-mnist 10 1 12
+  compare vit-mnist 10 1 15 16
 fi
 if [[ -n $folder ]]; then
   link "$folder" cifar10_jpeg

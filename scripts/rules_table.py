@@ -37,8 +37,8 @@ PAIRS = (("evolve-80", "gradual-fisher-80"), ("evolve-80", "gradual-fisher-80-pa
          ("evolve", "uniform-random"), ("evolve", "filter-norm"),
          ("evolve", "filter-norm-over-mean"), ("evolve", "gradual-fisher"), ("evolve", "gradual-magnitude"),
          ("refined", "gradual-magnitude"), ("refined", "evolve"), ("plan", "path"), ("plan", "search"),
-         ("plan", "gradual-fisher"), ("plan", "gradual-fisher-paced"), ("judged", "search"),
-         ("judged", "path"), ("search", "path"), ("evolve", "gradual-fisher-paced"))
+         ("plan", "gradual-fisher"), ("plan", "gradual-fisher-paced"), ("chosen", "search"),
+         ("chosen", "path"), ("search", "path"), ("evolve", "gradual-fisher-paced"))
 GRID = np.geomspace(0.5, 0.005, 2001)  # densities of hvlog
 LEVEL = 0.05  # of every test
 SLACK = 1.05  # times the seconds of another method that count as the same time
@@ -67,6 +67,12 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def ranked(row: dict[str, str]) -> float:
+    """Return the score by which a point is chosen: on the search images, and those kept back beside them."""
+    score = score_of([row])
+    return float(row.get(f"choice_{score}") or row[score])
+
+
 def score_of(front: list[dict[str, str]]) -> str:
     """Return the column of the score: the accuracy, but for other tasks than classification."""
     return "score" if front and "score" in front[0] else "accuracy"
@@ -75,8 +81,7 @@ def score_of(front: list[dict[str, str]]) -> str:
 def at_or_above(front: list[dict[str, str]], sparsity: float) -> dict[str, str] | None:
     """Return the point that the search split chooses; None if there is none."""
     fits = [row for row in front if float(row["sparsity"]) >= sparsity - 1e-9]
-    score = score_of(front)
-    return max(fits, key=lambda row: float(row[score]), default=None)
+    return max(fits, key=ranked, default=None)
 
 
 def tested(row: dict[str, str] | None) -> float:
@@ -90,8 +95,7 @@ def hvlog(front: list[dict[str, str]]) -> float:
     if not front:
         return 0.0
     score = score_of(front)
-    names = ("sparsity", score, f"test_{score}")
-    sparsity, accuracy, test = np.array([[float(row[name]) for name in names] for row in front]).T
+    sparsity, accuracy, test = np.array([(float(row["sparsity"]), ranked(row), float(row[f"test_{score}"])) for row in front]).T
     fits = sparsity >= 1 - GRID[:, None] - 1e-9  # (densities, points)
     chosen = np.where(fits, accuracy, -np.inf).argmax(axis=1)
     return float(np.where(fits.any(axis=1), test[chosen], 0).mean())

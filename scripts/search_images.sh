@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # How lucky is what a search finds, by the number of its search images? Without training, three seeds: the multi-shot path alone at
-# eight sparsities, a search that starts from it, and one that judges masks on training images too. Rebuilds results/search_images/ in
-# four hours of one core, five minutes of them for digits; runs that are there already are kept.
+# eight sparsities, a search that starts from it, and one that keeps training images back to compare points on in the end. Rebuilds
+# results/search_images/ in two hours of one core, five minutes of them for digits; runs that are there already are kept.
 # usage: scripts/search_images.sh [DATA_DIR WEIGHTS]    digits alone, or LeNet-5 on MNIST too (see lenet5_mnist_rules.sh)
 set -euo pipefail
 data=${1:+$(realpath "$1")} weights=${2:+$(realpath "$2")}
@@ -10,30 +10,24 @@ targets=0.8,0.9,0.95,0.97,0.98,0.985,0.99,0.995
 program=(-m evoprune.main)
 . scripts/rules_runs.sh
 
-compare() {  # NAME, on how many training images masks are judged, if on any, and on how many in one run more
+compare() {  # NAME, and how many training images are kept back
   results=results/search_images/$1
   for seed in ${seeds:-0 1 2}; do
     run path $seed --repair least-squares --method multishot:obs --targets $targets
     run search $seed --repair least-squares --population 32 --generations 10
-    if (($2)); then
-      run judged $seed --repair least-squares --population 32 --generations 10 --judge-images "$2"
-    fi
-    if ((${3:-0})); then
-      run judged-more $seed --repair least-squares --population 32 --generations 10 --judge-images "$3"
-    fi
+    run chosen $seed --repair least-squares --population 32 --generations 10 --choice-images "$2"
   done
   python scripts/rules_table.py "$results" 80 90 95 97 98 98.5 99 99.5 | tee "$results/table.txt"
   python scripts/luck.py "$results" | tee -a "$results/table.txt"
 }
 
 common=(--model lenet --data digits --train-epochs 30)
-compare digits 383
+compare digits 287
 if [[ -n $weights ]]; then
   link "$data" lenet5_mnist
   link "$weights" lenet5.pth
   for images in 300 1000 5000; do
-    more=$((images == 1000 ? 40000 : 0))
     common=(--model lenet5 --weights data/lenet5.pth --data mnist --data-dir data/lenet5_mnist --search-images $images)
-    compare lenet5-mnist-$images $((5000 - images)) $more
+    compare lenet5-mnist-$images 4096
   done
 fi

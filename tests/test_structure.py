@@ -24,7 +24,7 @@ WINGS = {
     "masks": ["units", "layout", "layers", "genome", "tensors", "saliency", "channels", "paths", "packed"],
     "values": ["fast", "optimizer", "training", "attention", "least_squares", "sensitivity", "repair", "inherited", "spaces",
                "slim", "sparse"],
-    "evaluation": ["accuracy", "graph", "usage", "prepared", "evaluator", "judged"],
+    "evaluation": ["accuracy", "graph", "usage", "prepared", "evaluator"],
     "evolution": ["selection", "operators", "starts", "history", "generations", "tuned", "toolbox", "checkpoint"],
     "results": ["points", "record", "machine", "written", "tables", "plots", "folder", "reload", "export", "front"],
     "views": ["page", "report", "pictures", "compare", "pick"],

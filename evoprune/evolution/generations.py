@@ -62,7 +62,7 @@ def evolve(state: State, toolbox: base.Toolbox, config: Config) -> Iterator[Stat
         children = toolbox.measure(toolbox.breed(state, rng=rng), seen=seen)
         survivors = toolbox.survive(state.population + children, config.population, rng=rng)
         archive = non_dominated(state.archive + children, config.accuracy_floor, always=state.archive[0])
-        if config.refine_epochs is not None:  # the simplest points, which others must beat by more than chance in the end
+        if config.keeps_first:
             archive += [each for each in state.archive if not each.generation and not any(each is kept for kept in archive)]
         state = State(state.generation + 1, survivors, archive, state.seen.and_then(new), state.log)
         row = log_row(state, toolbox, config, state.log[-1]["seconds"] + perf_counter() - started)

@@ -161,13 +161,13 @@ class Front(Sequence[Point]):
         if all(p.kept == p.weights for p in fits):
             log.warning("front: only the unpruned model has what was asked for")
         first, second = (objectives.axis, objectives.score)[::1 if objectives.score in asked else -1]
-        return max(fits, key=lambda p: (p.values[first], p.values[second]))
+        return max(fits, key=lambda p: (p.ranked[first], p.ranked[second]))
 
     def knee(self) -> Point:
         """Return the point at the knee of the front, see `Objectives.knee`."""
         self.check_points()
         points = beyond_chance(self.points, self.record.chance)
-        return points[self.record.optimised.knee(np.array([p.values for p in points]))]
+        return points[self.record.optimised.knee(np.array([p.ranked for p in points]))]
 
     def check_points(self) -> None:
         """Raise `EvopruneError` where there is nothing to choose from."""

@@ -47,20 +47,27 @@ class Measured:
     origin: str
     repair: str  # that made the values, "none" where they are dense or trained ones
     objectives: Objectives = field(repr=False)
+    choice: float | None = None  # score on the search images and those that --choice-images kept back
 
     def row(self) -> dict[str, Any]:
         """Return the row of the points' table."""
         rest = [getattr(self, name) for name in PARTS]
-        return dict(zip(columns(self.objectives), [self.id, *self.values, *rest]))
+        chosen = [] if self.choice is None else [self.choice]
+        return dict(zip(columns(self.objectives, choice=True), [self.id, *self.values, *rest, *chosen]))
 
     def __getattr__(self, name: str) -> Any:
-        if "objectives" in vars(self) and name in columns(self.objectives):
-            return self.row()[name]
+        if "objectives" in vars(self) and name in columns(self.objectives, choice=True):
+            return self.row().get(name)
         raise AttributeError(f"a point has no {name!r}")
 
     @property
     def score(self) -> float:
         return self.values[self.objectives.score]
+
+    @property
+    def ranked(self) -> tuple[float, ...]:
+        """The values by which it is compared with others: the score on all images that there are for that."""
+        return self.values if self.choice is None else self.objectives.scored(self.values, self.choice)
 
     @property
     def trained(self) -> bool:
@@ -81,25 +88,26 @@ class Measured:
 
 
 PARTS = {name: next(iter(typing.get_args(hint)), hint) for name, hint in typing.get_type_hints(Measured).items()
-         if name not in ("id", "values", "objectives")}  # of a measured point behind its id and values, and what each is
+         if name not in ("id", "values", "objectives", "choice")}  # of a measured point behind its id and values
 
 
 def column(part: str, objectives: Objectives) -> str:
     """Return the column that a part of a measured point has."""
     score = objectives[objectives.score].name
-    return {"test": f"test_{score}", "before": f"{score}_before"}.get(part, part)
+    return {"test": f"test_{score}", "before": f"{score}_before", "choice": f"choice_{score}"}.get(part, part)
 
 
-def columns(objectives: Objectives) -> list[str]:
-    """Return the columns of the points' table, in order."""
-    return ["id", *objectives.names, *(column(part, objectives) for part in PARTS)]
+def columns(objectives: Objectives, choice: bool = False) -> list[str]:
+    """Return the columns of the points' table, in order; with that of `choice`, which only some runs have."""
+    return ["id", *objectives.names, *(column(part, objectives) for part in [*PARTS, *["choice"] * choice])]
 
 
 def from_row(row: Mapping[str, str], objectives: Objectives) -> dict[str, Any]:
     """Return the fields of `Measured` from a row of the points' table, as CSV has it; KeyError or ValueError if it is none."""
     values = tuple(float(row[name]) for name in objectives.names)
     texts = {part: row[column(part, objectives)] for part in PARTS}
-    return {"id": row["id"], "values": values, "objectives": objectives,
+    choice = row.get(column("choice", objectives))
+    return {"id": row["id"], "values": values, "objectives": objectives, "choice": float(choice) if choice else None,
             **{part: PARTS[part](text) if text or PARTS[part] is str else None for part, text in texts.items()}}
 
 
@@ -110,9 +118,11 @@ def check_points(points: Sequence[Measured], weights: int) -> None:
             raise ValueError(f"found the id {point.id!r:.40}, expected digits")
         if not (point.origin.isprintable() and point.repair.isprintable()):
             raise ValueError(f"found {point.origin!r:.40} in {point.id}, expected plain text")
-        numbers = [x for x in (*point.values, point.before, point.test, point.test_low, point.test_high) if x is not None]
+        numbers = [x for x in (*point.values, point.before, point.test, point.test_low, point.test_high, point.choice)
+                   if x is not None]
         score, sparsity = point.objectives[point.objectives.score], [o.name for o in point.objectives].index(SPARSITY.name)
-        bounded = (point.score, point.before, *(x for x in (point.test, point.test_low, point.test_high) if x is not None))
+        bounded = (point.score, point.before, *(x for x in (point.test, point.test_low, point.test_high, point.choice)
+                                                if x is not None))
         if (not 0 <= point.kept <= point.weights == weights or not all(map(math.isfinite, numbers)) or point.generation < 0
                 or not all(score.worst <= x <= score.best for x in bounded)
                 or abs(1 - point.kept / point.weights - point.values[sparsity]) > 1e-9):
@@ -186,9 +196,8 @@ def undominated(points: Sequence[Pruned], floor: float = 0.0) -> list[Pruned]:
     if not points:
         return []
     objectives = points[0].measured.objectives
-    values = np.array([p.measured.values for p in points])
-    reached = objectives.reaches(values, floor)
-    return [points[i] for i in objectives.front(values) if reached[i]]
+    reached = objectives.reaches(np.array([p.measured.values for p in points]), floor)
+    return [points[i] for i in objectives.front(np.array([p.measured.ranked for p in points])) if reached[i]]
 
 
 def beyond_chance(points: Sequence[AnyPoint], chance: float | None) -> list[AnyPoint]:
@@ -207,7 +216,8 @@ def layer_rows(p: Pruned, layout: Layout) -> list[dict[str, Any]]:
 
 def points_csv(points: Sequence[Pruned], objectives: Objectives) -> str:
     """Return points as CSV."""
-    return table_csv([p.measured.row() for p in points], columns(objectives))
+    choice = any(p.measured.choice is not None for p in points)
+    return table_csv([p.measured.row() for p in points], columns(objectives, choice))
 
 
 def table_csv(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ from ..objectives import ACCURACY, SPARSITY, USUAL, Objective, Objectives, split
 from .points import TESTED, Measured, column
 
 Kind = TypeVar("Kind")
+RETIRED = ("judge_images",)  # settings that runs of before have, and nothing of today's
 LEAST_ONE = ("outputs", "channels", "weights", "batch_size", "threads", "search_batch_size")  # entries that count something
 
 
@@ -56,7 +57,7 @@ class Record:
     @property
     def config(self) -> Config:
         """The settings; raises `EvopruneError` for one that cannot be."""
-        return Config(**self.settings)
+        return Config(**{name: value for name, value in self.settings.items() if name not in RETIRED})
 
     @property
     def optimised(self) -> Objectives:

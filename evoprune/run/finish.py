@@ -15,7 +15,7 @@ from ..evolution.generations import State
 from ..evolution.selection import non_dominated
 from ..files import as_bytes_of, fingerprint, from_safetensors
 from ..inputs.nested import leaves
-from ..inputs.splits import Split, example_sums, score
+from ..inputs.splits import Split, score
 from ..inputs.tasks import constant_score
 from ..masks.genome import Individual
 from ..masks.tensors import named_masks
@@ -25,7 +25,7 @@ from ..results.points import Pruned, before_and_after, numbered, pruned, thin, u
 from ..results.written import DOMINATED, FRONT, model_file
 from ..values.inherited import values_of, with_values
 from ..views.pictures import write_views
-from .jobs import STOPPED, RepairPoint, TrainPoint, note_repaired, stop_if, tested_on, with_state
+from .jobs import STOPPED, RepairPoint, TrainPoint, note_repaired, stop_if, sums_under, tested_on, with_state
 from .layerwise import Rows
 from .progress import SAY_EVERY, Pace, progress_of
 from .refine import joined, rows_of, trained
@@ -52,6 +52,8 @@ def finished_points(run: Run, state: State, later: State | None, folder: Folder,
         measure_plainly(run, points, folder, engine)
     if later is not None:
         points = all_together(run, points, later)
+    elif run.choice is not None:
+        points = joined(run, [points])
     measure_on_test(run, numbered(points))
     return points
 
@@ -108,7 +110,7 @@ def read_points(run: Run, more_from: int, folder: Folder) -> list[Pruned]:
 def begun(run: Run, point: Pruned) -> Pruned:
     """Return a point that starts from the values of another, without an id."""
     repaired = "+repair" * (point.measured.repair != "none")
-    measured = replace(point.measured, id="", test=None, before=point.measured.score,
+    measured = replace(point.measured, id="", test=None, before=point.measured.score, choice=None,
                        origin=f"{point.measured.origin}{repaired}+tune")
     individual = Individual(point.individual)
     if point.has_state:
@@ -149,10 +151,8 @@ def say_whether_better(run: Run, points: list[Pruned]) -> None:
 def write_stopped(run: Run, state: State, later: State | None, folder: Folder, engine: Local | Engine) -> None:
     """Write the front of a search that was stopped, as far as it got, and of what was trained `later`; without the test split."""
     config, points = run.config, untrained(run, state)
-    if config.repair == "none" and (config.precision != "fp32" or config.judge_images):
+    if config.repair == "none" and config.precision != "fp32":
         measure_plainly(run, points, folder, engine)
-    elif config.judge_images:
-        log.info("accuracies are estimates of the search until the run is finished")
     for point in points if config.total_epochs is None else ():
         point.note(repair=str(config.repair) if point.density < 1 else "none")
     if later is not None:
@@ -165,7 +165,7 @@ def untrained(run: Run, state: State, before: bool = True) -> list[Pruned]:
     """Return the search's front, as it was measured, and where masked models are repaired the dense one as it came: repair may
     have made it worse. What trained children scored `before` their training is measured unless that takes too long."""
     points, dense = [], state.archive[0]
-    front = state.archive if run.config.refine_epochs is not None else non_dominated(state.archive, run.config.accuracy_floor)
+    front = state.archive if run.config.keeps_first else non_dominated(state.archive, run.config.accuracy_floor)
     if run.config.repair != "none" and run.config.total_epochs is None:
         points.append(pruned(dense, run.layout, run.dense.score))
         front = [individual for individual in front if individual is not dense]
@@ -193,8 +193,7 @@ def measure_plainly(run: Run, points: list[Pruned], folder: Folder, engine: Loca
         EvopruneError: a repair was given up.
     """
     repair = str(run.config.repair)
-    exact = run.evaluator.prepared.exact and not run.config.judge_images
-    if repair == "none" and exact and run.evaluator.batch_size == run.batch_size:
+    if repair == "none" and run.evaluator.prepared.exact and run.evaluator.batch_size == run.batch_size:
         return
     log.info("measuring %d point%s with the model as it is, fp32", len(points), "s" * (len(points) != 1))
     if repair == "none":
@@ -246,9 +245,7 @@ def measure_on_test(run: Run, points: list[Pruned]) -> None:
     tell = progress_of("measuring on test images", "points")
     for i, point in enumerate(untested):
         tell(i, len(untested))
-        sums = plain.example_sums(point.individual) if not point.has_state else \
-            example_sums(with_state(run, point.state), run.data.test, run.batch_size)
-        point.note_test(*tested_on(run.data.test, sums))
+        point.note_test(*tested_on(run.data.test, sums_under(run, point, plain)))
 
 
 def train_points(run: Run, points: list[Pruned], folder: Folder, engine: Local | Engine) -> list[Pruned]:

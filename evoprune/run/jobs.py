@@ -149,6 +149,13 @@ def no_time(until: float) -> bool:
     return had and late(until)
 
 
+def sums_under(run: Run, point: Pruned, evaluator: Evaluator) -> Tensor:
+    """Return what the task makes of each image of an evaluator's under a point, (n, k)."""
+    if not point.has_state:
+        return evaluator.example_sums(point.individual)
+    return example_sums(with_state(run, point.state), evaluator.split, run.batch_size)
+
+
 def tested_on(test: Split, sums: Tensor) -> Tested:
     """Return what is reported of the sums (n, k) of each test image."""
     return (*test.task.tested(sums), test.task.each(sums))

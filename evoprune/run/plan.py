@@ -34,7 +34,7 @@ from ..rules import target_sparsities
 from ..values.fast import has_bf16
 from ..values.repair import PATH_IMAGES
 from ..values.training import Recipe, recipe_for, steps_an_epoch, tune
-from .run import Run, make_evaluator
+from .run import Run, keep_back, make_evaluator
 from .settings import BY_CLOCK, default_repair, settle_for_model, training_config
 
 SMALL, FEW_MINUTES, MINUTES = 100_000, 1.0, 10.0  # parameters of a model that gets few minutes
@@ -51,6 +51,8 @@ PUNCTUAL = 0.9  # share of the minutes that is planned, for what takes longer th
 SLOW = 1.0  # seconds of what is timed once
 DEAR = 20.0  # seconds of what is timed without a warm-up, which takes some
 LONGEST_SHARE = 0.6  # of the time that the shortest path and search may take
+FEW_SEARCH, MOST_CHOICE, CHOICE_SHARE = 5000, 4096, 0.125  # search images that are few enough to keep training images back, at
+# most so many and such a share of them: as many as there are search images, or it is not worth it
 FREE = 0.8  # share of the free memory that may be used
 log = logging.getLogger("evoprune")
 
@@ -90,6 +92,8 @@ def planned(config: Config, net: nn.Module, splits: Data, layout: Layout, batch_
     `started` then, by the monotonic clock."""
     # 7 arguments: the parts of a run before there is one
     minutes = config.minutes or (FEW_MINUTES if sum(p.numel() for p in net.parameters()) < SMALL else MINUTES)
+    config = replace(config, choice_images=config.choice_images or choice_for(splits.sizes()))
+    splits, _ = keep_back(config, splits)
     measure = partial(measured_costs, config, net, splits, layout, batch_sizes, dense, 60 * minutes)
     costs = measure("least-squares") or measure(default_repair(net, config))
     assert costs is not None
@@ -97,6 +101,7 @@ def planned(config: Config, net: nn.Module, splits: Data, layout: Layout, batch_
     targets = [each for each in TARGETS.split(",") if reachable(replace(config, targets=each), layout)]
     plan = partial(plan_of, costs, free=free_memory(), repair=default_repair(net, config), targets=targets)
     found = plan(PUNCTUAL * 60 * minutes - spent)
+    found["choice_images"] = config.choice_images
     config = replace(config, minutes=minutes, **found)
     log.info("plan for %g minute%s: %s; %.1f GB", minutes, "s" * (minutes != 1), in_words(config, costs),
              need(costs, config.population) / 1e9)
@@ -174,6 +179,12 @@ def shared(costs: Costs, seconds: float, population: int, targets: int) -> tuple
     return generations, float(rounded(min(most, left / epoch))) if epoch and left > epoch else 0.0
 
 
+def choice_for(images: Mapping[str, int]) -> int:
+    """Return how many training images are kept back for the last choice, by how many images each split has."""
+    count = min(MOST_CHOICE, int(CHOICE_SHARE * images["train"]))
+    return count if images["search"] < FEW_SEARCH and count >= images["search"] else 0
+
+
 def reachable(config: Config, layout: Layout) -> bool:
     """Say whether the layers can give the sparsity of --targets."""
     try:
@@ -192,6 +203,8 @@ def in_words(config: Config, costs: Costs) -> str:
     """Return what a plan does."""
     path = f"a multi-shot path of {config.shots} steps, " if costs.least_squares else ""
     masks = f"{config.population * config.generations:,} masks by NSGA-II with repair {config.repair}"
+    if config.choice_images:
+        masks += f", compared in the end on {config.choice_images:,} training images too"
     if config.refine_epochs is None:
         return f"{path}{masks}, no training" + ("" if costs.step is None else ", for which there is no time")
     training = training_config(config, costs.steps_an_epoch, 1)  # as many steps an epoch as that has

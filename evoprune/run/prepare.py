@@ -42,7 +42,7 @@ from ..values.repair import LAST_IMAGES
 from ..values.training import recipe_for
 from .dense import measure_dense, train_dense
 from .plan import by_clock, with_precision
-from .run import Run, calibration_images, judging_images, make_evaluator
+from .run import Run, calibration_images, check_kept_back, keep_back, make_evaluator
 from .settings import search_batch_size, settle_for_model, training_config
 
 PLACES = ("out", "overwrite", "data_dir", "weights", "model", "data", "plan", "minutes")  # no part of a run's identity
@@ -83,12 +83,12 @@ def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder, c
     size = search_batch_size(config, net, layout, splits, record.batch_size, old)
     record = replace(record, search_batch_size=size, dense=dense)
     config = by_clock(config, net, splits, record, old, started)
-    record = replace(record, settings=config.settings())
+    splits, choice = keep_back(config, splits)
     evaluator = make_evaluator(net, layout, splits, config, size, record.batch_size)
     say_unsolved(evaluator, config)
     identity = identity_of(config, layout, (record.batch_size, size), splits, net)
     run = Run(config, net, splits, layout, record.batch_size, evaluator, record.measured, identity,
-              deadline(config.max_seconds, started), record.more_from, (folder.checkpoint / TRAINED).resolve())
+              deadline(config.max_seconds, started), choice, record.more_from, (folder.checkpoint / TRAINED).resolve())
     write_start(run, record, folder, resumed is not None)
     return run
 
@@ -173,6 +173,7 @@ def deadline(seconds: float | None, started: float) -> float:
 
 def write_start(run: Run, record: Record, folder: Folder, resumed: bool) -> None:
     """Write what a run starts from, now that everything has been checked; a resumed one's config.json when it has gone on."""
+    record = replace(record, settings=run.config.settings())
     if run.more_from is not None:
         pass  # a finished run is read from its files
     elif folder.resuming:
@@ -189,7 +190,7 @@ def write_start(run: Run, record: Record, folder: Folder, resumed: bool) -> None
 
 def check_objectives(objectives: Objectives) -> None:
     """Raise `EvopruneError` where two columns of the points' table would have one name."""
-    names = columns(objectives)
+    names = columns(objectives, choice=True)
     if twice := [name for name in names if names.count(name) > 1]:
         raise EvopruneError(f"objectives: {twice[0]} is the name of a column that every run has, expected another")
 
@@ -208,9 +209,8 @@ def check_together(net: nn.Module, splits: Data, config: Config, layout: Layout)
     for name, value in net.state_dict().items():
         if not isinstance(value, torch.Tensor) or kind_of(value) == STRANGE:
             raise EvopruneError(f"model: {name} of the state dict is no plain tensor, expected one")
-    if read_method(config.method).kind != "evolve" or config.total_epochs is not None:
-        kept_at_targets(config, layout)
-    if config.refine_epochs is not None:
+    check_kept_back(config, splits)
+    if read_method(config.method).kind != "evolve" or config.total_epochs is not None or config.refine_epochs is not None:
         kept_at_targets(config, layout)
     for epochs, budget in ((config.total_epochs, budget_of), (config.refine_epochs, training_config)):
         if epochs is not None and splits.train is not None:
@@ -228,9 +228,8 @@ def check_checkpoint(folder: Folder, layout: Layout, identity: str, config: Conf
 def identity_of(config: Config, layout: Layout, batch_sizes: tuple[int, int], splits: Data, net: nn.Module) -> str:
     """Return a hash of all that decides the results of a run; batch sizes are those of what is reported and of the search."""
     calibrated = calibration_images(config, splits, batch_sizes[0], LAST_IMAGES)
-    judging = judging_images(config, splits, batch_sizes[0])
     images = splits.search.images
-    tensors = [tensor for split in (splits.search, splits.test, calibrated, judging) if split is not None
+    tensors = [tensor for split in (splits.search, splits.test, calibrated) if split is not None
                for tensor in (split.labels, *leaves(split.images))]
     return fingerprint({k: v for k, v in config.settings().items() if k not in (*RESUMABLE, *PLACES)},
                        [vars(layer) for layer in layout], batch_sizes, *(as_bytes_of(t) for t in tensors),
@@ -244,7 +243,7 @@ def get_data(config: Config, data: Any) -> Data:
     asked = rule_names(config.start) if config.start != "auto" else []
     fisher = "fisher" in (*asked, read_method(config.method).rule)
     if isinstance(data, str):
-        whole = training or fisher or config.repair == "least-squares" or config.judge_images or config.plan == AUTO
+        whole = training or fisher or config.repair == "least-squares" or config.choice_images or config.plan == AUTO
         calibrates = config.repair != "none" and not config.layerwise  # perhaps: the model decides whether it is repaired
         splits = load_data(config, None if whole else LAST_IMAGES if calibrates else 0)
     else:

@@ -23,7 +23,7 @@ from ..results.record import read_record
 from ..results.written import CHECKPOINT, CONFIG, DENSE, TRAINED
 from ..values.fast import has_bf16
 from .prepare import get_data, get_model, identity_of, layers_of
-from .run import Run, make_evaluator
+from .run import Run, keep_back, make_evaluator
 
 RUNS: dict[str, Run] = {}  # of this process, by identity
 
@@ -82,6 +82,8 @@ def rebuild(start: RunBuilder) -> Run:
     splits = start.data or get_data(config, config.data)
     net = start.model or get_model(config, config.model, splits, record, path / DENSE)
     splits = splits.to(torch.device(config.device), dtype_of(net)).for_task(task_of(config.task))
+    if start.data is None:
+        splits, _ = keep_back(config, splits)
     layout = layers_of(net, config, record.unused)
     identity = identity_of(config, layout, (record.batch_size, record.search_batch_size), splits, net)
     if identity != start.identity:

@@ -21,11 +21,11 @@ from ..evolution.generations import State
 from ..evolution.selection import non_dominated
 from ..evolution.toolbox import Make, made
 from ..files import fingerprint
-from ..inputs.splits import Split, example_sums
+from ..inputs.splits import Split
 from ..results.folder import Folder
 from ..results.points import Pruned
 from ..values.training import recipe_for
-from .jobs import TrainChild, map_kept, with_state
+from .jobs import TrainChild, map_kept, sums_under
 from .run import Run
 from .search import search
 from .settings import training_config
@@ -77,21 +77,22 @@ def joined(run: Run, groups: Sequence[Sequence[Pruned]]) -> list[Pruned]:
     """Return the points that stand out, of groups from the simplest on: all of the first, and of each other those that score more
     than the best before them of at least their sparsity, and no worse in any further objective, if the group as a whole does by
     more than chance; else those that do alone."""
+    def score(point: Pruned) -> float:
+        return point.measured.ranked[run.objectives.score]
+
     def rivals(point: Pruned, each: Pruned) -> bool:
         return each.density <= point.density and all(
             run.objectives[i].fits(each.measured.values[i], point.measured.values[i]) for i in run.objectives.others)
 
-    stays, left, split = list(groups[0]), 0, run.data.search
+    stays, left, split = list(groups[0]), 0, run.choice or run.data.search
     sums = {id(point): sums_of(run, point) for group in groups for point in group}
     for group in groups[1:]:
-        best = {id(point): max((each for each in stays if rivals(point, each)), default=None,
-                               key=lambda each: each.measured.score) for point in group}
+        best = {id(point): max((each for each in stays if rivals(point, each)), default=None, key=score) for point in group}
         pairs = [(sums[id(point)], sums[id(rival)]) for point in group if (rival := best[id(point)]) is not None]
         helps = bool(pairs) and better(np.concatenate([a for a, _ in pairs]), np.concatenate([b for _, b in pairs]), split)
         for point in group:
             rival = best[id(point)]
-            if rival is None or (point.measured.score > rival.measured.score
-                                 and (helps or better(sums[id(point)], sums[id(rival)], split))):
+            if rival is None or (score(point) > score(rival) and (helps or better(sums[id(point)], sums[id(rival)], split))):
                 stays.append(point)
             else:
                 left += 1
@@ -101,10 +102,12 @@ def joined(run: Run, groups: Sequence[Sequence[Pruned]]) -> list[Pruned]:
 
 
 def sums_of(run: Run, point: Pruned) -> np.ndarray:
-    """Return what the task makes of each search image under a point, (n, k)."""
-    if not point.has_state:
-        return run.last.example_sums(point.individual).double().numpy()
-    return example_sums(with_state(run, point.state), run.data.search, run.batch_size).double().numpy()
+    """Return what the task makes of each image that points are compared on, (n, k); where some were kept back for that, note the
+    score on all of them."""
+    split, sums = run.chooser.split, sums_under(run, point, run.chooser)
+    if run.choice is not None:
+        point.note(choice=split.task.score(sums.sum(0).tolist()))
+    return sums.double().numpy()
 
 
 def better(a: np.ndarray, b: np.ndarray, split: Split) -> bool:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from time import monotonic, time
 
+import torch
 from torch import Tensor, nn
 
 from ..config import Config
 from ..errors import EvopruneError, Stopped
 from ..evaluation.evaluator import Evaluator
-from ..evaluation.judged import judged
 from ..files import piece_of, read_kept, write_kept
+from ..inputs.nested import joined
 from ..inputs.splits import Data, Split, calibration
 from ..inputs.tasks import optimised
 from ..masks.layout import Layout
@@ -45,13 +46,14 @@ class Run:
 
     config: Config
     model: nn.Module  # dense, on the CPU
-    data: Data  # on the device
+    data: Data  # on the device, less what is kept back
     layout: Layout
     batch_size: int  # of every number that is reported
     evaluator: Evaluator  # of the search split
     dense: Measured  # what the model measured before pruning
     identity: str  # of model, data and settings: a checkpoint belongs to it or is refused
     deadline: float  # of the monotonic clock
+    choice: Split | None = None  # the search images and those kept back, which points are compared on in the end
     more_from: int | None = None  # points of a finished run that are trained further
     trained_at: Path | None = None  # where what jobs have trained is kept
     on_generation: Callable[[dict[str, float]], None] | None = None  # the user's, called with each row of the log
@@ -79,6 +81,11 @@ class Run:
     def last(self) -> Evaluator:
         """The evaluator of the points at the end."""
         return self.plain_evaluator(LAST_IMAGES)
+
+    @cached_property
+    def chooser(self) -> Evaluator:
+        """The evaluator of all images that points are compared on in the end."""
+        return self.last if self.choice is None else Evaluator(self.model, self.layout, self.choice, self.batch_size, plain=True)
 
     def plain_evaluator(self, images: int, worth: str | None = None) -> Evaluator:
         """Return an evaluator of the model as the user has it, which repairs on so many images: more than the search takes."""
@@ -122,9 +129,7 @@ def pieces_of(path: Path, label: str, until: float, what: str) -> Pieces:
 def make_evaluator(net: nn.Module, layout: Layout, splits: Data, config: Config, batch_size: int, usual: int) -> Evaluator:
     """Return the evaluator of the search; `usual` is the batch size of the reports."""
     # 6 arguments: the parts of a run before there is one
-    others = judging_images(config, splits, usual)
-    search = splits.search if others is None else judged(net, splits.search, others, usual)
-    return Evaluator(net, layout, search, batch_size, floor=config.accuracy_floor, precision=config.precision,
+    return Evaluator(net, layout, splits.search, batch_size, floor=config.accuracy_floor, precision=config.precision,
                      cache_mb=config.cache_mb, repair=str(config.repair), worth=config.worth,
                      calibration=calibration_images(config, splits, usual, IMAGES),
                      objectives=optimised(config.objectives, config.task))
@@ -137,17 +142,21 @@ def calibration_images(config: Config, splits: Data, batch_size: int, images: in
     return calibration(splits.train or splits.search, min(images, BATCHES * batch_size), config.split_seed)
 
 
-def judging_images(config: Config, splits: Data, batch_size: int) -> Split | None:
-    """Return the training images that masks are judged on beside the search images: none that the search repairs them on.
+def check_kept_back(config: Config, splits: Data) -> None:
+    """Raise `EvopruneError` where more than half of the training images would be kept back."""
+    most = 0 if splits.train is None else len(splits.train) // 2
+    if config.choice_images > most:
+        raise EvopruneError(f"choice_images: found {config.choice_images:,}, expected at most {most:,}, half of the training "
+                            f"images")
 
-    Raises:
-        EvopruneError: there are not so many.
-    """
-    if not config.judge_images:
-        return None
-    repaired = 0 if config.repair == "none" else min(IMAGES, BATCHES * batch_size)
-    spare = 0 if splits.train is None else max(0, len(splits.train) - repaired)
-    if splits.train is None or spare < config.judge_images:
-        raise EvopruneError(f"judge_images: found {config.judge_images:,}, expected at most {spare:,}, the training images "
-                            f"that masks are not repaired on")
-    return calibration(splits.train, config.judge_images, config.split_seed, repaired)
+
+def keep_back(config: Config, splits: Data) -> tuple[Data, Split | None]:
+    """Return the splits without the training images that --choice-images keeps back, and these beside the search images."""
+    count, search = config.choice_images, splits.search
+    if not count:
+        return splits, None
+    assert splits.train is not None
+    kept = calibration(splits.train, count, config.split_seed)
+    rest = calibration(splits.train, len(splits.train), config.split_seed, count)
+    both = replace(search, images=joined([search.images, kept.images]), labels=torch.cat([search.labels, kept.labels]))
+    return Data(rest, search, splits.test, classes=splits.classes), both

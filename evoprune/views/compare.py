@@ -188,10 +188,10 @@ def split_of(front: Front) -> tuple[str, int, str]:
 
 
 def chosen(front: Front, wish: float) -> Point | None:
-    """Return the point at or above a sparsity that is best on the search split."""
+    """Return the point at or above a sparsity that is best on the search split, and on what was kept back beside it."""
     objectives = front.record.optimised
     fits = [p for p in front if p.values[objectives.axis] >= wish - 1e-9]
-    return max(fits, key=lambda p: p.score) if fits else None
+    return max(fits, key=lambda p: p.ranked[objectives.score]) if fits else None
 
 
 def tested(fronts: Sequence[Front], rights: Sequence[Right | None],

@@ -65,7 +65,7 @@ def picked(front: Front, wish: Wish, bits: int = 32, slim: bool = False) -> Poin
 def first_within(points: Sequence[Point], cost: Callable[[Point], float], limit: float, told: Callable[[float], str]) -> Point:
     """Return the most accurate of points whose cost is within a limit; of equals the first."""
     least = float("inf")
-    for point in sorted(points, key=lambda point: -point.score):
+    for point in sorted(points, key=lambda point: -point.ranked[point.objectives.score]):
         if (found := cost(point)) <= limit:
             return point
         least = min(least, found)
@@ -163,6 +163,8 @@ def in_words(point: Point) -> str:
         point.repair, f"repaired ({point.repair})")
     lines = [f"point {point.id} of {front.path}: {record.title}{'' if front.finished else '; the run has not finished'}",
              f"  {score.title}: {score.said(point.score)} on {images['search']:,} search images{tested}",
+             *([] if point.choice is None else [f"  with {record.config.choice_images:,} training images that were kept back: "
+                                                f"{score.said(point.choice)}, by which points were compared"]),
              f"  before pruning: {score.said(dense.score)}{dense_tested}",
              *(f"  {o.label.partition(',')[0]}: {o.said(v)}" for o, v in zip(objectives, point.values) if o != score),
              f"  weights: {point.kept:,} of {point.weights:,}; values: {made}; {point.origin}, generation {point.generation}"]

@@ -79,7 +79,8 @@ def test_seeds_are_what_was_found_at_each_target_and_a_child_of_the_dense_model(
 
 def points(*given):
     """Points of (density, score, right answers of 20 images)."""
-    return [SimpleNamespace(density=density, measured=SimpleNamespace(score=score), right=np.array(right, float))
+    return [SimpleNamespace(density=density, measured=SimpleNamespace(score=score, ranked=(score, 1 - density)),
+                            right=np.array(right, float))
             for density, score, right in given]
 
 
@@ -92,7 +93,8 @@ def right(count, offset=0):
 def run(monkeypatch):
     monkeypatch.setattr(refine, "sums_of", lambda run, point: np.stack([point.right, np.ones(40)], 1))
     labels = torch.zeros(40, dtype=torch.long)
-    return SimpleNamespace(data=SimpleNamespace(search=SimpleNamespace(task=CLASSIFICATION, labels=labels)), objectives=USUAL)
+    search = SimpleNamespace(task=CLASSIFICATION, labels=labels)
+    return SimpleNamespace(choice=None, data=SimpleNamespace(search=search), objectives=USUAL)
 
 
 def test_what_is_best_in_a_further_objective_stays(run):

@@ -1,0 +1,139 @@
+"""--choice-images: training images kept back, on which points are compared in the end."""
+
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import hashes
+
+import evoprune
+from evoprune import Data, EvopruneError
+from evoprune.config import Config
+from evoprune.inputs.splits import Split
+from evoprune.objectives import USUAL
+from evoprune.results.points import Measured, Pruned, columns, from_row, points_csv, undominated
+from evoprune.results.record import read_record
+from evoprune.run.plan import choice_for
+from evoprune.run.run import keep_back
+
+SEARCH = {"population": 8, "generations": 2, "threads": 1, "repair": "least-squares", "shots": 20, "choice_images": 300}
+
+
+def point(id, accuracy, sparsity, choice):
+    kept = round(1000 * (1 - sparsity))
+    return Pruned(Measured(id, (accuracy, sparsity), kept, 1000, None, None, None, accuracy, 0, "x", "none", USUAL, choice), [])
+
+
+def test_what_is_kept_back_is_in_no_other_split_and_beside_the_search_images(digits):
+    data, choice = keep_back(Config(choice_images=300), digits)
+    assert len(data.train) == len(digits.train) - 300 and len(choice) == len(digits.search) + 300
+    kept, rest = choice.images[len(digits.search):], data.train.images
+
+    def each(images):
+        return sorted(map(bytes, images.numpy()))
+
+    assert each(torch.cat([kept, rest])) == each(digits.train.images)
+    assert torch.equal(choice.images[:len(digits.search)], digits.search.images)
+    assert torch.equal(choice.labels[:len(digits.search)], digits.search.labels)
+    assert keep_back(Config(), digits) == (digits, None)
+
+
+def test_points_are_compared_by_what_more_images_say():
+    lucky, better, sparse = point("000", 0.99, 0.95, 0.90), point("001", 0.97, 0.90, 0.96), point("002", 0.90, 0.97, 0.91)
+    assert undominated([lucky, better, sparse]) == [better, sparse]
+    assert undominated([replace(p, measured=replace(p.measured, choice=None)) for p in (lucky, better)])[0].measured.id == "000"
+    assert [p.measured.id for p in undominated([lucky, better, sparse], floor=0.95)] == ["001"]  # a floor is of the search split
+
+
+def test_the_column_is_there_where_it_says_something():
+    with_choice, without = point("000", 0.97, 0.9, 0.96), point("000", 0.97, 0.9, None)
+    for each, names in ((with_choice, columns(USUAL, choice=True)), (without, columns(USUAL))):
+        row, = csv.DictReader(points_csv([each], USUAL).splitlines())
+        assert [*row] == names and Measured(**from_row(row, USUAL)) == each.measured
+    assert with_choice.measured.choice_accuracy == 0.96 and without.measured.choice_accuracy is None
+
+
+@pytest.mark.parametrize("extra", [{}, {"refine_epochs": 2.0, "targets": "0.8,0.9"}, {"repair": "none"},
+                                   {"repair": "none", "finetune_epochs": 1}])
+def test_a_run_says_what_its_points_are_compared_by_and_chooses_so(extra, small, digits, tmp_path):
+    front = evoprune.prune(small, digits, out=tmp_path / "run", **{**SEARCH, **extra})
+    data, choice = keep_back(front.record.config, digits)
+    for each in front:
+        assert evoprune.accuracy(each.model(), choice) == pytest.approx(each.choice_accuracy, abs=1e-12)
+        assert evoprune.accuracy(each.model(), digits.search) == pytest.approx(each.accuracy, abs=1e-12)
+    ranked = [each.choice_accuracy for each in front]
+    assert ranked == sorted(ranked, reverse=True) and len(front) > 2
+    for wish in (0.5, 0.8):
+        fits = [each for each in front if each.sparsity >= wish]
+        assert front.best(sparsity=wish) == fits[0]
+    assert "compared on the search images and 300 training images kept back" in str(front)
+
+
+def test_the_best_by_luck_is_not_taken(digits, tmp_path):
+    """Search images whose labels are wrong tell nothing: what is kept back decides."""
+    wrong = torch.from_numpy(np.random.default_rng(0).integers(0, 10, 20))
+    search = Split(digits.search.images[:20], wrong, digits.search.mean, digits.search.std)
+    data = Data(digits.train, search, digits.test, classes=10)
+    plain, chosen = (evoprune.prune("lenet", data, train_epochs=10, out=tmp_path / str(images),
+                                    **{**SEARCH, "choice_images": images}) for images in (0, 300))
+    assert chosen.best(sparsity=0.5).test_accuracy > plain.best(sparsity=0.5).test_accuracy + 0.05
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_engines_agree_on_what_is_kept_back(named, digits, small, tmp_path):
+    model, data = ("lenet", "digits") if named else (small, digits)
+    settings = {**SEARCH, "train_epochs": 2 if named else 0, "refine_epochs": 1.0, "targets": "0.8"}
+    for engine in ("local", "processes"):
+        evoprune.prune(model, data, out=tmp_path / engine, engine=engine, workers=None if engine == "local" else 2, **settings)
+    mine, theirs = hashes(tmp_path / "local"), hashes(tmp_path / "processes")
+    names = {name for name in mine if name in ("front.csv", "layers.csv", "masks.npz") or name.startswith("models/")}
+    assert len(names) > 4 and all(mine[name] == theirs[name] for name in names)
+
+
+def test_a_finished_run_is_trained_further_without_what_it_kept_back(small, digits, tmp_path):
+    before = evoprune.prune(small, digits, out=tmp_path / "run", **SEARCH)
+    after = evoprune.prune(small, digits, resume=tmp_path / "run", more_epochs=3)
+    _, choice = keep_back(after.record.config, digits)
+    assert {each.id for each in after} - {each.id for each in before}
+    for each in after:
+        assert evoprune.accuracy(each.model(), choice) == pytest.approx(each.choice_accuracy, abs=1e-12)
+
+
+@pytest.mark.parametrize("train, search, count", [(50_000, 300, 4096), (8_000, 1_000, 1_000), (7_999, 1_000, 0),
+                                                  (50_000, 5_000, 0), (1_151, 287, 0), (0, 300, 0)])
+def test_a_plan_keeps_images_back_where_there_are_few_to_search_on_and_many_to_train_on(train, search, count):
+    assert choice_for({"train": train, "search": search, "test": 0}) == count
+
+
+def test_a_plan_is_repeated_with_what_it_kept_back(small, digits, tmp_path):
+    few = Data(digits.train, Split(digits.search.images[:100], digits.search.labels[:100], digits.search.mean,
+                                            digits.search.std), digits.test)
+    first = evoprune.prune(small, few, out=tmp_path / "first", minutes=0.1, threads=1)
+    assert first.record.config.choice_images == len(digits.train) // 8
+    evoprune.prune(small, few, out=tmp_path / "again", plan=str(tmp_path / "first"), threads=1)
+    assert hashes(tmp_path / "first")["front.csv"] == hashes(tmp_path / "again")["front.csv"]
+    own = evoprune.prune(small, few, out=tmp_path / "own", minutes=0.1, choice_images=200, threads=1)
+    assert json.loads((tmp_path / "own" / "config.json").read_text())["settings"]["choice_images"] == 200
+    assert own.record.config.plan == "auto"
+
+
+@pytest.mark.parametrize("settings, message", [
+    ({"choice_images": 576}, "choice_images: found 576, expected at most 575, half of the training images"),
+    ({"choice_images": 10, "layerwise": True},
+     "choice_images: found 10, which does nothing without all layers searched together; leave it out, or give that too")])
+def test_what_cannot_be_kept_back_is_one_line(settings, message, small, digits, tmp_path):
+    with pytest.raises(EvopruneError) as error:
+        evoprune.prune(small, digits, out=tmp_path / "run", population=8, generations=1, threads=1, **settings)
+    assert str(error.value) == message and not (tmp_path / "run").exists()
+
+
+def test_a_run_with_a_setting_that_is_no_more_can_be_read(small, digits, tmp_path):
+    front = evoprune.prune(small, digits, out=tmp_path / "run", **{**SEARCH, "choice_images": 0})
+    path = tmp_path / "run" / "config.json"
+    content = json.loads(path.read_text())
+    content["settings"]["judge_images"] = 100
+    path.write_text(json.dumps(content))
+    assert read_record(path).config == front.record.config
