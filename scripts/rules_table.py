@@ -37,7 +37,7 @@ PAIRS = (("evolve-80", "gradual-fisher-80"), ("evolve-80", "gradual-fisher-80-pa
          ("evolve", "uniform-random"), ("evolve", "filter-norm"),
          ("evolve", "filter-norm-over-mean"), ("evolve", "gradual-fisher"), ("evolve", "gradual-magnitude"),
          ("refined", "gradual-magnitude"), ("refined", "evolve"), ("plan", "path"), ("plan", "search"),
-         ("plan", "gradual-fisher"), ("plan", "gradual-fisher-paced"), ("chosen", "search"),
+         ("plan", "gradual-fisher"), ("plan", "gradual-fisher-paced"), ("chosen", "search"), ("trained-chosen", "trained"),
          ("chosen", "path"), ("search", "path"), ("evolve", "gradual-fisher-paced"))
 GRID = np.geomspace(0.5, 0.005, 2001)  # densities of hvlog
 LEVEL = 0.05  # of every test

@@ -110,7 +110,7 @@ def read_points(run: Run, more_from: int, folder: Folder) -> list[Pruned]:
 def begun(run: Run, point: Pruned) -> Pruned:
     """Return a point that starts from the values of another, without an id."""
     repaired = "+repair" * (point.measured.repair != "none")
-    measured = replace(point.measured, id="", test=None, before=point.measured.score, choice=None,
+    measured = replace(point.measured, id="", test=None, before=point.measured.score,
                        origin=f"{point.measured.origin}{repaired}+tune")
     individual = Individual(point.individual)
     if point.has_state:

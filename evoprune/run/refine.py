@@ -84,7 +84,7 @@ def joined(run: Run, groups: Sequence[Sequence[Pruned]]) -> list[Pruned]:
         return each.density <= point.density and all(
             run.objectives[i].fits(each.measured.values[i], point.measured.values[i]) for i in run.objectives.others)
 
-    stays, left, split = list(groups[0]), 0, run.choice or run.data.search
+    stays, left, split = list(groups[0]), 0, run.data.search
     sums = {id(point): sums_of(run, point) for group in groups for point in group}
     for group in groups[1:]:
         best = {id(point): max((each for each in stays if rivals(point, each)), default=None, key=score) for point in group}

@@ -18,6 +18,7 @@ from evoprune.results.points import Measured, Pruned, columns, from_row, points_
 from evoprune.results.record import read_record
 from evoprune.run.plan import choice_for
 from evoprune.run.run import keep_back
+from evoprune.views.compare import chosen as of_compare
 
 SEARCH = {"population": 8, "generations": 2, "threads": 1, "repair": "least-squares", "shots": 20, "choice_images": 300}
 
@@ -79,7 +80,11 @@ def test_the_best_by_luck_is_not_taken(digits, tmp_path):
     data = Data(digits.train, search, digits.test, classes=10)
     plain, chosen = (evoprune.prune("lenet", data, train_epochs=10, out=tmp_path / str(images),
                                     **{**SEARCH, "choice_images": images}) for images in (0, 300))
-    assert chosen.best(sparsity=0.5).test_accuracy > plain.best(sparsity=0.5).test_accuracy + 0.05
+    best = chosen.best(sparsity=0.5)
+    assert best.test_accuracy > plain.best(sparsity=0.5).test_accuracy + 0.05
+    fits = [point for point in chosen if point.sparsity >= 0.5]
+    assert best == fits[0] == of_compare(chosen, 0.5) != max(fits, key=lambda point: point.accuracy)
+    assert any(point.generation == 0 and point.sparsity > 0 for point in chosen)  # the first masks stay to the end
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -118,6 +123,8 @@ def test_a_plan_is_repeated_with_what_it_kept_back(small, digits, tmp_path):
     own = evoprune.prune(small, few, out=tmp_path / "own", minutes=0.1, choice_images=200, threads=1)
     assert json.loads((tmp_path / "own" / "config.json").read_text())["settings"]["choice_images"] == 200
     assert own.record.config.plan == "auto"
+    with pytest.raises(EvopruneError, match="choice_images: found with plan=.*, which says it; expected one of them"):
+        evoprune.prune(small, few, out=tmp_path / "twice", plan=str(tmp_path / "first"), choice_images=200)
 
 
 @pytest.mark.parametrize("settings, message", [

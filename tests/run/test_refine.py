@@ -114,6 +114,14 @@ def test_what_is_better_by_chance_alone_is_left_out(run):
     assert joined(run, [simple, [better, worse]]) == [simple[0], better, simple[1]]
 
 
+def test_what_more_images_say_counts_where_there_are_some(run):
+    simple = points((0.5, 0.9, right(36)), (0.1, 0.5, right(20)))
+    better, worse = points((0.3, 0.4, right(30)), (0.2, 0.9, right(10)))
+    for point, all_of_them in ((better, 0.75), (worse, 0.25)):
+        point.measured.ranked = (all_of_them, 1 - point.density)
+    assert joined(run, [simple, [better, worse]]) == [simple[0], better, simple[1]]
+
+
 def test_a_phase_that_helps_by_more_than_chance_as_a_whole_is_judged_together(run):
     simple = points((0.5, 0.9, right(36)), (0.3, 0.8, right(32)), (0.1, 0.5, right(20)))
     two_more = points((0.4, 0.85, right(34)), (0.2, 0.55, right(22)))
