@@ -9,7 +9,7 @@ run=$(mktemp -d)
 trap 'rm -rf "$run"' EXIT
 python -m evoprune.main --device cuda --generations 20 --finetune-epochs 1 --front 4 --out "$run/digits"
 python -m evoprune.main --device cuda --precision bf16 --generations 5 --accuracy-floor 0.5 --out "$run/bf16"
-python -m evoprune.main --device cuda --generations 3 --repair least-squares --out "$run/repaired"
+python -m evoprune.main --device cuda --generations 3 --repair least-squares --choice-images 200 --out "$run/repaired"
 python -m evoprune.main --device cuda --generations 2 --layerwise --finetune-epochs 1 --out "$run/layerwise"
 python -m evoprune.main --device cuda --total-epochs 30 --targets 0.8,0.9,0.95 --out "$run/tuned"
 python -m evoprune.main --device cuda --total-epochs 30 --targets 0.8,0.9,0.95 --engine processes --workers 2 --threads 1 \
