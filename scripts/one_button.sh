@@ -42,7 +42,7 @@ if [[ -n $weights ]]; then
   compare mlp-mnist 5 20 50
   common=(--model scripts/vit_mnist.py:vit "${mnist[@]}")
   trained vit-mnist 15
-  compare vit-mnist 10 1 15 16
+  compare vit-mnist 10 2 19 16
 fi
 if [[ -n $folder ]]; then
   link "$folder" cifar10_jpeg
