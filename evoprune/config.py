@@ -71,8 +71,8 @@ class Config:
                                 "batch-norm statistics, or all values layer by layer (bn with batch norms, else none)",
                                 choices=("none", "bn", "least-squares"))
     shots: int = option(160, "steps of the multi-shot path, which prunes and repairs little by little", low=1, high=10_000)
-    choice_images: int = option(0, "training images kept back from repair and training, on which points are compared in the end, "
-                                "for of many masks the best on few search images is lucky", low=0, high=1_000_000)
+    choice_images: int | None = option(None, "training images kept back from repair and training, on which points are compared "
+                                       "in the end: few search images are a lottery (a plan's, else 0)", low=0, high=1_000_000)
     population: int = option(64, "individuals kept each generation; even", low=4, high=1_000_000)
     generations: int = option(100, "generations after the first masks", low=0, high=10_000_000)
     seed: int = option(0, "seed of the search and of training", low=0, high=2**32 - 1)
@@ -199,7 +199,7 @@ class Config:
     @property
     def keeps_first(self) -> bool:
         """Whether the first masks stay to the end, where what is better by chance alone is told."""
-        return self.refine_epochs is not None or self.choice_images > 0
+        return self.refine_epochs is not None or bool(self.choice_images)
 
     @property
     def worth(self) -> str | None:
@@ -232,7 +232,7 @@ def check_used(given: Iterable[str], config: Config) -> None:
 
 
 DECIDES = ("repair", "shots", "population", "generations", "refine_epochs", "targets")  # a plan
-PLANNED = (*DECIDES, "choice_images")  # what it says, the last unless that is given
+PLANNED = (*DECIDES, "choice_images")  # what it says; the last may be given beside it
 DECIDED = (*DECIDES, "total_epochs", "finetune_epochs", "method", "start", "layerwise", "knowledge")  # no plan without `minutes`
 RESUMABLE = ("engine", "max_seconds", "generations", "workers", "job_timeout", "scheduler", "listen", "hostfile",
              "more_epochs")  # what --resume may change: no result but by what it adds; generations only without tuning

@@ -33,7 +33,7 @@ class State:
 
     generation: int
     population: list[Individual]
-    archive: list[Individual]  # every non-dominated individual seen, and the unpruned model first
+    archive: list[Individual]  # the unpruned model, every non-dominated individual seen, and first ones if `config.keeps_first`
     seen: Seen  # objectives of the masks measured, by Individual.key()
     log: Log  # a row a generation
 

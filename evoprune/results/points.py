@@ -196,8 +196,8 @@ def undominated(points: Sequence[Pruned], floor: float = 0.0) -> list[Pruned]:
     if not points:
         return []
     objectives = points[0].measured.objectives
-    reached = objectives.reaches(np.array([p.measured.values for p in points]), floor)
-    return [points[i] for i in objectives.front(np.array([p.measured.ranked for p in points])) if reached[i]]
+    reached = [p for p, fits in zip(points, objectives.reaches(np.array([p.measured.values for p in points]), floor)) if fits]
+    return [reached[i] for i in objectives.front(np.array([p.measured.ranked for p in reached]))] if reached else []
 
 
 def beyond_chance(points: Sequence[AnyPoint], chance: float | None) -> list[AnyPoint]:

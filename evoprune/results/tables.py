@@ -37,7 +37,7 @@ def chosen(points: Sequence[Measured], record: Record) -> tuple[list[list[str]],
         score = record.optimised[record.optimised.score]
         rest.append(f"{len(points) - len(better)} no better than one answer for all ({score.said(record.chance)}) left out")
     if any(point.choice is not None for point in points):
-        rest.append(f"compared on the search images and {record.config.choice_images:,} training images kept back")
+        rest.append(f"compared on the search images and {record.config.choice_images or 0:,} training images kept back")
     return [cells(replace(record.measured, origin="")), *map(cells, shown)], "; ".join(rest)
 
 

@@ -45,14 +45,14 @@ def finished_points(run: Run, state: State, later: State | None, folder: Folder,
     points = untrained(run, state)
     if config.finetune_epochs:
         dense = pruned(state.archive[0], run.layout, run.dense.score)
-        chosen = thin([p for p in points if p.density < 1], config.front)
+        chosen = thin([p for p in undominated(points, config.accuracy_floor) if p.density < 1], config.front)
         measure_plainly(run, chosen, folder, engine)
         points = [dense, *train_points(run, chosen, folder, engine)]
     elif config.total_epochs is None:
         measure_plainly(run, points, folder, engine)
     if later is not None:
         points = all_together(run, points, later)
-    elif run.choice is not None:
+    elif run.kept is not None:
         points = joined(run, [points])
     measure_on_test(run, numbered(points))
     return points

@@ -34,7 +34,7 @@ from ..rules import target_sparsities
 from ..values.fast import has_bf16
 from ..values.repair import PATH_IMAGES
 from ..values.training import Recipe, recipe_for, steps_an_epoch, tune
-from .run import Run, keep_back, make_evaluator
+from .run import Run, make_evaluator
 from .settings import BY_CLOCK, default_repair, settle_for_model, training_config
 
 SMALL, FEW_MINUTES, MINUTES = 100_000, 1.0, 10.0  # parameters of a model that gets few minutes
@@ -51,8 +51,6 @@ PUNCTUAL = 0.9  # share of the minutes that is planned, for what takes longer th
 SLOW = 1.0  # seconds of what is timed once
 DEAR = 20.0  # seconds of what is timed without a warm-up, which takes some
 LONGEST_SHARE = 0.6  # of the time that the shortest path and search may take
-FEW_SEARCH, MOST_CHOICE, CHOICE_SHARE = 5000, 4096, 0.125  # search images that are few enough to keep training images back, at
-# most so many and such a share of them: as many as there are search images, or it is not worth it
 FREE = 0.8  # share of the free memory that may be used
 log = logging.getLogger("evoprune")
 
@@ -63,7 +61,7 @@ class Costs:
 
     path: float  # a step of the multi-shot path
     mask: float  # of the search
-    last: float  # repair of a point at the end
+    last: float  # repair of a point at the end, for each of the population
     step: float | None  # of training; None: there is nothing to train on
     steps_an_epoch: int
     least_squares: bool
@@ -92,8 +90,6 @@ def planned(config: Config, net: nn.Module, splits: Data, layout: Layout, batch_
     `started` then, by the monotonic clock."""
     # 7 arguments: the parts of a run before there is one
     minutes = config.minutes or (FEW_MINUTES if sum(p.numel() for p in net.parameters()) < SMALL else MINUTES)
-    config = replace(config, choice_images=config.choice_images or choice_for(splits.sizes()))
-    splits, _ = keep_back(config, splits)
     measure = partial(measured_costs, config, net, splits, layout, batch_sizes, dense, 60 * minutes)
     costs = measure("least-squares") or measure(default_repair(net, config))
     assert costs is not None
@@ -179,12 +175,6 @@ def shared(costs: Costs, seconds: float, population: int, targets: int) -> tuple
     return generations, float(rounded(min(most, left / epoch))) if epoch and left > epoch else 0.0
 
 
-def choice_for(images: Mapping[str, int]) -> int:
-    """Return how many training images are kept back for the last choice, by how many images each split has."""
-    count = min(MOST_CHOICE, int(CHOICE_SHARE * images["train"]))
-    return count if images["search"] < FEW_SEARCH and count >= images["search"] else 0
-
-
 def reachable(config: Config, layout: Layout) -> bool:
     """Say whether the layers can give the sparsity of --targets."""
     try:
@@ -232,6 +222,9 @@ def measured_costs(config: Config, net: nn.Module, splits: Data, layout: Layout,
             return None
         path = timed(partial(a_step, run.plain_evaluator(PATH_IMAGES, run.config.worth)), masks)
     last = timed(run.last, masks)
+    if config.choice_images:  # the first masks stay, and each point is measured on more images
+        share = 1 + config.choice_images / len(splits.search)
+        last = 2 * (last + share * timed(Evaluator(net, layout, splits.search, batch_sizes[0], plain=True).score, masks))
     step, an_epoch = (None, 1) if splits.train is None else step_costs(config, net, splits, named_masks(masks[-1], layout))
     return Costs(path, mask, last, step, an_epoch, solves, peak_memory(), 2 * layout.weights + sum(len(b) for b in masks[0]))
 

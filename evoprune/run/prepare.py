@@ -25,7 +25,7 @@ from ..inputs.models import private_copy
 from ..inputs.named import build_model, load_model, load_objectives
 from ..inputs.nested import described, leaves, shapes
 from ..inputs.sources import limit, load_data
-from ..inputs.splits import Data
+from ..inputs.splits import Data, Split
 from ..inputs.tasks import CLASSIFICATION, check_task, constant_score, guessed, optimised, task_of
 from ..inputs.weights import STRANGE, kind_of, load_weights, read_weights
 from ..masks.layers import USUAL, LeftOut, aliases, find_layers, left_out, prunable_parameters
@@ -42,7 +42,7 @@ from ..values.repair import LAST_IMAGES
 from ..values.training import recipe_for
 from .dense import measure_dense, train_dense
 from .plan import by_clock, with_precision
-from .run import Run, calibration_images, check_kept_back, keep_back, make_evaluator
+from .run import Run, calibration_images, kept_apart, make_evaluator
 from .settings import search_batch_size, settle_for_model, training_config
 
 PLACES = ("out", "overwrite", "data_dir", "weights", "model", "data", "plan", "minutes")  # no part of a run's identity
@@ -66,7 +66,7 @@ def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder, c
     layout, apart, answers, activation = looked_at(net, splits, config)
     config, splits = with_task(config, splits, answers)
     outputs = int(answers.shape[splits.search.task.dimension]) if answers.dim() > 1 else 1
-    check_together(net, splits, config, layout)
+    config, splits, kept = check_together(net, splits, config, layout, old)
     config = with_precision(config if config.plan == AUTO else settle_for_model(config, net), net, splits)
     record = Record(
         outputs=outputs, named_data=isinstance(data, str), settings=config.settings(), rebuildable=isinstance(model, str),
@@ -83,12 +83,11 @@ def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder, c
     size = search_batch_size(config, net, layout, splits, record.batch_size, old)
     record = replace(record, search_batch_size=size, dense=dense)
     config = by_clock(config, net, splits, record, old, started)
-    splits, choice = keep_back(config, splits)
     evaluator = make_evaluator(net, layout, splits, config, size, record.batch_size)
     say_unsolved(evaluator, config)
     identity = identity_of(config, layout, (record.batch_size, size), splits, net)
     run = Run(config, net, splits, layout, record.batch_size, evaluator, record.measured, identity,
-              deadline(config.max_seconds, started), choice, record.more_from, (folder.checkpoint / TRAINED).resolve())
+              deadline(config.max_seconds, started), kept, record.more_from, (folder.checkpoint / TRAINED).resolve())
     write_start(run, record, folder, resumed is not None)
     return run
 
@@ -195,26 +194,28 @@ def check_objectives(objectives: Objectives) -> None:
         raise EvopruneError(f"objectives: {twice[0]} is the name of a column that every run has, expected another")
 
 
-def check_together(net: nn.Module, splits: Data, config: Config, layout: Layout) -> None:
-    """Raise `EvopruneError` for what would fail only later: other splits' shapes, nothing to train, odd state dicts, targets or a
-    budget that cannot be."""
+def check_together(net: nn.Module, splits: Data, config: Config, layout: Layout,
+                   old: Record | None) -> tuple[Config, Data, Split | None]:
+    """Return settings and splits with what is kept back, and that; raise `EvopruneError` for what would fail only later: other
+    splits' shapes, nothing to train, odd state dicts, targets or a budget that cannot be."""
     check_objectives(optimised(config.objectives, config.task))
     shape = shapes(splits.search.images)
     for name, split in (("train", splits.train), ("test", splits.test)):
         if split is not None and shapes(split.images) != shape:
-            raise EvopruneError(f"data: {name} images have shape {shapes(split.images)}, search images {shape}; "
-                                f"expected the same")
+            raise EvopruneError(f"data: {name} images have shape {shapes(split.images)}, search images {shape}; expected "
+                                f"the same")
     if config.trains and not any(p.requires_grad for p in net.parameters()):
         raise EvopruneError("model: training was asked for, but every parameter is frozen (requires_grad=False)")
     for name, value in net.state_dict().items():
         if not isinstance(value, torch.Tensor) or kind_of(value) == STRANGE:
             raise EvopruneError(f"model: {name} of the state dict is no plain tensor, expected one")
-    check_kept_back(config, splits)
+    config, splits, kept = kept_apart(config, net, splits, old)
     if read_method(config.method).kind != "evolve" or config.total_epochs is not None or config.refine_epochs is not None:
         kept_at_targets(config, layout)
     for epochs, budget in ((config.total_epochs, budget_of), (config.refine_epochs, training_config)):
         if epochs is not None and splits.train is not None:
             budget(config, len(splits.train), recipe_for(net, 0, 0).batch_size)
+    return config, splits, kept
 
 
 def check_checkpoint(folder: Folder, layout: Layout, identity: str, config: Config) -> None:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import torch
 
 from ..chance import paired_bootstrap, sign_test
 from ..engines.engine import Engine, Local
@@ -26,6 +27,7 @@ from ..results.folder import Folder
 from ..results.points import Pruned
 from ..values.training import recipe_for
 from .jobs import TrainChild, map_kept, sums_under
+from .progress import progress_of
 from .run import Run
 from .search import search
 from .settings import training_config
@@ -85,7 +87,11 @@ def joined(run: Run, groups: Sequence[Sequence[Pruned]]) -> list[Pruned]:
             run.objectives[i].fits(each.measured.values[i], point.measured.values[i]) for i in run.objectives.others)
 
     stays, left, split = list(groups[0]), 0, run.data.search
-    sums = {id(point): sums_of(run, point) for group in groups for point in group}
+    every, tell = [point for group in groups for point in group], progress_of("comparing points", "points")
+    sums: dict[int, np.ndarray] = {}
+    for point in every:
+        tell(len(sums), len(every))
+        sums[id(point)] = sums_of(run, point)
     for group in groups[1:]:
         best = {id(point): max((each for each in stays if rivals(point, each)), default=None, key=score) for point in group}
         pairs = [(sums[id(point)], sums[id(rival)]) for point in group if (rival := best[id(point)]) is not None]
@@ -103,10 +109,15 @@ def joined(run: Run, groups: Sequence[Sequence[Pruned]]) -> list[Pruned]:
 
 def sums_of(run: Run, point: Pruned) -> np.ndarray:
     """Return what the task makes of each image that points are compared on, (n, k); where some were kept back for that, note the
-    score on all of them."""
-    split, sums = run.chooser.split, sums_under(run, point, run.chooser)
-    if run.choice is not None:
-        point.note(choice=split.task.score(sums.sum(0).tolist()))
+    score on all of them.
+
+    Raises:
+        Stopped: `max_seconds` have passed.
+    """
+    sums = torch.cat([sums_under(run, point, each) for each in run.choosers])
+    if run.kept is not None:
+        run.check_time()
+        point.note(choice=run.data.search.task.score(sums.sum(0).tolist()))
     return sums.double().numpy()
 
 

@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from time import monotonic, time
 
-import torch
 from torch import Tensor, nn
 
-from ..config import Config
+from ..config import AUTO, Config
 from ..errors import EvopruneError, Stopped
 from ..evaluation.evaluator import Evaluator
 from ..files import piece_of, read_kept, write_kept
-from ..inputs.nested import joined
-from ..inputs.splits import Data, Split, calibration
+from ..inputs.models import copied
+from ..inputs.splits import Data, Split, calibration, score
 from ..inputs.tasks import optimised
 from ..masks.layout import Layout
 from ..objectives import Objectives
 from ..results.points import Measured
+from ..results.record import Record
 from ..values.repair import BATCHES, IMAGES, LAST_IMAGES
 from ..values.training import Pieces
 
 SAVE_EVERY = 300.0  # seconds of a training from one state of it that is kept to the next
 GRACE = 20.0  # seconds that a training has after --max-seconds: most end, and need not be begun again
+FEW_SEARCH, MOST_CHOICE, CHOICE_SHARE = 5000, 4096, 0.125  # search images that are few enough to keep training images back, at
+# most so many and such a share of them: as many as there are search images, or it is not worth it
+BY_HEART, CHECKED = 0.02, 64  # by how much a model that has learnt images scores more on them, and examples a batch to see that
 log = logging.getLogger("evoprune")
 
 
@@ -53,7 +56,7 @@ class Run:
     dense: Measured  # what the model measured before pruning
     identity: str  # of model, data and settings: a checkpoint belongs to it or is refused
     deadline: float  # of the monotonic clock
-    choice: Split | None = None  # the search images and those kept back, which points are compared on in the end
+    kept: Split | None = None  # training images that points are compared on in the end, beside the search images
     more_from: int | None = None  # points of a finished run that are trained further
     trained_at: Path | None = None  # where what jobs have trained is kept
     on_generation: Callable[[dict[str, float]], None] | None = None  # the user's, called with each row of the log
@@ -83,9 +86,11 @@ class Run:
         return self.plain_evaluator(LAST_IMAGES)
 
     @cached_property
-    def chooser(self) -> Evaluator:
-        """The evaluator of all images that points are compared on in the end."""
-        return self.last if self.choice is None else Evaluator(self.model, self.layout, self.choice, self.batch_size, plain=True)
+    def choosers(self) -> list[Evaluator]:
+        """The evaluators of all images that points are compared on in the end."""
+        if self.kept is None:
+            return [self.last]
+        return [Evaluator(self.model, self.layout, split, self.batch_size, plain=True) for split in (self.data.search, self.kept)]
 
     def plain_evaluator(self, images: int, worth: str | None = None) -> Evaluator:
         """Return an evaluator of the model as the user has it, which repairs on so many images: more than the search takes."""
@@ -142,21 +147,46 @@ def calibration_images(config: Config, splits: Data, batch_size: int, images: in
     return calibration(splits.train or splits.search, min(images, BATCHES * batch_size), config.split_seed)
 
 
-def check_kept_back(config: Config, splits: Data) -> None:
-    """Raise `EvopruneError` where more than half of the training images would be kept back."""
-    most = 0 if splits.train is None else len(splits.train) // 2
-    if config.choice_images > most:
-        raise EvopruneError(f"choice_images: found {config.choice_images:,}, expected at most {most:,}, half of the training "
-                            f"images")
+def kept_apart(config: Config, net: nn.Module, splits: Data, old: Record | None) -> tuple[Config, Data, Split | None]:
+    """Return the settings with what a plan keeps back for the last choice, the splits without that, and that.
+
+    Raises:
+        EvopruneError: more than half of the training images would be kept back.
+    """
+    config = with_choice(config, net, splits, old)
+    count, most = config.choice_images or 0, 0 if splits.train is None else len(splits.train) // 2
+    if count > most:
+        raise EvopruneError(f"choice_images: found {count:,}, expected at most {most:,}, half of the training images")
+    return config, *keep_back(config, splits)
+
+
+def with_choice(config: Config, net: nn.Module, splits: Data, old: Record | None) -> Config:
+    """Return the settings with how many training images a plan keeps back for the last choice, unless that is given: none where
+    the model comes trained and knows them by heart."""
+    if config.plan != AUTO or config.choice_images is not None or (old is not None and old.dense is not None):
+        return config
+    count = choice_for(splits.sizes())
+    if count and not config.train_epochs:
+        model, train = copied(net).to(splits.search.labels.device).eval(), splits.train
+        assert train is not None
+        known = score(model, calibration(train, count, config.split_seed), CHECKED) - score(model, splits.search, CHECKED)
+        if known > BY_HEART:
+            log.info("no training images are kept back for the last choice: the model knows them, and scores %.1f points more on "
+                     "them than on the search images", 100 * known)
+            count = 0
+    return replace(config, choice_images=count or None)
+
+
+def choice_for(images: Mapping[str, int]) -> int:
+    """Return how many training images a plan keeps back, by how many images each split has."""
+    count = min(MOST_CHOICE, int(CHOICE_SHARE * images["train"]))
+    return count if images["search"] < FEW_SEARCH and count >= images["search"] else 0
 
 
 def keep_back(config: Config, splits: Data) -> tuple[Data, Split | None]:
-    """Return the splits without the training images that --choice-images keeps back, and these beside the search images."""
-    count, search = config.choice_images, splits.search
-    if not count:
+    """Return the splits without the training images that --choice-images keeps back, and these."""
+    if not config.choice_images or splits.train is None:
         return splits, None
-    assert splits.train is not None
-    kept = calibration(splits.train, count, config.split_seed)
-    rest = calibration(splits.train, len(splits.train), config.split_seed, count)
-    both = replace(search, images=joined([search.images, kept.images]), labels=torch.cat([search.labels, kept.labels]))
-    return Data(rest, search, splits.test, classes=splits.classes), both
+    count, there = config.choice_images, len(splits.train)
+    rest = calibration(splits.train, there, config.split_seed, after=count)
+    return Data(rest, splits.search, splits.test, classes=splits.classes), calibration(splits.train, count, config.split_seed)

@@ -80,7 +80,7 @@ def with_plan(config: Config, given: dict[str, Any], plans: bool) -> Config:
     if config.more_epochs is not None:
         raise EvopruneError(f"more_epochs: found {config.more_epochs} without a finished run to --resume; expected both")
     if config.plan is not None and config.plan != AUTO:
-        if twice := [name for name in (*DECIDED, "choice_images", "minutes") if name in given]:
+        if twice := [name for name in (*DECIDED, "minutes") if name in given]:
             raise EvopruneError(f"{twice[0]}: found with --plan {config.plan}, which says it; expected one of them")
         if not home_of(Path(config.plan)).joinpath(CONFIG).exists():
             raise EvopruneError(f"plan: found {config.plan!r}, expected the folder of a run, or {AUTO}")
@@ -91,7 +91,8 @@ def with_plan(config: Config, given: dict[str, Any], plans: bool) -> Config:
         if theirs.trains_otherwise:
             raise EvopruneError(f"plan: found {config.plan}, whose run has --total-epochs, --finetune-epochs, --method or "
                                 f"--layerwise; repeat its command instead")
-        return replace(config, plan=None, **{name: theirs.settings()[name] for name in ("start", "knowledge", *PLANNED)})
+        names = [name for name in ("start", "knowledge", *PLANNED) if name not in given]
+        return replace(config, plan=None, **{name: theirs.settings()[name] for name in names})
     if config.plan is None and config.minutes is None and (not plans or any(name in given for name in DECIDED)):
         return config
     if fixed := [name for name in DECIDES if name in given]:

@@ -1,4 +1,4 @@
-"""Runs side by side: of each the point that the search split chooses at each sparsity or above it, what that scores on the test
+"""Runs side by side: of each the point that is chosen at each sparsity or above it, what that scores on the test
 split, and whether the first run's is beyond chance. Only CSV, JSON and arrays are read, and no code of a folder is run.
 """
 
@@ -224,8 +224,8 @@ def tested(fronts: Sequence[Front], rights: Sequence[Right | None],
 def notes(sides: Sequence[Side], count: int) -> list[str]:
     """Return what has to be known to read the table."""
     first, words = sides[0], measure_of(sides[0].front).hvlog_in_words
-    said = [f"Each is the point that the search split chooses at that sparsity or above. {words}, as these points score on the "
-            f"test split; search: on the search split."]
+    said = [f"Each is the point that is chosen, without the test split, at that sparsity or above. {words}, as these points "
+            f"score on the test split; search: on the search split."]
     without = [side.name for side in sides if side.right is None]
     sparsest = max(100 * point.values[point.objectives.axis] for side in sides for point in side.front)
     if not any(point for side in sides for point in side.chosen):

@@ -163,8 +163,8 @@ def in_words(point: Point) -> str:
         point.repair, f"repaired ({point.repair})")
     lines = [f"point {point.id} of {front.path}: {record.title}{'' if front.finished else '; the run has not finished'}",
              f"  {score.title}: {score.said(point.score)} on {images['search']:,} search images{tested}",
-             *([] if point.choice is None else [f"  with {record.config.choice_images:,} training images that were kept back: "
-                                                f"{score.said(point.choice)}, by which points were compared"]),
+             *([] if point.choice is None else [f"  compared by: {score.said(point.choice)} on these and "
+                                                f"{record.config.choice_images or 0:,} training images kept back"]),
              f"  before pruning: {score.said(dense.score)}{dense_tested}",
              *(f"  {o.label.partition(',')[0]}: {o.said(v)}" for o, v in zip(objectives, point.values) if o != score),
              f"  weights: {point.kept:,} of {point.weights:,}; values: {made}; {point.origin}, generation {point.generation}"]

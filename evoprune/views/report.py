@@ -48,8 +48,10 @@ def summary(front: Front, finished: bool) -> str:
     taken = "; ".join(f"{name} takes {p.id}, {score.said(p.score)} at {axis.said(p.values[objectives.axis])} {axis.name}"
                       for name, p in (front.marks() if len(front) else {}).items())
     unfinished = "" if finished else "This run has not finished. "
+    compared = "" if all(p.choice is None for p in front) else \
+        f"The models were compared on the search images and {record.config.choice_images or 0:,} training images kept back. "
     return (f"{unfinished}{len(front):,} models of {layers.weights:,} weights in {len(layers)} layers. The dense model has "
-            f"{score.title} {score.said(dense.score)} on the search split{tested}. {taken}{'.' * bool(taken)}")
+            f"{score.title} {score.said(dense.score)} on the search split{tested}. {compared}{taken}{'.' * bool(taken)}")
 
 
 def the_front(front: Front, points: Sequence[Point]) -> str:
