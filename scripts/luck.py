@@ -1,9 +1,9 @@
-"""How lucky the points of fronts are: by how much they score more on the search split than on the test split.
+"""How lucky the points of fronts are: by how much the score that they are chosen by is more than that on the test split.
 
     python scripts/luck.py results/search_images/digits
 
-FOLDER/METHOD/seed-N/ as for rules_table.py. Of the points from 50 to 99.5 % sparsity the mean difference, in percent, less
-what the dense model scores more. The multi-shot path looks at no search image: what it has is no luck but how the splits differ.
+FOLDER/METHOD/seed-N/ as for rules_table.py. The mean over sparsities from 50 to 99.5 %, evenly in log density, of the point that
+is chosen there, in percent. The multi-shot path looks at no search image: what it has is no luck but how the splits differ.
 """
 
 from __future__ import annotations
@@ -12,25 +12,22 @@ import statistics
 import sys
 from pathlib import Path
 
-from rules_table import rows, score_of
+import numpy as np
+from rules_table import at_or_above, ranked, rows, tested
 
-from evoprune.results.record import read_record
-
-SPARSITIES = 0.5, 0.9955  # a mask for 99.5 % has a weight or two less than that leaves
+DENSITIES = np.geomspace(0.5, 0.005, 101)
 
 
 def luck(run: Path) -> float:
     """Return the mean difference of a run's points, in percent."""
-    front, dense = rows(run / "front.csv"), read_record(run / "config.json").measured
-    score, (low, high) = score_of(front), SPARSITIES
-    assert dense.test is not None
-    return 100 * (statistics.mean(float(row[score]) - float(row[f"test_{score}"]) for row in front
-                                  if low <= float(row["sparsity"]) <= high) - dense.score + dense.test)
+    front = rows(run / "front.csv")
+    chosen = [row for density in DENSITIES if (row := at_or_above(front, 1 - density)) is not None]
+    return statistics.mean(100 * ranked(row) - tested(row) for row in chosen)
 
 
 def main(folder: Path) -> None:
     """Print a line a method."""
-    print("\nsearch less test score, %, less the dense model's, mean of the points of each seed")
+    print("\nscore that points are chosen by less test score, %, mean of sparsities, of each seed")
     for method in sorted({run.parent.parent for run in folder.glob("*/seed-*/done.json")}):
         found = [luck(run.parent) for run in sorted(method.glob("seed-*/done.json"))]
         print(f"{method.name:42s}" + "".join(f"{each:9.2f}" for each in found) + f"   median {statistics.median(found):.2f}")

@@ -79,7 +79,7 @@ def score_of(front: list[dict[str, str]]) -> str:
 
 
 def at_or_above(front: list[dict[str, str]], sparsity: float) -> dict[str, str] | None:
-    """Return the point that the search split chooses; None if there is none."""
+    """Return the point that is chosen, without the test split; None if there is none."""
     fits = [row for row in front if float(row["sparsity"]) >= sparsity - 1e-9]
     return max(fits, key=ranked, default=None)
 
