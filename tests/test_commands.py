@@ -14,6 +14,7 @@ from conftest import ROOT, hashes
 import evoprune
 from evoprune.commands import COMMANDS, parser_of
 from evoprune.main import main
+from evoprune.objectives import USUAL
 from evoprune.results.written import DONE
 from evoprune.views.pick import Wish, bytes_of, first_within, next_step, packed_bytes, seconds_of
 
@@ -197,11 +198,11 @@ def test_no_more_is_looked_at_than_must_be_and_what_comes_nearest_is_said():
         looked.append(point.at)
         return costs[point.at]
 
-    points = [SimpleNamespace(at=i, score=1 - i / 10) for i in range(5)]
+    points = [SimpleNamespace(at=i, ranked=(1 - i / 10, i / 5), objectives=USUAL) for i in range(5)]
     assert first_within(points, cost, 8, str).at == 2 and looked == [0, 1, 2]
     with pytest.raises(evoprune.EvopruneError, match="^pick: no point has at most: 6$"):
         first_within(points, cost, 5, lambda least: f"at most: {least}")
-    points[4].score = 0.85  # with more objectives scores rise again
+    points[4].ranked = (0.85, 0.8)  # with more objectives scores rise again
     assert first_within(points, cost, 8, str).at == 4
 
 
