@@ -231,7 +231,7 @@ def check_used(given: Iterable[str], config: Config) -> None:
                                 f"out, or give that too")
 
 
-DECIDES = ("repair", "shots", "population", "generations", "refine_epochs", "targets")  # a plan
+DECIDES = ("repair", "shots", "population", "generations", "refine_epochs", "targets")  # what a plan alone decides
 PLANNED = (*DECIDES, "choice_images")  # what it says; the last may be given beside it
 DECIDED = (*DECIDES, "total_epochs", "finetune_epochs", "method", "start", "layerwise", "knowledge")  # no plan without `minutes`
 RESUMABLE = ("engine", "max_seconds", "generations", "workers", "job_timeout", "scheduler", "listen", "hostfile",
