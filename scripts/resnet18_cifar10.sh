@@ -11,7 +11,7 @@ common=(--model resnet18 --data folder:data/cifar10_jpeg --mean 0.4914,0.4822,0.
         --search-images 5000 --device "$device")
 program=(-m evoprune.main)
 if [[ $device == cpu ]]; then
-  first=10 epochs=10 shots=30 generations=2 workers=2
+  first=10 epochs=10 shots=20 generations=2 workers=2
 else
   results+=_gpu first=60 epochs=60 shots=160 generations=20 workers=1
 fi
