@@ -131,6 +131,7 @@ class SearchProgress:
         self.generations, self.trains, self.axis = generations, trains, objectives[objectives.axis]
         self.objectives, self.pace, self.bred = objectives, Pace(planned, done), Pace(generations)
         self.estimated, self.begun, self.front = trains, False, ""
+        self.first: float | None = None  # when the first mask was measured, for which an engine starts and models are looked at
 
     def left(self) -> str:
         """Return how long the rest will take: by generations once there has been one, for not every child is measured."""
@@ -148,10 +149,14 @@ class SearchProgress:
         pace, left = self.pace, f"{self.left()} left" if self.pace.sure() else ""
         if on_bar(what, pace.done / max(pace.planned, 1e-9), "; ".join(filter(None, (self.front, left)))) or self.trains:
             return
-        if not self.estimated and (i == of or pace.due(SAY_EVERY)):
+        if self.first is None:
+            self.first = monotonic()
+        since, before = monotonic() - self.first, self.first - pace.started
+        if not self.estimated and (i == of or (since >= before and pace.due(SAY_EVERY))):
             self.estimated, pace.said = True, monotonic()
-            log.info("%.3g s a mask; %s masks will take about %s", pace.each(), f"{pace.planned - pace.begun:,}",
-                     clock(pace.each() * (pace.planned - pace.begun)))
+            each = since / (pace.done - pace.begun - 1) if since >= before and since else pace.each()
+            log.info("%.3g s a mask; %s masks will take about %s", each, f"{pace.planned - pace.begun:,}",
+                     clock(before + each * (pace.planned - pace.begun - 1)))
         elif self.estimated and pace.due(5 * SAY_EVERY):  # long generations
             log.info("  %d of %d masks of this generation, %s left", i, of, self.left())
 

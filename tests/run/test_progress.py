@@ -63,6 +63,21 @@ def test_a_search_of_masks_says_what_it_will_take_and_then_now_and_then(time, ca
         "generation 3 of 3: hvlog 0.5000, 3 points up to 90.00 % sparsity, 20 masks"]
 
 
+@pytest.mark.parametrize(("start", "each", "batch", "expected"), [
+    (30, 1, 20, "2.45 s a mask; 80 masks will take about 3:44"),  # over before more is known: the start counts
+    (30, 2, 20, "2 s a mask; 80 masks will take about 3:08"),
+    (4, 20, 20, "20 s a mask; 80 masks will take about 26:24"),
+    (0, 20, 1, "0 s a mask; 80 masks will take about 0:00")])
+def test_what_a_start_takes_is_not_taken_for_what_a_mask_takes(start, each, batch, expected, time, caplog):
+    caplog.set_level("INFO", "evoprune")
+    told = SearchProgress(3, 80, False, 0, USUAL)
+    time[0] += start
+    for i in range(1, batch + 1):
+        told.evaluated(i, batch)
+        time[0] += each
+    assert said(caplog)[0] == expected
+
+
 @pytest.mark.parametrize(("trains", "expected"), [
     (False, "the first masks: hvlog 0.5000, 3 points up to 90.00 % sparsity, 20 masks"),
     (True, "training, 4 of 4 epochs: hvlog 0.5000, 3 points up to 90.00 % sparsity")])
