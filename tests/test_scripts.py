@@ -303,6 +303,7 @@ def bred(make, state, seed=0, aims=None, **more):
     config = Config(**SETTINGS)
     made = make(evaluate, LAYOUT, config, **more)
     made.register("before", Budget(1.0, 100, 50, len(kept_at_targets(config, LAYOUT)), 0.4, children_of(config)).before)
+    made.register("line", bool, False)
     made.register("steps", lambda job: job)
     made.register("mate", lambda a, b, rng: (a, b))
     if aims is not None:

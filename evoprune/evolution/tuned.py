@@ -1,7 +1,8 @@
 """Tuned runs: a child inherits its parent's values, grows back some weights, trains, loses as many again, and is measured.
 
 The first generation has a child of the dense model for each target; later ones have few children, so that lines of descent
-grow long, most of them where the front is weakest. A parent stands at the child's own target or at the next denser one, and
+grow long, most of them where the front is weakest. Where steps are few, all children are one line, from the densest target to the
+sparsest, so that the steps of all count. A parent stands at the child's own target or at the next denser one, and
 NSGA-II says who stays. How a child trains, its strategy, is inherited too and mutates: learning rate, growth, pace of pruning,
 saliency, and when its mask comes to rest (population-based training; Jaderberg et al., 2017, arXiv:1711.09846). The steps of all
 jobs together are the run's budget.
@@ -34,6 +35,7 @@ LOW, HIGH = np.array([0.2, 1.5, 0.4, 1.0, 0.25]), np.array([2.0, 16.0, 0.85, 8.0
 SPREAD = np.array([0.15, 0.2, 0.08, 0.2, 0.1])  # of the logarithm of the factor by which each mutates
 FIRST_SHARE = 0.4  # of the budget, for the first children, one a target, of the dense model, or for `seed_jobs`
 SEEDS, SEED_STEPS = 3, 1000  # seed jobs a target, and children after them, if each seed has so many steps; otherwise one
+LINE_STEPS = 2000  # steps a target, below which all are one line of descent, from the densest target to the sparsest
 DENSE_STEPS, SPARSE = 700, 0.1  # steps from which on, and share of weights up to which, that one is a child of the dense model
 GENTLE = 0.5  # times the usual learning rate, from repaired values
 SHORT = 5  # epochs a target, below which a rule's learning rate is the usual one, and from which on half of it
@@ -106,6 +108,7 @@ class Budget:
     share: float
     children: int = 1  # that each generation after the first has
     seeded: bool = False  # whether the first jobs are generation 0, made of what a search of masks found, not generation 1
+    line: bool = False  # whether each job inherits from the one before: one a generation, for the next target
 
     def upto(self, job: int) -> int:
         """Return the steps of all jobs before `job`."""
@@ -147,19 +150,22 @@ def budget_of(config: Config, images: int, batch_size: int) -> Budget:
 
 def seeded_budget(config: Config, images: int, batch_size: int) -> Budget:
     """Return the budget of --refine-epochs: `SEEDS` jobs a target and then children, if each has `SEED_STEPS`: else they would
-    cost the front more than they bring, and all steps go to one job a target.
+    cost the front more than they bring, and all steps go to one job a target; where those are fewer than `LINE_STEPS`, each
+    inherits from that of the next denser target, so that the steps of all count.
 
     Raises:
         EvopruneError: it has not a step for each job.
     """
     epochs, children, targets = config.total_epochs or 0.0, children_of(config), len(target_sparsities(config.targets))
     steps = round(epochs * steps_an_epoch(images, batch_size))
+    if steps < targets:
+        raise EvopruneError(f"refine_epochs: found {epochs:g}, which is {steps} steps for {targets} jobs, expected at least one "
+                            f"each; raise it, or lower targets")
+    if steps < LINE_STEPS * targets:
+        return Budget(epochs, steps, targets, 1, 1 / targets, seeded=True, line=True)
     first, generations = targets, 0
     if (each := int(FIRST_SHARE * steps) // (SEEDS * targets)) >= SEED_STEPS:
         first, generations = SEEDS * targets, int((1 - FIRST_SHARE) * steps) // (each * children)
-    if steps < first:
-        raise EvopruneError(f"refine_epochs: found {epochs:g}, which is {steps} steps for {first} jobs, expected at least one "
-                            f"each; raise it, or lower targets")
     return Budget(epochs, steps, first + children * generations, first, FIRST_SHARE, children, seeded=True)
 
 
@@ -188,14 +194,14 @@ def seed_jobs(found: Sequence[Individual], budget: Budget, config: Config, layou
     `DENSE_STEPS`."""
     targets = kept_at_targets(config, layout)
     jobs: list[Job] = []
-    for i, kept in enumerate(targets):
+    for i, kept in enumerate(targets[:budget.first]):
         rate, growth, until, pace, mix = usual_strategy(i, len(targets)).tolist()
         seeds: list[tuple[Individual, str, dict[str, Any]]] = [
             (dense_individual(layout), "tune", {"learning_rate": rate, "growth": growth})]
         if mask := found_at(found, kept, min(targets[i + 1:i + 2] or [0]), layout):
             seeds = [(mask, f"{mask.origin}+repair+tune", {"learning_rate": GENTLE, "repaired": True}),
                      (mask, f"{mask.origin}+tune", {}), *seeds]
-        if budget.first == len(targets):
+        if budget.first <= len(targets):
             seeds = seeds[-1:] if budget.of(i) >= DENSE_STEPS and kept <= SPARSE * layout.total else seeds[:1]
         for mask, origin, how in seeds:
             start = Individual(mask, origin)
@@ -212,10 +218,13 @@ def found_at(individuals: Sequence[Individual], kept: int, beyond: int, layout: 
 
 
 def breed_jobs(state: State, rng: np.random.Generator, toolbox: base.Toolbox, config: Config, layout: Layout) -> list[Job]:
-    """Return the jobs of the next generation: a child of the dense model a target, then children where `toolbox.aim` says."""
+    """Return the jobs of the next generation: a child of the dense model a target, then children where `toolbox.aim` says, or, of
+    a line, one at the next target."""
     targets, children = kept_at_targets(config, layout), children_of(config)
     first = toolbox.before(state.generation + 1)
-    aims = range(len(targets)) if first == 0 else toolbox.aim(state, targets, children, layout)
+    aims: Sequence[int] = range(len(targets))
+    if first:
+        aims = [first] if toolbox.line() else toolbox.aim(state, targets, children, layout)
     return [child_for(aim, targets, state, toolbox, layout, rng, toolbox.steps(first + i)) for i, aim in enumerate(aims)]
 
 
@@ -265,7 +274,10 @@ def child_for(aim: int, targets: Sequence[int], state: State, toolbox: base.Tool
     usual = usual_strategy(aim, len(targets))
     toolbox.mate(child, mate, rng=rng)
     fit_values(child, parent, layout)
-    strategy, = toolbox.mutate(usual if child.strategy is None else child.strategy, rng=rng)
+    if toolbox.line():  # there is no choice among strategies, and weights only go
+        strategy = usual * [1, 0, 1, 1, 1]
+    else:
+        strategy, = toolbox.mutate(usual if child.strategy is None else child.strategy, rng=rng)
     rate, growth, until, pace, mix = strategy.tolist()
     child.origin, child.generation = "tune", state.generation + 1
     return Job(child, targets[aim], steps, int(rng.integers(2**32)), rate, growth, until, pace, mix)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..config import AUTO, Config, flags, options
 from ..errors import EvopruneError
 from ..evaluation.evaluator import Evaluator
-from ..evolution.tuned import DENSE_STEPS, SEED_STEPS, SEEDS, kept_at_targets
+from ..evolution.tuned import SEED_STEPS, SEEDS, kept_at_targets, seeded_budget
 from ..inputs.models import copied
 from ..inputs.splits import Data, Split
 from ..masks.genome import Individual, from_masks
@@ -39,9 +39,8 @@ from .settings import BY_CLOCK, default_repair, settle_for_model, training_confi
 
 SMALL, FEW_MINUTES, MINUTES = 100_000, 1.0, 10.0  # parameters of a model that gets few minutes
 TARGETS = "0.8,0.9,0.95,0.97,0.98,0.985,0.99,0.995"
-FEW_TARGETS = "0.9,0.95,0.97,0.98,0.99"  # where all of them would have fewer steps than a child of the dense model takes
 IMPORTS, PLOTS = 5.0, 3.0  # seconds that no part of a plan has
-MASKS_SHARE, PATH_SHARE, SEARCH_SHARE = 0.25, 0.25, 0.1  # of the time, at most: of the first masks, a generation, and the last
+MASKS_SHARE, PATH_SHARE, SEARCH_SHARE = 0.1, 0.1, 0.1  # of the time, at most: of the first masks, a generation, and the last
 # measurement; of the path; of the later generations where there is training, which has the rest
 LEAST_SHOTS, MOST_EPOCHS, LEAST_STEPS = 20, 200, 50  # epochs and steps a seed job
 POPULATIONS = (64, 48, 32, 24, 16, 8)
@@ -145,8 +144,8 @@ def with_epochs(config: Config, net: nn.Module, splits: Data, points: int, spent
 
 
 def plan_of(costs: Costs, seconds: float, free: float, repair: str, targets: Sequence[str]) -> dict[str, Any]:
-    """Return the settings that take so many `seconds` and no more than the `free` bytes, and train at these `targets`, or fewer;
-    with `repair` where least squares take too long."""
+    """Return the settings that take so many `seconds` and no more than the `free` bytes, and train at these `targets`; with
+    `repair` where least squares take too long."""
     population = next((each for each in POPULATIONS if each * (2 * costs.mask + costs.last) <= MASKS_SHARE * seconds
                        and need(costs, each) <= FREE * free), POPULATIONS[-1])
     left = max(0.0, seconds - PLOTS - population * costs.last)
@@ -156,14 +155,11 @@ def plan_of(costs: Costs, seconds: float, free: float, repair: str, targets: Seq
         shots = min(max(affordable, LEAST_SHOTS), shots)
         left -= shots * costs.path
     left -= population * costs.mask
-    for chosen in (targets, [each for each in targets if each in FEW_TARGETS.split(",")], targets):
-        generations, epochs = shared(costs, left, population, len(chosen))
-        if chosen and epochs * costs.steps_an_epoch >= DENSE_STEPS * len(chosen):
-            break
-    enough = chosen and epochs * costs.steps_an_epoch >= LEAST_STEPS * len(chosen)
+    generations, epochs = shared(costs, left, population, len(targets))
+    enough = targets and epochs * costs.steps_an_epoch >= LEAST_STEPS * len(targets)
     return {"repair": "least-squares" if costs.least_squares else repair, "shots": shots, "population": population,
             "generations": generations, "refine_epochs": epochs if enough else None,
-            "targets": ",".join(chosen) if enough else options()["targets"].default}
+            "targets": ",".join(targets) if enough else options()["targets"].default}
 
 
 def shared(costs: Costs, seconds: float, population: int, targets: int) -> tuple[int, float]:
@@ -197,11 +193,13 @@ def in_words(config: Config, costs: Costs) -> str:
         masks += f", compared in the end on {config.choice_images:,} training images too"
     if config.refine_epochs is None:
         return f"{path}{masks}, no training" + ("" if costs.step is None else ", for which there is no time")
-    training = training_config(config, costs.steps_an_epoch, 1)  # as many steps an epoch as that has
-    later = f"{training.generations} generations of children" if training.generations else \
+    images = costs.steps_an_epoch, 1  # and a batch size that make as many steps an epoch
+    training = training_config(config, *images)
+    how = "each from the one before" if seeded_budget(training, *images).line else \
+        f"{training.generations} generations of children" if training.generations else \
         f"no later children, whose {SEED_STEPS:,} steps each there is no time for"
     targets = len(target_sparsities(config.targets))
-    return f"{path}{masks}, {config.refine_epochs:g} epochs of training at {targets} sparsities ({later})"
+    return f"{path}{masks}, {config.refine_epochs:g} epochs of training at {targets} sparsities ({how})"
 
 
 def measured_costs(config: Config, net: nn.Module, splits: Data, layout: Layout, batch_sizes: tuple[int, int], dense: Measured,

@@ -132,6 +132,7 @@ def plan_jobs(run: Run, toolbox: base.Toolbox, found: Sequence[Individual]) -> f
              if budget.jobs > budget.first else "")
     for name, function in (("steps", budget.of), ("before", budget.before), ("epochs", budget.spent)):
         toolbox.register(name, function)
+    toolbox.register("line", bool, budget.line)
     toolbox.register("first", first_jobs, run, toolbox, budget, found)
     return budget.epochs
 

@@ -1,5 +1,6 @@
 import json
 import logging
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -11,12 +12,11 @@ from conftest import hashes
 import evoprune
 from evoprune import EvopruneError
 from evoprune.config import AUTO, DECIDED, PLANNED, Config, keywords, options
-from evoprune.evolution.tuned import DENSE_STEPS
 from evoprune.main import check, main
 from evoprune.pruning import dry_run
 from evoprune.run import jobs
 from evoprune.run import plan as plans
-from evoprune.run.plan import FEW_TARGETS, FREE, PLOTS, TARGETS, Costs, need, plan_of, rounded
+from evoprune.run.plan import FREE, PLOTS, TARGETS, Costs, in_words, need, plan_of, rounded
 from evoprune.run.rebuild import RunBuilder, rebuild
 from evoprune.run.settings import settle
 
@@ -51,14 +51,13 @@ def test_more_time_is_never_less_of_anything():
     assert all((a["refine_epochs"] or 0) <= (b["refine_epochs"] or 0) for a, b in pairwise(found))
 
 
-def test_fewer_targets_are_trained_where_all_would_have_too_few_steps():
-    def steps(seconds):
-        found = plan(seconds, step=0.005)
-        return found["targets"], found["refine_epochs"] * COSTS.steps_an_epoch / len(found["targets"].split(","))
+def test_a_plan_says_how_children_come_about():
+    def said(seconds):
+        return in_words(replace(Config(), **plan(seconds, step=0.005)), replace(COSTS, step=0.005)).rpartition("(")[2]
 
-    for seconds, targets, enough in ((20, TARGETS, False), (50, FEW_TARGETS, True), (100, TARGETS, True)):
-        assert steps(seconds)[0] == targets and (steps(seconds)[1] >= DENSE_STEPS) == enough
-    assert plan(20, step=0.05, targets=["0.8"])["targets"] == "0.8"  # none of the few: it is trained all the same
+    assert said(50) == "each from the one before)"
+    assert said(200) == "no later children, whose 1,000 steps each there is no time for)"
+    assert re.fullmatch(r"\d+ generations of children\)", said(1000))
 
 
 def test_where_least_squares_take_too_long_or_there_is_no_training():

@@ -11,7 +11,7 @@ import torch
 import evoprune
 from evoprune.chance import paired_bootstrap, sign_test
 from evoprune.config import Config
-from evoprune.evolution import tuned
+from evoprune.evolution import toolbox, tuned
 from evoprune.evolution.generations import State
 from evoprune.evolution.history import Log, Seen
 from evoprune.evolution.tuned import FIRST_SHARE, GENTLE, SEED_STEPS, SEEDS, kept_at_targets, seed_jobs, seeded_budget
@@ -42,17 +42,24 @@ def test_the_bootstrap_tells_better_from_equal():
     assert 0.2 < paired_bootstrap(a, a[::-1], mean) < 0.8
 
 
-@pytest.mark.parametrize("epochs", [10.0, 100.0, 1000.0])
-def test_the_budget_is_kept_and_later_children_are_made_only_where_they_have_their_steps(epochs):
+@pytest.mark.parametrize(("epochs", "first"), [(10.0, 1), (tuned.LINE_STEPS / 6 - 0.1, 1), (tuned.LINE_STEPS / 6, 3), (1000.0, 3),
+                                               (2000.0, 3 * SEEDS)])
+def test_the_budget_is_kept_and_later_children_are_made_only_where_they_have_their_steps(epochs, first):
     config = Config(total_epochs=epochs, population=16, targets="0.8,0.9,0.95")
     budget = seeded_budget(config, 1151, 64)
     shares = [budget.of(job) for job in range(budget.jobs)]
-    assert sum(shares) == round(epochs * 18)
-    each = epochs * 18 / 3 / SEEDS
-    assert (budget.jobs > budget.first) == (FIRST_SHARE * each >= SEED_STEPS) == (budget.first == 3 * SEEDS)
-    if budget.jobs > budget.first:
-        assert min(shares[budget.first:]) >= min(shares[:budget.first]) - 1
-    assert [budget.before(g) for g in range(3)] == [0, budget.first, budget.first + budget.children]
+    assert sum(shares) == round(epochs * 18) and budget.first == first
+    if first == 1:
+        assert budget.line and budget.jobs == 3 and max(shares) <= min(shares) + 1
+    else:
+        assert (budget.jobs > first) == (FIRST_SHARE * epochs * 18 / 3 / SEEDS >= SEED_STEPS) == (first == 3 * SEEDS)
+        assert not budget.line and (budget.jobs == first or min(shares[first:]) >= min(shares[:first]) - 1)
+    assert [budget.before(g) for g in range(3)] == [0, first, first + budget.children]
+    assert budget.spent(state_at(0, budget.first)) == pytest.approx(epochs * (FIRST_SHARE if first > 3 else first / 3), abs=0.1)
+
+
+def state_at(generation, evaluations):
+    return SimpleNamespace(generation=generation, evaluations=evaluations)
 
 
 def test_seeds_are_what_was_found_at_each_target_and_a_child_of_the_dense_model(lenet):
@@ -69,11 +76,13 @@ def test_seeds_are_what_was_found_at_each_target_and_a_child_of_the_dense_model(
     for i, job in enumerate(jobs):
         assert job.kept == (targets[i // 3] if i % 3 == 2 else kept_weights(job.individual, layout)) and job.seed == i
         assert job.repaired == (i % 3 == 0) and (job.learning_rate == GENTLE) == job.repaired if i % 3 < 2 else True
-    for steps, dense in ((tuned.DENSE_STEPS - 1, []), (tuned.DENSE_STEPS, [2])):  # one a target
-        budget = seeded_budget(Config(total_epochs=3 * steps / 18, targets="0.5,0.8,0.9"), 1151, 64)
-        few = seed_jobs(found, budget, config, layout)
-        assert [job.steps for job in few] == [steps] * 3
-        assert [i for i, job in enumerate(few) if not job.repaired] == dense == [
+    line, dense, least = tuned.LINE_STEPS, tuned.DENSE_STEPS, "0.9,0.95,0.97"
+    for steps, aims, count, tuned_dense in ((line, "0.5,0.8,0.9", 3, [2]), (line - 1, "0.5,0.8,0.9", 1, []),  # one a target, or
+                                            (dense, least, 1, [0]), (dense - 1, least, 1, [])):  # the first of a line
+        few_targets = Config(total_epochs=3 * steps / 18, targets=aims)
+        few = seed_jobs(found, seeded_budget(few_targets, 1151, 64), few_targets, layout)
+        assert [job.steps for job in few] == [steps] * count
+        assert [i for i, job in enumerate(few) if not job.repaired] == tuned_dense == [
             i for i, job in enumerate(few) if job.individual.origin == "tune"]
 
 
@@ -163,6 +172,27 @@ def test_points_of_all_phases_are_what_they_say(refined, lenet, digits):
     with (refined / "log.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["generation"]) for row in rows] == list(range(len(rows))) and float(rows[-1]["epochs"]) == 30
+
+
+def test_where_steps_are_few_each_target_inherits_from_the_next_denser_one(lenet, digits, tmp_path, monkeypatch):
+    made, usual = [], toolbox.measure_jobs
+
+    def measured(jobs, *given, **more):
+        born = usual(jobs, *given, **more)
+        made.extend(zip(jobs, born))
+        return born
+
+    monkeypatch.setattr(toolbox, "measure_jobs", measured)
+    layout, targets = find_layers(lenet), "0.5,0.8,0.9,0.95"
+    evoprune.prune(lenet, digits, out=tmp_path / "run", refine_epochs=12.0, **{**SETTINGS, "targets": targets})
+    kept = kept_at_targets(Config(targets=targets), layout)
+    assert [job.kept for job, _ in made] == [kept_weights(made[0][0].individual, layout), *kept[1:]]
+    assert [job.steps for job, _ in made] == [54] * 4 and made[0][0].repaired and not made[0][0].individual.values
+    for i, ((_, parent), (job, _)) in enumerate(itertools.pairwise(made), 1):
+        assert job.growth == 0 and job.learning_rate == tuned.usual_strategy(i, 4)[0]
+        assert job.individual.values.keys() == parent.values.keys()
+        for name, value in job.individual.values.items():  # as the denser target's training left it
+            assert np.isin(value[value != 0], parent.values[name]).all()
 
 
 def test_training_never_costs_the_front_a_point(refined, lenet, digits, tmp_path):
