@@ -48,7 +48,7 @@ DENSITIES = (0.3, 0.05)  # of the masks that are timed
 STEPS, FEW_STEPS = 20, 3  # of training that are timed, for a plan, and to choose a precision
 PUNCTUAL = 0.9  # share of the minutes that is planned, for what takes longer than it did when it was timed
 SLOW = 1.0  # seconds of what is timed once
-DEAR = 20.0  # seconds of what is timed without a warm-up, which takes some
+DEAR = 5.0  # seconds of what is timed without a warm-up, which takes some
 LONGEST_SHARE = 0.6  # of the time that the shortest path and search may take
 FREE = 0.8  # share of the free memory that may be used
 log = logging.getLogger("evoprune")
@@ -180,8 +180,9 @@ def reachable(config: Config, layout: Layout) -> bool:
 
 
 def rounded(number: float) -> int:
-    """Return the next lower of 1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 25, 30, 40, ..., so that plans are much alike."""
-    steps = [*range(1, 7), 8, *(round(k * 10**e) for e in range(1, 8) for k in (1, 1.2, 1.6, 2, 2.5, 3, 4, 5, 6, 8))]
+    """Return the next lower of 1, 2, ... 10, 12, 14, 16, 18, 20, 25, 30, 35, 40, 50, ..., so that plans are much alike."""
+    tens = (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9)
+    steps = [*range(1, 10), *(round(k * 10**e) for e in range(1, 8) for k in tens)]
     return max((step for step in steps if step <= number), default=1)
 
 

@@ -75,7 +75,7 @@ def test_a_plan_fits_the_memory_that_is_free():
 
 
 def test_rounded_goes_down_to_a_few_steps():
-    assert [rounded(x) for x in (0.3, 1, 7.9, 9, 17, 99, 161, 1900)] == [1, 1, 6, 8, 16, 80, 160, 1600]
+    assert [rounded(x) for x in (0.3, 1, 7.9, 9, 17, 59, 99, 161, 1900)] == [1, 1, 7, 9, 16, 50, 90, 160, 1800]
 
 
 def test_a_clock_is_read_only_where_nothing_says_how_to_search_or_train():
