@@ -1,9 +1,9 @@
 """Tuned runs: a child inherits its parent's values, grows back some weights, trains, loses as many again, and is measured.
 
 The first generation has a child of the dense model for each target; later ones have few children, so that lines of descent
-grow long, most of them where the front is weakest. Where steps are few, all children are one line, from the densest target to the
-sparsest, so that the steps of all count. A parent stands at the child's own target or at the next denser one, and
-NSGA-II says who stays. How a child trains, its strategy, is inherited too and mutates: learning rate, growth, pace of pruning,
+grow long, most of them where the front is weakest. A parent stands at the child's own target or at the next denser one, and
+NSGA-II says who stays. What --refine-epochs trains with few steps is one line, from the densest target to the sparsest, so that
+the steps of all count. How a child trains, its strategy, is inherited too and mutates: learning rate, growth, pace of pruning,
 saliency, and when its mask comes to rest (population-based training; Jaderberg et al., 2017, arXiv:1711.09846). The steps of all
 jobs together are the run's budget.
 """
@@ -35,8 +35,8 @@ LOW, HIGH = np.array([0.2, 1.5, 0.4, 1.0, 0.25]), np.array([2.0, 16.0, 0.85, 8.0
 SPREAD = np.array([0.15, 0.2, 0.08, 0.2, 0.1])  # of the logarithm of the factor by which each mutates
 FIRST_SHARE = 0.4  # of the budget, for the first children, one a target, of the dense model, or for `seed_jobs`
 SEEDS, SEED_STEPS = 3, 1000  # seed jobs a target, and children after them, if each seed has so many steps; otherwise one
-LINE_STEPS = 3000  # steps a target, below which all are one line of descent, from the densest target to the sparsest
 DENSE_STEPS, SPARSE = 700, 0.1  # steps from which on, and share of weights up to which, that one is a child of the dense model
+LINE_STEPS = 3000  # steps a target, below which all are one line of descent, from the densest target to the sparsest
 GENTLE = 0.5  # times the usual learning rate, from repaired values
 SHORT = 5  # epochs a target, below which a rule's learning rate is the usual one, and from which on half of it
 GOLDEN = 0.5 * (5**0.5 - 1)
@@ -191,7 +191,7 @@ def rule_jobs(masks: Sequence[Individual], budget: Budget, config: Config, layou
 def seed_jobs(found: Sequence[Individual], budget: Budget, config: Config, layout: Layout) -> list[Job]:
     """Return the first jobs of --refine-epochs, `SEEDS` a target: the mask that a search found there, trained from its repaired
     values and from the dense ones, and a child of the dense model that loses its weights on the way; or one of them, see
-    `DENSE_STEPS`."""
+    `DENSE_STEPS`, and of a line that at the densest target."""
     targets = kept_at_targets(config, layout)
     jobs: list[Job] = []
     for i, kept in enumerate(targets[:budget.first]):
@@ -219,12 +219,12 @@ def found_at(individuals: Sequence[Individual], kept: int, beyond: int, layout: 
 
 def breed_jobs(state: State, rng: np.random.Generator, toolbox: base.Toolbox, config: Config, layout: Layout) -> list[Job]:
     """Return the jobs of the next generation: a child of the dense model a target, then children where `toolbox.aim` says, or, of
-    a line, one at the next target."""
+    a line, the one of the next target."""
     targets, children = kept_at_targets(config, layout), children_of(config)
     first = toolbox.before(state.generation + 1)
-    aims: Sequence[int] = range(len(targets))
-    if first:
-        aims = [first] if toolbox.line() else toolbox.aim(state, targets, children, layout)
+    if toolbox.line():  # a job a target
+        return [heir(first, targets, state, layout, rng, toolbox.steps(first))]
+    aims = range(len(targets)) if first == 0 else toolbox.aim(state, targets, children, layout)
     return [child_for(aim, targets, state, toolbox, layout, rng, toolbox.steps(first + i)) for i, aim in enumerate(aims)]
 
 
@@ -274,13 +274,20 @@ def child_for(aim: int, targets: Sequence[int], state: State, toolbox: base.Tool
     usual = usual_strategy(aim, len(targets))
     toolbox.mate(child, mate, rng=rng)
     fit_values(child, parent, layout)
-    if toolbox.line():  # there is no choice among strategies, and weights only go
-        strategy = usual * [1, 0, 1, 1, 1]
-    else:
-        strategy, = toolbox.mutate(usual if child.strategy is None else child.strategy, rng=rng)
+    strategy, = toolbox.mutate(usual if child.strategy is None else child.strategy, rng=rng)
     rate, growth, until, pace, mix = strategy.tolist()
     child.origin, child.generation = "tune", state.generation + 1
     return Job(child, targets[aim], steps, int(rng.integers(2**32)), rate, growth, until, pace, mix)
+
+
+def heir(aim: int, targets: Sequence[int], state: State, layout: Layout, rng: np.random.Generator, steps: int) -> Job:
+    # 6 arguments: as `child_for`
+    """Return the child of a line for a target: of the sparsest that has weights enough, which only loses some."""
+    enough = [each for each in (state.archive[0], *state.population) if kept_weights(each, layout) >= targets[aim]]
+    child = min(enough, key=lambda each: (kept_weights(each, layout), -each.generation)).clone()
+    rate, _, until, pace, mix = usual_strategy(aim, len(targets)).tolist()
+    child.origin, child.generation = "tune", state.generation + 1
+    return Job(child, targets[aim], steps, int(rng.integers(2**32)), rate, 0.0, until, pace, mix)
 
 
 def usual_strategy(aim: int, targets: int) -> Strategy:

@@ -42,12 +42,12 @@ TARGETS = "0.8,0.9,0.95,0.97,0.98,0.985,0.99,0.995"
 IMPORTS, PLOTS = 5.0, 3.0  # seconds that no part of a plan has
 MASKS_SHARE, PATH_SHARE, SEARCH_SHARE = 0.1, 0.1, 0.1  # of the time, at most: of the first masks, a generation, and the last
 # measurement; of the path; of the later generations where there is training, which has the rest
-LEAST_SHOTS, MOST_EPOCHS, LEAST_STEPS = 20, 200, 50  # epochs and steps a seed job
+LEAST_SHOTS, MOST_EPOCHS, LEAST_STEPS = 20, 200, 50  # epochs a seed job, steps a target
 POPULATIONS = (64, 48, 32, 24, 16, 8)
 DENSITIES = (0.3, 0.05)  # of the masks that are timed
 STEPS, FEW_STEPS = 20, 3  # of training that are timed, for a plan, and to choose a precision
 PUNCTUAL = 0.9  # share of the minutes that is planned, for what takes longer than it did when it was timed
-SLOW = 1.0  # seconds of what is timed once
+SLOW = 1.0  # seconds of what is timed once, after it
 DEAR = 5.0  # seconds of what is timed without a warm-up, which takes some
 LONGEST_SHARE = 0.6  # of the time that the shortest path and search may take
 FREE = 0.8  # share of the free memory that may be used
@@ -194,9 +194,9 @@ def in_words(config: Config, costs: Costs) -> str:
         masks += f", compared in the end on {config.choice_images:,} training images too"
     if config.refine_epochs is None:
         return f"{path}{masks}, no training" + ("" if costs.step is None else ", for which there is no time")
-    images = costs.steps_an_epoch, 1  # and a batch size that make as many steps an epoch
-    training = training_config(config, *images)
-    how = "each from the one before" if seeded_budget(training, *images).line else \
+    size = costs.steps_an_epoch, 1  # images and a batch size that make as many steps an epoch
+    training = training_config(config, *size)
+    how = "each from the one before" if seeded_budget(training, *size).line else \
         f"{training.generations} generations of children" if training.generations else \
         f"no later children, whose {SEED_STEPS:,} steps each there is no time for"
     targets = len(target_sparsities(config.targets))

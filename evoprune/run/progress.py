@@ -154,9 +154,12 @@ class SearchProgress:
         since, before = monotonic() - self.first, self.first - pace.started
         if not self.estimated and (i == of or (since >= before and pace.due(SAY_EVERY))):
             self.estimated, pace.said = True, monotonic()
-            each = since / (pace.done - pace.begun - 1) if since >= before and since else pace.each()
-            log.info("%.3g s a mask; %s masks will take about %s", each, f"{pace.planned - pace.begun:,}",
-                     clock(before + each * (pace.planned - pace.begun - 1)))
+            masks, each = pace.planned - pace.begun, pace.each()
+            whole = each * masks
+            if since >= before and pace.done - pace.begun > 1:  # long enough to tell a mask from the start
+                each = since / (pace.done - pace.begun - 1)
+                whole = before + each * (masks - 1)
+            log.info("%.3g s a mask; %s masks will take about %s", each, f"{masks:,}", clock(whole))
         elif self.estimated and pace.due(5 * SAY_EVERY):  # long generations
             log.info("  %d of %d masks of this generation, %s left", i, of, self.left())
 

@@ -21,6 +21,7 @@ from ..engines.engine import Engine, Local
 from ..evolution.generations import State
 from ..evolution.selection import non_dominated
 from ..evolution.toolbox import Make, made
+from ..evolution.tuned import seeded_budget
 from ..files import fingerprint
 from ..inputs.splits import Split
 from ..results.folder import Folder
@@ -40,8 +41,10 @@ log = logging.getLogger("evoprune")
 def trained(run: Run) -> Run:
     """Return the run as its training has it."""
     assert run.data.train is not None
-    config = training_config(run.config, len(run.data.train), recipe_for(run.model, 0, 0).batch_size)
-    return replace(run, config=config, identity=fingerprint(run.identity, REFINE))
+    size = len(run.data.train), recipe_for(run.model, 0, 0).batch_size
+    config = training_config(run.config, *size)
+    line = seeded_budget(config, *size).line
+    return replace(run, config=config, identity=fingerprint(run.identity, REFINE, *["line"] * line))
 
 
 def refined(run: Run, state: State, toolbox: Make, folder: Folder, engine: Local | Engine) -> Iterator[State]:

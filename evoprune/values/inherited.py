@@ -53,7 +53,7 @@ def packed(result: Result) -> dict[str, Tensor]:
     assert result.bits is not None and result.values is not None
     return {"objectives": torch.tensor(result.objectives, dtype=torch.float64),
             **{f"bits {i}": torch.from_numpy(bits) for i, bits in enumerate(result.bits)},
-            **{f"value {name}": torch.from_numpy(np.atleast_1d(value)) for name, value in result.values.items()}}
+            **{f"value {name}": torch.from_numpy(np.asarray(value)) for name, value in result.values.items()}}
 
 
 def unpacked(tensors: dict[str, Tensor]) -> Result:

@@ -365,7 +365,7 @@ def test_a_result_survives_packing():
     values = {"a": np.arange(3, dtype=np.float32), "n": np.int64(4) * np.ones((), np.int64)}
     found = unpacked(packed(Result((0.1, 0.9), bits, values=values)))
     assert found.objectives == (0.1, 0.9) and all(np.array_equal(a, b) for a, b in zip(found.bits, bits))
-    assert {name: value.tolist() for name, value in found.values.items()} == {"a": [0, 1, 2], "n": [4]}
+    assert {name: value.tolist() for name, value in found.values.items()} == {"a": [0, 1, 2], "n": 4}
 
 
 @pytest.mark.parametrize("size", [(2, 3, 8, 8), (2, 3, 9, 7)])

@@ -64,7 +64,7 @@ def test_a_search_of_masks_says_what_it_will_take_and_then_now_and_then(time, ca
 
 
 @pytest.mark.parametrize(("start", "each", "batch", "expected"), [
-    (30, 1, 20, "2.45 s a mask; 80 masks will take about 3:44"),  # over before more is known: the start counts
+    (30, 1, 20, "2.45 s a mask; 80 masks will take about 3:16"),  # over before more is known: the start counts
     (30, 2, 20, "2 s a mask; 80 masks will take about 3:08"),
     (4, 20, 20, "20 s a mask; 80 masks will take about 26:24"),
     (0, 20, 1, "0 s a mask; 80 masks will take about 0:00")])

@@ -1,5 +1,6 @@
 import csv
 import itertools
+from contextlib import suppress
 from functools import reduce
 from statistics import NormalDist
 from types import SimpleNamespace
@@ -7,17 +8,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import hashes
 
 import evoprune
 from evoprune.chance import paired_bootstrap, sign_test
 from evoprune.config import Config
 from evoprune.evolution import toolbox, tuned
-from evoprune.evolution.generations import State
+from evoprune.evolution.generations import State, evolve
 from evoprune.evolution.history import Log, Seen
 from evoprune.evolution.tuned import FIRST_SHARE, GENTLE, SEED_STEPS, SEEDS, kept_at_targets, seed_jobs, seeded_budget
 from evoprune.inputs.tasks import CLASSIFICATION
 from evoprune.masks.genome import dense_individual, from_masks, kept_weights
 from evoprune.masks.layers import find_layers
+from evoprune.masks.layout import Layer, Layout
 from evoprune.objectives import USUAL, Objective, Objectives
 from evoprune.run import refine
 from evoprune.run.refine import joined, rows_of
@@ -193,6 +196,66 @@ def test_where_steps_are_few_each_target_inherits_from_the_next_denser_one(lenet
         assert job.individual.values.keys() == parent.values.keys()
         for name, value in job.individual.values.items():  # as the denser target's training left it
             assert np.isin(value[value != 0], parent.values[name]).all()
+
+
+def test_an_heir_is_that_of_the_sparsest_with_weights_enough_and_of_the_newest(lenet):
+    layout, rng = find_layers(lenet), np.random.default_rng(0)
+    targets = kept_at_targets(Config(targets="0.5,0.8,0.9"), layout)
+
+    def born(density, generation):
+        individual = from_masks((rng.random(layer.genes) < density for layer in layout), "tune")
+        individual.generation = generation
+        return individual
+
+    older, newer, collapsed, dense = born(0.45, 0), born(0.3, 1), born(0.05, 2), dense_individual(layout)
+    population = [older, collapsed, newer, dense]
+    job = tuned.heir(2, targets, State(2, population, [dense], Seen(), Log()), layout, rng, 7)
+    assert job.individual.key() == newer.key() and (job.kept, job.steps, job.growth) == (targets[2], 7, 0)
+    assert job.individual is not newer and job.individual.generation == 3 and newer.generation == 1
+    twin = older.clone()
+    twin.generation, twin.values = 1, {"bias": np.ones(1)}
+    for same in ([older, twin], [twin, older]):
+        assert tuned.heir(1, targets, State(1, same, [dense], Seen(), Log()), layout, rng, 7).individual.values == twin.values
+    alone = tuned.heir(1, targets, State(1, [collapsed], [dense], Seen(), Log()), layout, rng, 7)
+    assert alone.individual.key() == dense.key()
+
+
+@pytest.mark.parametrize("line", [True, False])
+def test_children_of_a_line_stay_where_more_images_choose(line):
+    def born(score, generation):
+        individual = from_masks([np.arange(8) < 4], "tune")
+        individual.generation = generation
+        individual.fitness.values = (score, 0.5)
+        return individual
+
+    config = Config(total_epochs=1.0, generations=1, choice_images=9)
+    dense, better, worse = dense_individual(Layout([Layer("weight", (8,))], 8)), born(0.9, 0), born(0.8, 1)
+    dense.fitness.values = (1.0, 0.0)
+    made = SimpleNamespace(line=lambda: line, breed=lambda state, rng: [], measure=lambda jobs, seen: [worse],
+                           survive=lambda found, size, rng: found, epochs=lambda state: 0)
+    last, = evolve(State(0, [dense, better], [dense, better], Seen(), Log().and_then({"seconds": 0.0})), made, config)
+    assert [[each is one for one in last.archive].count(True) for each in (dense, better, worse)] == [1, 1, line]
+
+
+def test_a_line_that_is_stopped_goes_on_and_engines_agree(lenet, digits, tmp_path):
+    settings = {**SETTINGS, "refine_epochs": 3.0, "targets": "0.5,0.8,0.9"}
+    rows = []
+
+    def stop(row):
+        rows.append(row)
+        if row["epochs"] == 2:  # of the three: the second child is there
+            raise KeyboardInterrupt
+
+    evoprune.prune(lenet, digits, out=tmp_path / "local", **settings)
+    with suppress(KeyboardInterrupt):
+        evoprune.prune(lenet, digits, out=tmp_path / "stopped", on_generation=stop, **settings)
+    assert rows[-1]["epochs"] == 2 and evoprune.prune(lenet, digits, resume=tmp_path / "stopped").finished
+    evoprune.prune(lenet, digits, out=tmp_path / "processes", engine="processes", workers=2, **settings)
+    mine = hashes(tmp_path / "local")
+    names = {name for name in mine if name in ("front.csv", "layers.csv", "masks.npz") or name.startswith("models/")}
+    for other in ("stopped", "processes"):
+        theirs = hashes(tmp_path / other)
+        assert len(names) > 4 and all(mine[name] == theirs[name] for name in names)
 
 
 def test_training_never_costs_the_front_a_point(refined, lenet, digits, tmp_path):
