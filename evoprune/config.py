@@ -86,8 +86,8 @@ class Config:
     # tuned runs, and the rules to compare with
     total_epochs: float | None = option(None, "train while searching: children inherit their parent's values and train on; all "
                                         "training together takes so many epochs", low=1e-6, high=1e6)
-    refine_epochs: float | None = option(None, "after the search, train what it found at --targets, and children of the dense "
-                                         "model, then children that inherit; all training together takes so many epochs",
+    refine_epochs: float | None = option(None, "after the search, train what it found at --targets, children of the dense model, "
+                                         "and children that inherit; all training together takes so many epochs",
                                          low=1e-6, high=1e6)
     method: str = option("evolve", "evolve, or a rule to compare with, on --targets: oneshot:RULE, multishot:RULE or "
                          "gradual:RULE", metavar="METHOD")

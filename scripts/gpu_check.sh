@@ -16,6 +16,8 @@ python -m evoprune.main --device cuda --total-epochs 30 --targets 0.8,0.9,0.95 -
   --out "$run/workers"
 cmp "$run"/{tuned,workers}/front.csv
 python -m evoprune.main --device cuda --resume "$run/repaired" --finetune-epochs 2
+python -m evoprune.main --device cuda --repair least-squares --shots 20 --generations 2 --refine-epochs 30 --targets 0.8,0.9,0.95 \
+  --out "$run/line"
 python -m evoprune.main --device cuda --model resnet18 --train-epochs 2 --train-precision bf16 --generations 1 \
   --population 8 --finetune-epochs 1 --front 2 --out "$run/bf16-trained"
 python -m evoprune.main --device cuda --unit filter --skip fc2 --generations 3 --repair least-squares --out "$run/filters"
