@@ -1,6 +1,7 @@
 import csv
 import itertools
 from contextlib import suppress
+from dataclasses import replace
 from functools import reduce
 from statistics import NormalDist
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from evoprune.masks.layers import find_layers
 from evoprune.masks.layout import Layer, Layout
 from evoprune.objectives import USUAL, Objective, Objectives
 from evoprune.run import refine
+from evoprune.run.rebuild import RunBuilder, rebuild
 from evoprune.run.refine import joined, rows_of
 
 SETTINGS = {"repair": "least-squares", "shots": 5, "population": 4, "generations": 1, "targets": "0.8,0.95", "threads": 1}
@@ -256,6 +258,14 @@ def test_a_line_that_is_stopped_goes_on_and_engines_agree(lenet, digits, tmp_pat
     for other in ("stopped", "processes"):
         theirs = hashes(tmp_path / other)
         assert len(names) > 4 and all(mine[name] == theirs[name] for name in names)
+
+
+def test_a_line_goes_on_with_no_state_of_another_kind_of_training(refined, lenet, digits, monkeypatch):
+    monkeypatch.setattr("evoprune.run.rebuild.identity_of", lambda *given: "")
+    run = rebuild(RunBuilder(str(refined), ".", "", lenet, digits))
+    few, as_few, many, other = (refine.trained(replace(run, config=replace(run.config, refine_epochs=epochs), identity=identity))
+                                for epochs, identity in ((9.0, "a"), (10.0, "a"), (1000.0, "a"), (9.0, "b")))
+    assert few.identity == as_few.identity and len({few.identity, many.identity, other.identity, "a"}) == 4
 
 
 def test_training_never_costs_the_front_a_point(refined, lenet, digits, tmp_path):
