@@ -47,8 +47,8 @@ POPULATIONS = (64, 48, 32, 24, 16, 8)
 DENSITIES = (0.3, 0.05)  # of the masks that are timed
 STEPS, FEW_STEPS = 20, 3  # of training that are timed, for a plan, and to choose a precision
 PUNCTUAL = 0.9  # share of the minutes that is planned, for what takes longer than it did when it was timed
-SLOW = 1.0  # seconds of what is timed once, after it
-DEAR = 5.0  # seconds of what is timed without a warm-up, which takes some
+DEAR = 5.0  # seconds from which on what was to warm up is the time taken
+SLOW = 1.0  # seconds, after a warm-up, from which on one mask is timed, not all
 LONGEST_SHARE = 0.6  # of the time that the shortest path and search may take
 FREE = 0.8  # share of the free memory that may be used
 log = logging.getLogger("evoprune")
@@ -235,7 +235,7 @@ def a_step(evaluator: Evaluator, individual: Individual) -> None:
 
 
 def timed(function: Callable[[Individual], Any], masks: list[Individual]) -> float:
-    """Return the seconds that a mask takes, once what is done and imported only once is there."""
+    """Return the seconds that a mask takes, once what is done and imported only once is there; see `DEAR` and `SLOW`."""
     for limit in (DEAR, SLOW):
         started = monotonic()
         function(masks[-1])
