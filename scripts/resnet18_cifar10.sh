@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The inspiration's second task: ResNet-18 on CIFAR-10 (JPEG): a dense model, masks without training by a path and by evolution, and
-# a tuned run and two rules with the same epochs. On two cores of a CPU 10 epochs, on a GPU 60. Rebuilds
-# results/resnet18_cifar10/, or resnet18_cifar10_gpu/; what is there already stays, and dense training goes on where it stopped.
+# a search of masks with a line of descent that trains, and two rules, with the same epochs: 10 on two cores of a CPU, 60 on a GPU.
+# Rebuilds results/resnet18_cifar10/, or resnet18_cifar10_gpu/; what is there stays, and dense training goes on where it stopped.
 # usage: scripts/resnet18_cifar10.sh FOLDER [cpu|cuda]    FOLDER has train/CLASS/* and test/CLASS/*
 set -euo pipefail
 folder=$(realpath "${1:?usage: scripts/resnet18_cifar10.sh FOLDER [cpu|cuda]}") device=${2:-cpu}
@@ -16,6 +16,7 @@ else
   results+=_gpu first=60 epochs=60 shots=160 generations=20 workers=1
 fi
 untrained=(--repair least-squares --shots $shots) trained=(--total-epochs $epochs --train-precision bf16)
+line=(--repair bn --population 16 --generations $generations --refine-epochs $epochs --train-precision bf16)
 targets=0.7891,0.9,0.95,0.98
 . scripts/rules_runs.sh
 
@@ -23,7 +24,7 @@ link "$folder" cifar10_jpeg
 dense resnet18 $first --train-precision bf16
 run multishot-obs-repaired 0 "${untrained[@]}" --method multishot:obs --targets 0.6,0.7,$targets
 run evolve-untrained 0 "${untrained[@]}" --population 32 --generations $generations
-run evolve 0 "${trained[@]}" --targets $targets
+run evolve 0 "${line[@]}" --targets $targets
 run gradual-fisher 0 "${trained[@]}" --method gradual:fisher --targets $targets
 run oneshot-lamp 0 "${trained[@]}" --method oneshot:lamp --targets $targets
 python scripts/rules_table.py $results 60 70 78.91 90 95 98 | tee $results/table.txt
