@@ -53,11 +53,12 @@ def test_more_time_is_never_less_of_anything():
 
 def test_a_plan_says_how_children_come_about():
     def said(seconds):
-        return in_words(replace(Config(), **plan(seconds, step=0.005)), replace(COSTS, step=0.005)).rpartition("(")[2]
+        costs = {"step": 0.005, "steps_an_epoch": 100}
+        return in_words(replace(Config(), **plan(seconds, **costs)), replace(COSTS, **costs)).rpartition("(")[2]
 
     assert said(50) == "each from the one before)"
-    assert said(200) == "no later children, whose 1,000 steps each there is no time for)"
-    assert re.fullmatch(r"\d+ generations of children\)", said(1000))
+    assert said(200) == "no later children, whose 3,000 steps each there is no time for)"
+    assert re.fullmatch(r"\d+ generations of children\)", said(3000))
 
 
 def test_where_least_squares_take_too_long_or_there_is_no_training():

@@ -27,6 +27,7 @@ from evoprune.run import refine
 from evoprune.run.rebuild import RunBuilder, rebuild
 from evoprune.run.refine import joined, rows_of
 
+SEED_EPOCHS = 3 * SEEDS * SEED_STEPS / FIRST_SHARE / 18  # of three targets and 18 steps an epoch, so that each seed has its steps
 SETTINGS = {"repair": "least-squares", "shots": 5, "population": 4, "generations": 1, "targets": "0.8,0.95", "threads": 1}
 
 
@@ -48,7 +49,7 @@ def test_the_bootstrap_tells_better_from_equal():
 
 
 @pytest.mark.parametrize(("epochs", "first"), [(10.0, 1), (tuned.LINE_STEPS / 6 - 0.1, 1), (tuned.LINE_STEPS / 6, 3), (1000.0, 3),
-                                               (2000.0, 3 * SEEDS)])
+                                               (SEED_EPOCHS - 0.1, 3), (SEED_EPOCHS, 3 * SEEDS)])
 def test_the_budget_is_kept_and_later_children_are_made_only_where_they_have_their_steps(epochs, first):
     config = Config(total_epochs=epochs, population=16, targets="0.8,0.9,0.95")
     budget = seeded_budget(config, 1151, 64)
@@ -68,7 +69,7 @@ def state_at(generation, evaluations):
 
 
 def test_seeds_are_what_was_found_at_each_target_and_a_child_of_the_dense_model(lenet):
-    layout, config = find_layers(lenet), Config(total_epochs=2000.0, targets="0.5,0.8,0.9")
+    layout, config = find_layers(lenet), Config(total_epochs=SEED_EPOCHS, targets="0.5,0.8,0.9")
     rng, found = np.random.default_rng(0), []
     for density, score in ((0.45, 0.9), (0.48, 0.8), (0.18, 0.7), (0.09, 0.4)):
         found.append(from_masks((rng.random(layer.genes) < density for layer in layout), f"at {density}"))
