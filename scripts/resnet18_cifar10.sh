@@ -16,7 +16,7 @@ else
   results+=_gpu first=60 epochs=60 shots=160 generations=20 workers=1
 fi
 untrained=(--repair least-squares --shots $shots) trained=(--total-epochs $epochs --train-precision bf16)
-line=(--repair bn --population 16 --generations $generations --refine-epochs $epochs --train-precision bf16)
+line=(--repair bn --precision bf16 --population 8 --generations $generations --refine-epochs $epochs --train-precision bf16)
 targets=0.7891,0.9,0.95,0.98
 . scripts/rules_runs.sh
 
