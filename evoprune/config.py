@@ -91,7 +91,7 @@ class Config:
                                          low=1e-6, high=1e6)
     method: str = option("evolve", "evolve, or a rule to compare with, on --targets: oneshot:RULE, multishot:RULE or "
                          "gradual:RULE", metavar="METHOD")
-    targets: str = option("8", "sparsities that tuned runs and rules aim at: a list like 0.9,0.95,0.99, or how many of them, "
+    targets: str = option("8", "sparsities that training and rules aim at: a list like 0.9,0.95,0.99, or how many of them, "
                           "spread evenly in log density from 0.9 to 0.995", metavar="S,S")
     # layer by layer
     layerwise: bool = option(False, "search one layer after the other, apply the chosen mask, train, go on")

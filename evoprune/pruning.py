@@ -144,7 +144,7 @@ def all_at_once(run: Run, toolbox: Make, folder: Folder, engine: Local | Engine)
                 pass
             points = finished_points(run, state, later, folder, engine)
     except Stopped:
-        if state is not None and not folder.intact():
+        if state is not None and not folder.intact() and (state.evaluations or folder.kept or not folder.holds_run):
             write_stopped(run, state, later, folder, engine)
         raise
     write_finished(run, points, rows_of(state, later), folder)
@@ -252,6 +252,8 @@ def how_to_go_on(out: str, command: str | None, model: nn.Module | str, data: An
 
 def after_a_stop(folder: Folder, again: str) -> str:
     """Return how to go on after a stop."""
+    if folder.intact():
+        return f"{folder.path} is as it was; the same command again goes on"
     if folder.kept:
         return f"go on with: {again}"
     return "start again" + f" ({folder.path} holds the run that it held)" * folder.holds_run

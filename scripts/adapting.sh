@@ -10,8 +10,8 @@ program=(-m evoprune.main)
 . scripts/rules_runs.sh
 
 link "$folder" cifar10_jpeg
-link "$weights" resnet20.safetensors
-common=(--model scripts/resnet_cifar.py:resnet20 --weights data/resnet20.safetensors --data folder:data/cifar10_jpeg
+link "$weights" resnet20-published.safetensors
+common=(--model scripts/resnet_cifar.py:resnet20 --weights data/resnet20-published.safetensors --data folder:data/cifar10_jpeg
         --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 --train-images 10000 --search-images 5000 --test-images 2000
         --train-epochs 1 --method oneshot:magnitude --targets 0.5 --repair none)
 for seed in 0 1 2; do

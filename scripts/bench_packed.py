@@ -23,7 +23,7 @@ from evoprune.files import to_safetensors
 from evoprune.inputs.sources import load_data
 from evoprune.masks.packed import BITS
 from evoprune.results.machine import versions
-from evoprune.results.written import CONFIG, DONE, FRONT, LAYERS, LOG
+from evoprune.results.written import CONFIG, DENSE, DONE, FRONT, LAYERS, LOG
 
 OUT = Path(__file__).resolve().parent.parent / "results" / "bench_export" / "packed.csv"
 COLUMNS = ("point", "sparsity", "kept", "bits", "bytes", "dense_bytes", "test_accuracy", "test_accuracy_in_front", "commit")
@@ -39,7 +39,7 @@ def rows(front: evoprune.Front, sparsity: float) -> list[dict[str, Any]]:
             model = evoprune.load_packed(path, structure)
             score = evoprune.accuracy(model, test, front.record.batch_size, front.record.config.task)
             found.append({"point": point.id, "sparsity": point.sparsity, "kept": point.kept, "bits": bits,
-                          "bytes": path.stat().st_size, "dense_bytes": len(to_safetensors(front.dense_state())),
+                          "bytes": path.stat().st_size, "dense_bytes": len(to_safetensors(front.written.tensors(DENSE))),
                           "test_accuracy": score, "test_accuracy_in_front": point.test, "commit": versions()["commit"]})
     return found
 

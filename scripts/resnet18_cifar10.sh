@@ -21,7 +21,7 @@ targets=0.7891,0.9,0.95,0.98
 . scripts/rules_runs.sh
 
 link "$folder" cifar10_jpeg
-dense resnet18 $first --train-precision bf16
+dense resnet18${device#cpu} $first --train-precision bf16
 run multishot-obs-repaired 0 "${untrained[@]}" --method multishot:obs --targets 0.6,0.7,$targets
 run evolve-untrained 0 "${untrained[@]}" --population 32 --generations $generations
 run evolve 0 "${line[@]}" --targets $targets

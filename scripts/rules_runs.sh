@@ -15,13 +15,16 @@ dense() {  # NAME EPOCHS FLAGS...: train data/NAME.safetensors, unless it is the
   common+=(--weights "data/$1.safetensors")
 }
 
-run() {  # NAME SEED FLAGS...: one run, its tables and settings kept; a run that is there already stays
-  local out=$results/$1/seed-$2 work=data/rules-$1-$2
+run() {  # NAME SEED FLAGS...: one run, its tables and settings kept; one that is there stays, one that was stopped goes on
+  local out=$results/$1/seed-$2 work=data/${results//\//-}-$1-$2 began=$SECONDS
+  local engine=(--engine processes --workers "${workers:-2}")
   [[ -e $out/done.json ]] && return
-  rm -rf "$work"
-  local began=$SECONDS
-  /usr/bin/env python "${program[@]}" "${common[@]}" --engine processes --workers "${workers:-2}" --threads 1 --seed "$2" \
-    --out "$work" "${@:3}"
+  if [[ -e $work/config.json && -z ${timed:-} ]]; then
+    /usr/bin/env python "${program[@]}" "${engine[@]}" --resume "$work"
+  else
+    rm -rf "$work"
+    /usr/bin/env python "${program[@]}" "${common[@]}" "${engine[@]}" --threads 1 --seed "$2" --out "$work" "${@:3}"
+  fi
   mkdir -p "$out"
   [[ -z ${timed:-} ]] || echo $((SECONDS - began)) > "$out/seconds.txt"
   cp "$work"/{front.csv,layers.csv,log.csv,config.json,done.json} "$out"

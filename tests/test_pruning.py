@@ -242,6 +242,18 @@ def test_bad_input_does_not_cost_the_run_that_would_be_replaced(lenet, digits, t
     assert results(tmp_path / "run") != before
 
 
+def test_a_tuned_run_replaces_nothing_before_its_first_child(lenet, digits, tmp_path, monkeypatch):
+    def interrupted(*given):
+        raise KeyboardInterrupt
+
+    prune(lenet, digits, out=str(tmp_path / "run"), **SMALL)
+    before = results(tmp_path / "run")
+    monkeypatch.setattr("evoprune.run.jobs.tune", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prune(lenet, digits, out=str(tmp_path / "run"), overwrite=True, total_epochs=5, targets="0.8,0.9")
+    assert results(tmp_path / "run") == before and evoprune.load_front(tmp_path / "run").finished
+
+
 def test_a_search_near_chance_is_warned_about(digits, tmp_path, caplog):
     torch.manual_seed(0)
     prune(Small(), digits, out=str(tmp_path / "run"), **SMALL)

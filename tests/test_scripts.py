@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -485,3 +486,27 @@ def test_a_dense_model_is_trained_in_pieces(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.count("has no front yet; go on with: ") == 1
     assert {p.name for p in tmp_path.iterdir()} == {"whole.safetensors", "a.safetensors"}
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+def test_a_run_of_a_script_that_was_stopped_goes_on(tmp_path):
+    (tmp_path / "given.py").write_text(
+        "import sys, pathlib\n"
+        "where = pathlib.Path(sys.argv[sys.argv.index('--resume' if '--resume' in sys.argv else '--out') + 1])\n"
+        "where.mkdir(parents=True, exist_ok=True)\n"
+        "(where / 'config.json').write_text(' '.join(sys.argv[1:]))\n"
+        "if '--resume' not in sys.argv and 'stops' in sys.argv: sys.exit(1)\n"
+        "for name in ('front.csv', 'layers.csv', 'log.csv', 'done.json'): (where / name).touch()\n")
+    script = (f"set -euo pipefail; . {ROOT}/scripts/rules_runs.sh; results=results/task common=(--model a) program=(given.py); "
+              "run evolve 1 --flag stops")
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+    def once(more=""):
+        return subprocess.run(["bash", "-c", more + script], cwd=tmp_path, env=env).returncode
+
+    work, out = tmp_path / "data" / "results-task-evolve-1", tmp_path / "results" / "task" / "evolve" / "seed-1"
+    engine = "--engine processes --workers 2"
+    assert once() == 1 and (work / "config.json").read_text() == (
+        f"--model a {engine} --threads 1 --seed 1 --out data/results-task-evolve-1 --flag stops")
+    assert once("timed=1; ") == 1 and not out.exists()  # what is timed begins again
+    assert once() == 0 and (out / "config.json").read_text() == f"{engine} --resume data/results-task-evolve-1"
+    assert not work.exists() and once() == 0

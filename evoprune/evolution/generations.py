@@ -47,7 +47,9 @@ def begin(offspring: Sequence[Any], toolbox: base.Toolbox, config: Config, measu
     seen: dict[bytes, Values] = {}
     started = perf_counter()
     population = [*measured, *toolbox.measure(offspring, seen=seen)]
-    archive = [*population] if config.choice_images else non_dominated(population, config.accuracy_floor, always=population[0])
+    given_up = [each for each in population[1:] if each.fitness.values == each.fitness.objectives.worst]
+    archive = [each for each in population if not any(each is other for other in given_up)] if config.choice_images else \
+        non_dominated(population, config.accuracy_floor, always=population[0])
     state = State(0, population, archive, Seen().and_then(seen), Log())
     return replace(state, log=state.log.and_then(log_row(state, toolbox, config, perf_counter() - started)))
 

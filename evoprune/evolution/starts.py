@@ -6,11 +6,13 @@ and returns the genes, a bool array a layer, of its gene shape. `--knowledge` sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from ..engines.worker import ignore
@@ -18,7 +20,9 @@ from ..masks.channels import Channels
 from ..masks.genome import Individual, dense_individual, from_masks, kept_weights
 from ..masks.layout import Layer, Layout
 from ..masks.saliency import NEEDS_DATA, gene_scores, keep_top
+from ..masks.tensors import masks
 from ..rules import NEEDS, SURGEON, read_method, rule_names
+from ..values.training import Pieces
 
 Masks = list[npt.NDArray[np.bool_]]
 Rule = Callable[[float, np.random.Generator], Masks]
@@ -37,6 +41,7 @@ class Known:
     channels: Callable[[], Sequence[Channels]] = list  # how layers are connected, which is no knowledge of weights
     shots: int = 160  # steps of the multi-shot path from dense to `SPARSEST_START`
     progress: Callable[[int, int], None] = ignore  # told the step of a long path, and of how many
+    pieces: Callable[[], Pieces | None] = lambda: None  # what keeps the state of such a path
 
 
 def first_population(known: Known, start: str, size: int, rng: np.random.Generator) -> list[Individual]:
@@ -137,32 +142,54 @@ def multishot(known: Known, saliency: str = SURGEON, densities: Sequence[float] 
 
     Equal steps in log density, and `densities` between them, the last of which ends it; each drops dead paths. `SURGEON` takes
     what repair says each weight is worth, where it knows. Without repair, the rule scores the same values again at each step.
+    What `Pieces.keep` raises ends it.
     """
-    layout, path, before = known.layout, [], None
+    layout, pieces, before = known.layout, known.pieces(), None
     squares = known.squares() if saliency in NEEDS_DATA else None
 
     def worth(values: Sequence[Tensor]) -> list[Tensor]:
         return known.worth(values) if saliency == SURGEON else gene_scores(saliency, layout, values, squares)
 
-    values = known.repaired(dense_individual(layout)) if saliency == SURGEON else known.weights()
-    scores = worth(values)
+    def alive(values: Sequence[Tensor]) -> Individual:
+        return from_masks((layer.any(value != 0).numpy() for layer, value in zip(layout, values)), "multishot")
+
+    if pieces is not None and pieces.start is not None:
+        path, scores = restored(pieces.start, layout)
+    else:
+        values = known.repaired(dense_individual(layout)) if saliency == SURGEON else known.weights()
+        path, scores = [alive(values)], worth(values)  # of the dense model, then after each step
     steps = sorted({*np.geomspace(1, SPARSEST_START, known.shots + 1)[1:], *densities}, reverse=True)
     steps = [density for density in steps if density >= min(densities, default=0)]
-    for i, density in enumerate(steps):
-        kept = [mask & layer.any(value != 0) for mask, layer, value in zip(
-            keep_top(scores, count_kept(density, layout.weights), layout), layout, values)]
-        individual = from_masks((mask.numpy() for mask in kept), "multishot")
+    for i, density in enumerate(steps[len(path) - 1:], len(path)):
+        top = keep_top(scores, count_kept(density, layout.weights), layout)
+        individual = from_masks(((mask & there).numpy() for mask, there in zip(top, masks(path[-1], layout))), "multishot")
         if individual != before:  # a step may be smaller than a gene
             before = individual.clone()
             values = known.repaired(individual)
             scores = worth(values)
-        path.append((np.log(density), [layer.any(value != 0).numpy() for layer, value in zip(layout, values)]))
-        known.progress(i + 1, len(steps))
+        path.append(alive(values))
+        known.progress(i, len(steps))
+        if pieces is not None and i < len(steps):
+            pieces.keep(partial(state_of, path, scores))
+    logs = np.log(steps)
 
     def mask(density: float, rng: np.random.Generator) -> Masks:
-        return min(path, key=lambda step: abs(step[0] - np.log(density)))[1]
+        return [genes.numpy() for genes in masks(path[1 + int(np.abs(logs - np.log(density)).argmin())], layout)]
 
     return mask
+
+
+def state_of(path: Sequence[Individual], scores: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Return what the steps after the last of a multi-shot path start from: its masks, and what genes are worth now."""
+    packed = {f"mask/{i}/{k}": torch.from_numpy(bits) for i, each in enumerate(path) for k, bits in enumerate(each)}
+    return {"step": torch.tensor(len(path) - 1), **packed, **{f"score/{k}": score for k, score in enumerate(scores)}}
+
+
+def restored(state: Mapping[str, Tensor], layout: Layout) -> tuple[list[Individual], list[Tensor]]:
+    """Return the path and scores that `state_of` made a state of."""
+    path = [Individual((state[f"mask/{i}/{k}"].numpy() for k in range(len(layout))), "multishot")
+            for i in range(int(state["step"]) + 1)]
+    return path, [state[f"score/{k}"] for k in range(len(layout))]
 
 
 def at_targets(known: Known, method: str, targets: Sequence[int], seed: int) -> list[Individual]:

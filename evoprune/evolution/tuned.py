@@ -193,14 +193,16 @@ def seed_jobs(found: Sequence[Individual], budget: Budget, config: Config, layou
     values and from the dense ones, and a child of the dense model that loses its weights on the way; or one of them, see
     `DENSE_STEPS`, and of a line that at the densest target."""
     targets = kept_at_targets(config, layout)
-    jobs: list[Job] = []
+    repairs, jobs = config.repair != "none", list[Job]()
     for i, kept in enumerate(targets[:budget.first]):
         rate, growth, until, pace, mix = usual_strategy(i, len(targets)).tolist()
         seeds: list[tuple[Individual, str, dict[str, Any]]] = [
             (dense_individual(layout), "tune", {"learning_rate": rate, "growth": growth})]
         if mask := found_at(found, kept, min(targets[i + 1:i + 2] or [0]), layout):
-            seeds = [(mask, f"{mask.origin}+repair+tune", {"learning_rate": GENTLE, "repaired": True}),
-                     (mask, f"{mask.origin}+tune", {}), *seeds]
+            gentle: dict[str, Any] = {"learning_rate": GENTLE, "repaired": True} if repairs else {}
+            seeds = [(mask, f"{mask.origin}{'+repair' * repairs}+tune", gentle), (mask, f"{mask.origin}+tune", {}), *seeds]
+        else:
+            seeds *= SEEDS
         if budget.first <= len(targets):
             seeds = seeds[-1:] if budget.of(i) >= DENSE_STEPS and kept <= SPARSE * layout.total else seeds[:1]
         for mask, origin, how in seeds:

@@ -39,7 +39,7 @@ from ..masks.packed import BITS, pack
 from ..values.sparse import sparsely_run, timed
 from .machine import device_name
 from .reload import program, tensors
-from .written import free_file, write_file
+from .written import DENSE, free_file, write_file
 
 Point = Any  # of results.front, which comes later
 STATES, PROGRAMS = (".packed.safetensors", ".safetensors", ".pt"), (".pt2", ".onnx")
@@ -243,7 +243,7 @@ def say(point: Point, made: Made, told: str) -> None:
         log.info("not timed: %s", missing)
         return
     dense = point.front.structure().eval()
-    load_weights(dense, point.front.dense_state(), "export")
+    load_weights(dense, point.front.written.tensors(DENSE), "export")
     batch = taken(made.inputs, slice(0, made.batch))
     with torch.inference_mode():
         before, after = timed(lambda: applied(dense, batch), runner(made, batch), threads=1)

@@ -207,17 +207,18 @@ class Front(Sequence[Point]):
                                 f"again")
         return examples(self.record.inputs, count)
 
-    def dense_state(self) -> dict[str, Tensor]:
-        """Return the parameters and buffers that the run started from."""
-        return self.written.tensors(DENSE)
-
     def aliases(self) -> Sequence[Sequence[str]]:
-        """Return all names of each searched parameter that the state dict has more than once: where weights are tied."""
-        if self.record.aliases is None:  # of an older evoprune: only the model itself says
-            from ..masks.layers import aliases
+        """Return all names of each searched parameter that the state dict has more than once: where weights are tied.
 
-            return aliases(self.structure(), self.layout)
-        return self.record.aliases
+        Raises:
+            EvopruneError: an older evoprune has not recorded them, and only a function that the folder names could say.
+        """
+        from ..masks.layers import aliases
+
+        if self.record.aliases is None and not self.has_model:  # of an older evoprune: only the model itself says
+            raise EvopruneError(f"{self.path}: does not say which weights are tied, and finding out would call "
+                                f"{self.record.config.model}; in Python, load_front(dir, model=mine) calls nothing")
+        return aliases(self.structure(), self.layout) if self.record.aliases is None else self.record.aliases
 
     def read(self, name: str) -> list[Point]:
         """Return the points of a table: front.csv, or that of the dominated ones.
@@ -260,11 +261,10 @@ class Front(Sequence[Point]):
 
     def marks(self) -> dict[str, Point]:
         """Return what is marked in pictures: the points that are taken without another wish, by how to take them."""
-        drop = f"best(drop={DROP})"
-        found = {"knee()": self.knee}
+        found = {"knee()": self.knee()}
         if any(p.kept < p.weights and self.record.measured.score - p.score <= DROP for p in self):
-            found[drop] = lambda: self.best(drop=DROP)
-        return {name: take() for name, take in found.items()}
+            found[f"best(drop={DROP})"] = self.best(drop=DROP)
+        return found
 
     def __str__(self) -> str:
         return as_text(self.points, self.record)

@@ -43,7 +43,7 @@ def train_dense(net: nn.Module, train: Split, config: Config, path: Path, deadli
     log.info("%s the dense model: %d epoch%s of %s images", "adapting" if adapts else "training", recipe.epochs,
              "s" * (recipe.epochs != 1), f"{len(train):,}")
     label = fingerprint(asdict(recipe), *map(as_bytes_of, (*net.state_dict().values(), train.labels, *leaves(train.images))))
-    pieces = pieces_of(piece_of(path), label, time() + deadline - monotonic(), "the dense model")
+    pieces = pieces_of(piece_of(path), label, time() + deadline - monotonic(), "training the dense model")
     net.to(train.labels.device)
     tune(net, train, recipe, progress=training_progress("the dense model"), pieces=pieces)
     net.cpu()

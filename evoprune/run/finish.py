@@ -51,18 +51,25 @@ def finished_points(run: Run, state: State, later: State | None, folder: Folder,
     elif config.total_epochs is None:
         measure_plainly(run, points, folder, engine)
     if later is not None:
-        points = all_together(run, points, later)
+        points = all_together(run, points, state, later)
     elif run.kept is not None:
         points = joined(run, [points])
     measure_on_test(run, numbered(points))
     return points
 
 
-def all_together(run: Run, points: list[Pruned], later: State) -> list[Pruned]:
+def all_together(run: Run, points: list[Pruned], state: State, later: State) -> list[Pruned]:
     """Return the points of a search and of the training that followed, as far as they stand out."""
-    simple = [point for point in points if not point.individual.generation]
-    others = [point for point in untrained(trained(run), later) if point.density < 1]
-    return joined(run, (simple, [point for point in points if point.individual.generation], others))
+    simple, found = ([p for p in points if bool(p.individual.generation) == evolved] for evolved in (False, True))
+    return joined(run, (simple, found, trained_later(run, state, later)))
+
+
+def trained_later(run: Run, state: State, later: State, before: bool = True) -> list[Pruned]:
+    """Return what the training that followed a search made; its generations count on from those of the search, as in log.csv."""
+    points = [point for point in untrained(trained(run), later, before) if point.density < 1]
+    for point in points:
+        point.note(generation=state.generation + 1 + point.measured.generation)
+    return points
 
 
 def trained_further(run: Run, more_from: int, folder: Folder, engine: Local | Engine) -> list[Pruned]:
@@ -109,9 +116,8 @@ def read_points(run: Run, more_from: int, folder: Folder) -> list[Pruned]:
 
 def begun(run: Run, point: Pruned) -> Pruned:
     """Return a point that starts from the values of another, without an id."""
-    repaired = "+repair" * (point.measured.repair != "none")
-    measured = replace(point.measured, id="", test=None, before=point.measured.score,
-                       origin=f"{point.measured.origin}{repaired}+tune")
+    origin = point.measured.origin + "+repair" * (point.measured.repair != "none") + "+tune"
+    measured = replace(point.measured, id="", test=None, before=point.measured.score, origin=origin)
     individual = Individual(point.individual)
     if point.has_state:
         individual.values = values_of(with_state(run, point.state), named_masks(individual, run.layout))
@@ -131,9 +137,9 @@ def write_finished(run: Run, points: list[Pruned], rows: Rows, folder: Folder) -
         write_right(folder, points, name_of_images(run.data.test))
     write_views(folder, finished=True)
     say_whether_better(run, points)
+    epochs = config.total_epochs or config.refine_epochs or config.finetune_epochs * retrained
     folder.write_done(generations=config.generations, evaluations=int(rows[-1]["evaluations"]), points=len(points),
-                      batch_size=run.evaluator.batch_size,
-                      epochs=config.total_epochs or config.refine_epochs or config.finetune_epochs * retrained)
+                      batch_size=run.evaluator.batch_size, epochs=epochs)
 
 
 def say_whether_better(run: Run, points: list[Pruned]) -> None:
@@ -156,7 +162,7 @@ def write_stopped(run: Run, state: State, later: State | None, folder: Folder, e
     for point in points if config.total_epochs is None else ():
         point.note(repair=str(config.repair) if point.density < 1 else "none")
     if later is not None:
-        points = numbered([*points, *(each for each in untrained(trained(run), later, before=False) if each.density < 1)])
+        points = numbered([*points, *trained_later(run, state, later, before=False)])
     write_run(folder, points, rows_of(state, later), run.layout, run.dense, config.accuracy_floor)
     write_views(folder)
 
@@ -165,6 +171,7 @@ def untrained(run: Run, state: State, before: bool = True) -> list[Pruned]:
     """Return the search's front, as it was measured, and where masked models are repaired the dense one as it came: repair may
     have made it worse. What trained children scored `before` their training is measured unless that takes too long."""
     points, dense = [], state.archive[0]
+    plain = run.evaluator if run.config.precision == "fp32" and not run.config.accuracy_floor else run.last
     front = state.archive if run.config.keeps_first else non_dominated(state.archive, run.config.accuracy_floor)
     if run.config.repair != "none" and run.config.total_epochs is None:
         points.append(pruned(dense, run.layout, run.dense.score))
@@ -173,7 +180,7 @@ def untrained(run: Run, state: State, before: bool = True) -> list[Pruned]:
         point = pruned(individual, run.layout, individual.fitness.score)
         if run.config.total_epochs is not None and individual.values:
             if before:
-                point.note(before=run.evaluator.score(individual))
+                point.note(before=plain.score(individual))
             point.kept = partial(state_with, run, individual)
         points.append(point)
     return numbered(points)
@@ -193,13 +200,13 @@ def measure_plainly(run: Run, points: list[Pruned], folder: Folder, engine: Loca
         EvopruneError: a repair was given up.
     """
     repair = str(run.config.repair)
-    if repair == "none" and run.evaluator.prepared.exact and run.evaluator.batch_size == run.batch_size:
+    exact = run.evaluator.prepared.exact and run.evaluator.batch_size == run.batch_size
+    if repair == "none" and exact and not (run.config.accuracy_floor and run.config.keeps_first):  # which keeps some cut short
         return
     log.info("measuring %d point%s with the model as it is, fp32", len(points), "s" * (len(points) != 1))
     if repair == "none":
         for point in points:
-            score = run.last.score(point.individual)
-            point.note(score, before=score)
+            point.note(score := run.last.score(point.individual), before=score)
         return
     repair_last(run, [point for point in points if point.density < 1], folder, engine)
 
@@ -279,9 +286,8 @@ def train_points(run: Run, points: list[Pruned], folder: Folder, engine: Local |
         if not all(p.has_state for p in missing) and run.config.engine == "local":
             run.check_time()
 
-    for point in points:
-        if point.has_state:
-            measure(run, point, names[id(point)])
+    for point in [point for point in points if point.has_state]:
+        measure(run, point, names[id(point)])
     jobs = [(point.individual, names[id(point)], labels[id(point)]) for point in missing]
     engine.map(TrainPoint(run.identity, run.until), jobs, arrived)
     stop_if(stopped, folder)

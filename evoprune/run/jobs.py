@@ -183,7 +183,8 @@ class TrainPoint:
                             config.train_precision)
         gently = replace(recipe, learning_rate=GENTLE * recipe.learning_rate) if individual.values else recipe
         try:
-            tune(net, run.data.train, gently, kept, training_progress(what), pieces=run.pieces(key, label, self.until, what))
+            tune(net, run.data.train, gently, kept, training_progress(what),
+                 pieces=run.pieces(key, label, self.until, f"training {what}"))
         except Stopped:
             return STOPPED
         return to_safetensors(net.state_dict())
@@ -216,7 +217,7 @@ class TrainChild:
         shrink = Shrink(run.layout, job.kept, job.saliency, job.until, pace=job.pace, mix=job.mix)
         try:
             kept = tune(net, train, recipe, kept, training_progress(job.what), shrink,
-                        run.pieces(key_of(job), self.identity, self.until, job.what))
+                        run.pieces(key_of(job), self.identity, self.until, f"training {job.what}"))
         except Stopped:
             return STOPPED
         individual = from_named(kept, run.layout, job.individual.origin)

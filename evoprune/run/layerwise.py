@@ -107,7 +107,7 @@ class Layerwise:
         individual.origin, individual.generation = chosen.origin, chosen.generation
         recipe = recipe_for(net, run.config.finetune_epochs, run.config.seed + 1 + number, run.config.learning_rate,
                             run.config.augment, run.config.train_precision)
-        pieces = run.pieces(name, identity, run.until, "the layers so far")
+        pieces = run.pieces(name, identity, run.until, "training the layers so far")
         after = train_stage(run, net, individual, recipe, pieces, found)
         after.state = {name: old if torch.equal(old := before.state[name].cpu(), value) else value  # all stages are kept
                        for name, value in after.state.items()}

@@ -35,7 +35,7 @@ from ..values.fast import has_bf16
 from ..values.repair import PATH_IMAGES
 from ..values.training import Recipe, recipe_for, steps_an_epoch, tune
 from .run import Run, make_evaluator
-from .settings import BY_CLOCK, default_repair, settle_for_model, training_config
+from .settings import BY_CLOCK, default_repair, default_start, settle_for_model, training_config
 
 SMALL, FEW_MINUTES, MINUTES = 100_000, 1.0, 10.0  # parameters of a model that gets few minutes
 TARGETS = "0.8,0.9,0.95,0.97,0.98,0.985,0.99,0.995"
@@ -58,7 +58,7 @@ log = logging.getLogger("evoprune")
 class Costs:
     """What things take, in seconds, and memory in bytes."""
 
-    path: float  # a step of the multi-shot path
+    path: float  # a step of the multi-shot path, 0 where the first masks are made without one
     mask: float  # of the search
     last: float  # repair of a point at the end, for each of the population
     step: float | None  # of training; None: there is nothing to train on
@@ -93,7 +93,9 @@ def planned(config: Config, net: nn.Module, splits: Data, layout: Layout, batch_
     costs = measure("least-squares") or measure(default_repair(net, config))
     assert costs is not None
     spent = IMPORTS + monotonic() - started
-    targets = [each for each in TARGETS.split(",") if reachable(replace(config, targets=each), layout)]
+    if not (targets := [each for each in TARGETS.split(",") if reachable(replace(config, targets=each), layout)]):
+        costs = replace(costs, step=None)
+        log.info("the searched layers reach none of the sparsities at which a plan trains, %s", TARGETS)
     plan = partial(plan_of, costs, free=free_memory(), repair=default_repair(net, config), targets=targets)
     found = plan(PUNCTUAL * 60 * minutes - spent)
     found["choice_images"] = config.choice_images
@@ -119,7 +121,7 @@ def with_precision(config: Config, net: nn.Module, splits: Data) -> Config:
     if config.train_precision != AUTO:
         return config
     found = "fp32"
-    if splits.train is not None and bf16:
+    if trainable(net, splits) and bf16:
         took = {each: step_costs(replace(config, train_precision=each), net, splits, {}, FEW_STEPS)[0]
                 for each in ("fp32", "bf16")}
         found = min(took, key=lambda each: took[each])
@@ -150,13 +152,15 @@ def plan_of(costs: Costs, seconds: float, free: float, repair: str, targets: Seq
                        and need(costs, each) <= FREE * free), POPULATIONS[-1])
     left = max(0.0, seconds - PLOTS - population * costs.last)
     trains, shots = costs.step is not None, options()["shots"].default
-    if costs.least_squares:
+    if costs.path:
         affordable = int((PATH_SHARE if trains else 0.5) * left / costs.path) // LEAST_SHOTS * LEAST_SHOTS
         shots = min(max(affordable, LEAST_SHOTS), shots)
         left -= shots * costs.path
     left -= population * costs.mask
     generations, epochs = shared(costs, left, population, len(targets))
     enough = targets and epochs * costs.steps_an_epoch >= LEAST_STEPS * len(targets)
+    if trains and not enough:  # the others have its time
+        return plan_of(replace(costs, step=None), seconds, free, repair, targets)
     return {"repair": "least-squares" if costs.least_squares else repair, "shots": shots, "population": population,
             "generations": generations, "refine_epochs": epochs if enough else None,
             "targets": ",".join(targets) if enough else options()["targets"].default}
@@ -188,7 +192,7 @@ def rounded(number: float) -> int:
 
 def in_words(config: Config, costs: Costs) -> str:
     """Return what a plan does."""
-    path = f"a multi-shot path of {config.shots} steps, " if costs.least_squares else ""
+    path = f"a multi-shot path of {config.shots} steps, " if costs.path else ""
     masks = f"{config.population * config.generations:,} masks by NSGA-II with repair {config.repair}"
     if config.choice_images:
         masks += f", compared in the end on {config.choice_images:,} training images too"
@@ -214,17 +218,18 @@ def measured_costs(config: Config, net: nn.Module, splits: Data, layout: Layout,
              for density in DENSITIES]
     evaluator = make_evaluator(net, layout, splits, config, batch_sizes[1], batch_sizes[0])
     run = Run(config, net, splits, layout, batch_sizes[0], evaluator, dense, "", float("inf"))
-    mask = path = timed(evaluator, masks)
+    mask, path = timed(evaluator, masks), 0.0
     if solves := repair == "least-squares":
         assert evaluator.repairer is not None
         if not evaluator.repairer.layers or (LEAST_SHOTS + 3 * POPULATIONS[-1]) * mask > LONGEST_SHARE * seconds:
             return None
-        path = timed(partial(a_step, run.plain_evaluator(PATH_IMAGES, run.config.worth)), masks)
+        if "multishot" in (default_start(config.knowledge, repair) if config.start == AUTO else config.start):
+            path = timed(partial(a_step, run.plain_evaluator(PATH_IMAGES, run.config.worth)), masks)
     last = timed(run.last, masks)
     if config.choice_images:  # the first masks stay, and each point is measured on more images
         share = 1 + config.choice_images / len(splits.search)
         last = 2 * (last + share * timed(Evaluator(net, layout, splits.search, batch_sizes[0], plain=True).score, masks))
-    step, an_epoch = (None, 1) if splits.train is None else step_costs(config, net, splits, named_masks(masks[-1], layout))
+    step, an_epoch = (None, 1) if not trainable(net, splits) else step_costs(config, net, splits, named_masks(masks[-1], layout))
     return Costs(path, mask, last, step, an_epoch, solves, peak_memory(), 2 * layout.weights + sum(len(b) for b in masks[0]))
 
 
@@ -232,6 +237,11 @@ def a_step(evaluator: Evaluator, individual: Individual) -> None:
     """Do what a step of the multi-shot path takes."""
     evaluator.set_masks(individual)
     evaluator.saliency()
+
+
+def trainable(net: nn.Module, splits: Data) -> bool:
+    """Say whether there is something to train, and something to train it on."""
+    return splits.train is not None and any(parameter.requires_grad for parameter in net.parameters())
 
 
 def timed(function: Callable[[Individual], Any], masks: list[Individual]) -> float:

@@ -88,7 +88,7 @@ def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder, c
     identity = identity_of(config, layout, (record.batch_size, size), splits, net)
     run = Run(config, net, splits, layout, record.batch_size, evaluator, record.measured, identity,
               deadline(config.max_seconds, started), kept, record.more_from, (folder.checkpoint / TRAINED).resolve())
-    write_start(run, record, folder, resumed is not None)
+    write_start(run, record, folder, old is not None and old.dense is not None)
     return run
 
 
@@ -173,9 +173,7 @@ def deadline(seconds: float | None, started: float) -> float:
 def write_start(run: Run, record: Record, folder: Folder, resumed: bool) -> None:
     """Write what a run starts from, now that everything has been checked; a resumed one's config.json when it has gone on."""
     record = replace(record, settings=run.config.settings())
-    if run.more_from is not None:
-        pass  # a finished run is read from its files
-    elif folder.resuming:
+    if folder.resuming:
         check_checkpoint(folder, run.layout, run.identity, run.config)
     else:
         folder.set_aside()

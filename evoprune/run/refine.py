@@ -112,14 +112,9 @@ def joined(run: Run, groups: Sequence[Sequence[Pruned]]) -> list[Pruned]:
 
 def sums_of(run: Run, point: Pruned) -> np.ndarray:
     """Return what the task makes of each image that points are compared on, (n, k); where some were kept back for that, note the
-    score on all of them.
-
-    Raises:
-        Stopped: `max_seconds` have passed.
-    """
+    score on all of them."""
     sums = torch.cat([sums_under(run, point, each) for each in run.choosers])
     if run.kept is not None:
-        run.check_time()
         point.note(choice=run.data.search.task.score(sums.sum(0).tolist()))
     return sums.double().numpy()
 

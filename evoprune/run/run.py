@@ -72,7 +72,7 @@ class Run:
         return time() + self.deadline - monotonic()
 
     def pieces(self, key: str, label: str, until: float, what: str) -> Pieces | None:
-        """Return what keeps the state of the training of a job, whose result is kept under this key."""
+        """Return what keeps the state of a training, or of a path, whose result is kept under this key."""
         return None if self.trained_at is None else pieces_of(piece_of(self.trained_at / key), label, until, what)
 
     def check_time(self) -> None:
@@ -105,9 +105,9 @@ def late(until: float) -> bool:
 
 
 def pieces_of(path: Path, label: str, until: float, what: str) -> Pieces:
-    """Return what keeps the state of a training in a file, every `SAVE_EVERY` seconds and where it stops: `GRACE` seconds after
-    `until`, a time of day, which other processes know too. `label` is of all that decides what the training becomes; `what` a
-    message calls it.
+    """Return what keeps the state of something long in a file, every `SAVE_EVERY` seconds and where it stops: `GRACE` seconds
+    after `until`, a time of day, which other processes know too. `label` is of all that decides what it becomes; `what` a message
+    calls it.
 
     Its `keep` raises:
         Stopped: there was no time for all of it.
@@ -115,7 +115,7 @@ def pieces_of(path: Path, label: str, until: float, what: str) -> Pieces:
     kept = time()
     start = read_kept(path, label)
     if start is not None:
-        log.info("training %s goes on after step %d", what, int(start["step"]))
+        log.info("%s goes on after step %d", what, int(start["step"]))
 
     def keep(state: Callable[[], dict[str, Tensor]]) -> None:
         nonlocal kept
@@ -123,7 +123,7 @@ def pieces_of(path: Path, label: str, until: float, what: str) -> Pieces:
             try:
                 write_kept(path, label, state())
             except OSError as error:  # a full disk: the training itself goes on
-                log.warning("%s: %s; the state of training %s is not kept", path, error.strerror, what)
+                log.warning("%s: %s; the state of %s is not kept", path, error.strerror, what)
             kept = time()
         if over:
             raise Stopped("max_seconds")

@@ -184,5 +184,6 @@ def known(run: Run) -> Known:
         log.info("looking at the dense model on up to %s images: what its layers make, what outputs feel", f"{PATH_IMAGES:,}")
         return run.plain_evaluator(PATH_IMAGES, config.worth)
 
-    return Known(run.layout, weights, squares, repaired, worth, lambda: run.evaluator.channels,
-                 config.shots, progress_of("the multi-shot path", "steps"))
+    path = "the multi-shot path"
+    return Known(run.layout, weights, squares, repaired, worth, lambda: run.evaluator.channels, config.shots,
+                 progress_of(path, "steps"), lambda: run.pieces(f"path-{run.identity[:16]}", run.identity, run.until, path))

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import moocore
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from evoprune.evolution.generations import begin, evolve, measure
 from evoprune.evolution.selection import non_dominated, nsga2, rank_and_crowding, tournament, values_of
 from evoprune.evolution.starts import first_population
 from evoprune.evolution.toolbox import default_toolbox
-from evoprune.masks.genome import Result, from_masks, sparsity
+from evoprune.masks.genome import Fitness, Result, from_masks, sparsity
 from evoprune.masks.layout import Layer, Layout
 from evoprune.objectives import USUAL
 
@@ -186,6 +188,15 @@ def test_the_unpruned_model_is_always_in_the_archive():
     *_, state = evolve(state, toolbox, CONFIG)
     assert state.archive[0].origin == "dense" and sparsity(state.archive[0], LAYOUT) == 0
     assert len(non_dominated(state.archive)) == 1
+
+
+def test_first_masks_that_were_given_up_do_not_stay():
+    toolbox, state = start(Sparser())
+    population, given_up = state.population, state.population[2]
+    given_up.fitness = Fitness(USUAL.worst)
+    toolbox.register("measure", lambda offspring, seen: offspring)
+    kept = begin(population, toolbox, replace(CONFIG, choice_images=10)).archive
+    assert [id(each) for each in kept] == [id(each) for each in population if each is not given_up]
 
 
 def test_origins_and_generations_are_recorded():

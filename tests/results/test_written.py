@@ -229,6 +229,9 @@ def test_tied_weights_of_an_older_run_are_found_in_the_model(received):
     (received / "run" / "config.json").write_text(json.dumps({**record, "aliases": None}))
     for point, state in zip(load_front("run", Tokens()), expected):
         assert all(torch.equal(value, state[name]) for name, value in point.state_dict().items())
+    with pytest.raises(EvopruneError, match="run: does not say which weights are tied, and finding out would call .*theirs.py"):
+        load_front("run")[0].state_dict()
+    assert not (received / "called").exists()
 
 
 @pytest.mark.parametrize(("call", "said"), [

@@ -125,6 +125,19 @@ def test_stopped_anywhere_it_goes_on_to_the_same_files(small, digits, run, train
     assert same(run, trained)
 
 
+def test_a_stop_before_anything_is_trained_says_that_the_run_is_as_it_was(small, digits, run, monkeypatch, caplog):
+    def interrupted(*given):
+        raise KeyboardInterrupt
+
+    caplog.set_level("INFO", "evoprune")
+    monkeypatch.setattr("evoprune.run.finish.train_points", interrupted)
+    before = hashes(run)
+    with pytest.raises(KeyboardInterrupt):
+        evoprune.prune(small, digits, resume=run, finetune_epochs=1)
+    assert caplog.messages[-1] == f"stopped (interrupted); {run} is as it was; the same command again goes on"
+    assert hashes(run) == before
+
+
 def test_what_is_finished_has_nothing_to_do_and_can_be_trained_again(small, digits, trained, tmp_path):
     path = shutil.copytree(trained, tmp_path / "run")
     before = hashes(path)
@@ -207,11 +220,18 @@ def test_what_cannot_be_added_leaves_the_run_as_it_was(small, digits, run, setti
     assert hashes(run) == before
 
 
-def test_it_is_for_finished_runs_and_their_own_test_images(small, digits, run, tmp_path):
+def test_it_is_for_finished_runs_and_their_own_images(small, digits, run, tmp_path):
     with pytest.raises(EvopruneError, match="more_epochs: found 3 without a finished run to resume=; expected both"):
         evoprune.prune(small, digits, out=tmp_path / "new", more_epochs=3)
-    others = evoprune.Data((digits.train.images, digits.train.labels), (digits.search.images, digits.search.labels),
-                           (digits.test.images.flip(0), digits.test.labels.flip(0)))
+    parts, before = {name: getattr(digits, name) for name in ("train", "search", "test")}, hashes(run)
+    for name in ("search", "test"):
+        others = evoprune.Data(**{part: tuple(each.flip(0) if part == name else each for each in (split.images, split.labels))
+                                  for part, split in parts.items()})
+        with pytest.raises(EvopruneError, match=r"belongs to another run \(its model, data or settings differ\)"):
+            evoprune.prune(small, others, resume=run, more_epochs=1)
+        assert hashes(run) == before
+    for file in (run / "checkpoint").glob("*.npz"):
+        file.unlink()
     with pytest.raises(EvopruneError, match="data: found other test images than those of the run in"):
         evoprune.prune(small, others, resume=run, more_epochs=1)
     (run / "done.json").unlink()

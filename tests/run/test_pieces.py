@@ -100,6 +100,23 @@ def test_a_run_stopped_in_the_middle_of_trainings_has_the_same_bytes(settings, l
     assert not list((front.path / "checkpoint").rglob("*.piece"))
 
 
+@pytest.mark.parametrize("settings", [
+    {"repair": "least-squares", "shots": 4},
+    {"repair": "least-squares", "method": "multishot:obs", "targets": "0.8,0.9", "shots": 4},
+    {"start": "multishot", "shots": 3, "layerwise": True},
+    {"repair": "bn", "method": "multishot:lamp", "targets": "0.8,0.9", "shots": 4, "total_epochs": 1}])
+def test_a_multi_shot_path_stops_in_time_and_goes_on(settings, weights_file, tmp_path, hasty, monkeypatch, caplog):
+    caplog.set_level("INFO", "evoprune")
+    settings = {"weights": weights_file, **settings}
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.Run, "until", property(lambda run: math.inf))
+        whole = evoprune.prune(out=tmp_path / "whole", **SETTINGS | settings)
+    front, stops = in_pieces(out=tmp_path / "run", **settings)
+    assert stops >= settings["shots"] - 1 and results(front.path) == results(whole.path)
+    assert "the multi-shot path goes on after step 2" in caplog.text and "damaged" not in caplog.text
+    assert not list((front.path / "checkpoint").rglob("*.piece"))
+
+
 def test_training_the_dense_model_stops_in_time_and_goes_on(tmp_path, hasty, caplog, monkeypatch):
     caplog.set_level("INFO", "evoprune")
     with monkeypatch.context() as patch:
@@ -143,7 +160,7 @@ def test_a_state_that_cannot_be_kept_costs_nothing_else(digits, tmp_path, monkey
     monkeypatch.setattr(runs, "write_kept", full)
     a, b = copy.deepcopy(Noisy()), Recipe(1, "adam", 0.01, 400, 0, True)
     tune(a, digits.train, b, pieces=pieces_of(tmp_path / "it", "it", math.inf, "it"))
-    assert "it: No space left on device; the state of training it is not kept" in caplog.text
+    assert "it: No space left on device; the state of it is not kept" in caplog.text
 
 
 def test_a_kill_in_dense_training_costs_what_came_after_the_newest_state(tmp_path):

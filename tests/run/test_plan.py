@@ -12,6 +12,7 @@ from conftest import hashes
 import evoprune
 from evoprune import EvopruneError
 from evoprune.config import AUTO, DECIDED, PLANNED, Config, keywords, options
+from evoprune.inputs.models import copied
 from evoprune.main import check, main
 from evoprune.pruning import dry_run
 from evoprune.run import jobs
@@ -31,7 +32,7 @@ def plan(seconds, free=1e12, targets=TARGET_LIST, **costs):
 
 def seconds_of(found, costs=COSTS):
     """What a plan takes, by its parts."""
-    path = found["shots"] * costs.path if costs.least_squares else 0
+    path = found["shots"] * costs.path
     masks = found["population"] * ((found["generations"] + 1) * costs.mask + costs.last)
     steps = 0 if found["refine_epochs"] is None else found["refine_epochs"] * costs.steps_an_epoch * costs.step
     return PLOTS + path + masks + steps
@@ -62,11 +63,23 @@ def test_a_plan_says_how_children_come_about():
 
 
 def test_where_least_squares_take_too_long_or_there_is_no_training():
-    without = plan(60, least_squares=False)
+    without = plan(60, least_squares=False, path=0.0)
     assert without["repair"] == "bn" and without["shots"] == options()["shots"].default
     for nothing in (plan(60, step=None), plan(60, step=9.0), plan(60, targets=[])):
         assert nothing["refine_epochs"] is None and nothing["targets"] == options()["targets"].default
     assert plan(60, step=None)["generations"] > plan(60)["generations"]
+    assert plan(60, step=None) == plan(60, step=9.0) == plan(60, targets=[])  # what training cannot take, the others have
+
+
+def test_a_plan_is_for_what_can_be_trained_and_what_the_first_masks_are_made_by(lenet, digits, caplog):
+    caplog.set_level("INFO", "evoprune")
+    dry_run(copied(lenet).requires_grad_(False), digits, minutes=0.2)
+    dry_run(lenet, digits, minutes=0.2, knowledge="weights")
+    dry_run(lenet, digits, minutes=0.2, layer="conv1")
+    frozen, blind, alone = [line for line in caplog.messages if line.startswith("plan for")]
+    assert "no training;" in frozen and "multi-shot path" in frozen and "no training;" in alone
+    assert "multi-shot path" not in blind and "masks by NSGA-II with repair least-squares" in blind
+    assert f"the searched layers reach none of the sparsities at which a plan trains, {TARGETS}" in caplog.messages
 
 
 def test_a_plan_fits_the_memory_that_is_free():

@@ -18,11 +18,13 @@ from evoprune.evolution import toolbox, tuned
 from evoprune.evolution.generations import State, evolve
 from evoprune.evolution.history import Log, Seen
 from evoprune.evolution.tuned import FIRST_SHARE, GENTLE, SEED_STEPS, SEEDS, kept_at_targets, seed_jobs, seeded_budget
+from evoprune.inputs.models import copied
 from evoprune.inputs.tasks import CLASSIFICATION
 from evoprune.masks.genome import dense_individual, from_masks, kept_weights
 from evoprune.masks.layers import find_layers
 from evoprune.masks.layout import Layer, Layout
 from evoprune.objectives import USUAL, Objective, Objectives
+from evoprune.results.written import DOMINATED, FRONT
 from evoprune.run import refine
 from evoprune.run.rebuild import RunBuilder, rebuild
 from evoprune.run.refine import joined, rows_of
@@ -82,6 +84,9 @@ def test_seeds_are_what_was_found_at_each_target_and_a_child_of_the_dense_model(
     for i, job in enumerate(jobs):
         assert job.kept == (targets[i // 3] if i % 3 == 2 else kept_weights(job.individual, layout)) and job.seed == i
         assert job.repaired == (i % 3 == 0) and (job.learning_rate == GENTLE) == job.repaired if i % 3 < 2 else True
+    plain = seed_jobs(found[2:3], seeded_budget(config, 1151, 64), replace(config, repair="none"), layout)  # two have no mask
+    assert [job.individual.origin for job in plain] == [*["tune"] * 3, *["at 0.18+tune"] * 2, *["tune"] * 4]
+    assert sum(job.steps for job in plain) == round(FIRST_SHARE * 18 * SEED_EPOCHS) and not any(job.repaired for job in plain)
     line, dense, least = tuned.LINE_STEPS, tuned.DENSE_STEPS, "0.9,0.95,0.97"
     for steps, aims, count, tuned_dense in ((line, "0.5,0.8,0.9", 3, [2]), (line - 1, "0.5,0.8,0.9", 1, []),  # one a target, or
                                             (dense, least, 1, [0]), (dense - 1, least, 1, [])):  # the first of a line
@@ -178,6 +183,29 @@ def test_points_of_all_phases_are_what_they_say(refined, lenet, digits):
     with (refined / "log.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["generation"]) for row in rows] == list(range(len(rows))) and float(rows[-1]["epochs"]) == 30
+
+
+def test_generations_of_what_is_trained_count_on_as_in_the_log(refined, lenet):
+    front = evoprune.load_front(refined, lenet)
+    points = {point.id: point for name in (DOMINATED, FRONT) if front.written.has(name) for point in front.read(name)}
+    with (refined / "log.csv").open(newline="") as file:
+        log = {int(row["generation"]): float(row["epochs"]) for row in csv.DictReader(file)}
+    trained = {point.generation for point in points.values() if "tune" in point.origin}
+    assert trained and trained <= {generation for generation, epochs in log.items() if epochs}
+    assert all(log[point.generation] == 0 for point in points.values() if "tune" not in point.origin)
+
+
+@pytest.mark.parametrize("extra", [{"accuracy_floor": 0.8}, {"precision": "bf16"}])
+def test_what_points_scored_before_training_is_of_all_images_in_fp32(extra, lenet, digits, tmp_path):
+    settings = {**SETTINGS, "repair": "none", "total_epochs": 40.0, "batch_size": "32", **extra}
+    front = evoprune.prune(lenet, digits, out=tmp_path / "run", **settings)
+    points = [point for point in front if point.kept < point.weights]
+    assert points
+    for point in points:
+        masked = copied(lenet)
+        for name, mask in point.masks().items():
+            masked.get_parameter(name).data *= mask
+        assert point.accuracy_before == pytest.approx(evoprune.accuracy(masked.eval(), digits.search), abs=1e-9)
 
 
 def test_where_steps_are_few_each_target_inherits_from_the_next_denser_one(lenet, digits, tmp_path, monkeypatch):
