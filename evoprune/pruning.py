@@ -35,7 +35,7 @@ from .run.progress import progress_shown, say_full_size
 from .run.rebuild import builder_of, registered
 from .run.refine import refined, rows_of
 from .run.run import Run, stoppable
-from .run.search import search
+from .run.search import map_measured, search
 from .run.settings import settle
 from .views.pictures import write_views
 
@@ -127,7 +127,7 @@ def all_at_once(run: Run, toolbox: Make, folder: Folder, engine: Local | Engine)
     """Search all layers together, then finish, or write what there is where the run is stopped."""
     config = run.config
     evaluate: Evaluation = run.evaluator if config.engine == "local" else RunEvaluator(run.identity)
-    mapping: Callable[..., list[Any]] = engine.map
+    mapping: Callable[..., list[Any]] = partial(map_measured, engine=engine, run=run)
     if config.total_epochs is not None:
         evaluate, mapping = TrainChild(run.identity, run.until), partial(map_kept, engine=engine, folder=folder, run=run)
     state: State | None = None

@@ -5,34 +5,38 @@ saving and telling on the way.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import numpy as np
+import torch
 from deap import base
 from torch import Tensor
 
-from ..engines.engine import local
+from ..engines.engine import Engine, Local, local
+from ..engines.worker import ignore
 from ..errors import Stopped
 from ..evaluation.evaluator import Evaluator
 from ..evolution.checkpoint import load, save
-from ..evolution.generations import State, begin, evolve
+from ..evolution.generations import State, as_result, begin, evolve
 from ..evolution.starts import Known, at_targets, first_population
 from ..evolution.tuned import Budget, Job, budget_of, kept_at_targets, seeded_budget
 from ..files import remove, uninterrupted
-from ..masks.genome import Fitness, Individual, dense_individual
+from ..masks.genome import Fitness, Individual, Measurement, Result, dense_individual
 from ..masks.saliency import gene_scores, gradient_squares
 from ..masks.tensors import masks
 from ..results.written import TRAINED
 from ..rules import SURGEON, read_method
+from ..values.inherited import packed, unpacked
 from ..values.repair import PATH_IMAGES
 from ..values.training import recipe_for
 from .progress import SearchProgress, progress_of
 from .run import Run
 
+SLOW = 1.0  # seconds from which on a mask is measured alone, not with the others
 SAVE_EVERY = 1.0  # seconds between checkpoints: a generation can be shorter than the write that saves it
 FISHER_IMAGES, FISHER_BATCH = 4096, 16  # of the mean squared gradients
 log = logging.getLogger("evoprune")
@@ -98,6 +102,57 @@ def tell(run: Run, state: State, progress: SearchProgress) -> None:
     progress.generation(state.log[-1], [individual.fitness.values for individual in state.archive])
     if run.on_generation is not None:
         run.on_generation(dict(state.log[-1]))
+
+
+def map_measured(function: Callable[[Individual], Measurement], individuals: Sequence[Individual], engine: Local | Engine,
+                 run: Run, progress: Callable[[int, int], None] = ignore) -> list[Result | None]:
+    """Return what individuals measure, in order, None where that was given up; where it takes long, what there is is kept now and
+    then, so that a resumed run need not repeat it.
+
+    Raises:
+        Stopped: `max_seconds` have passed before the last of them.
+    """
+    pieces = run.pieces(f"masks-{run.identity[:16]}", run.identity, run.until, "measuring masks")
+    keys = [individual.key().hex() for individual in individuals]
+    found = {} if pieces is None or pieces.start is None else all_unpacked(pieces.start)
+    missing = [individual for key, individual in zip(keys, individuals) if key not in found]
+    left = len(missing)
+
+    def arrived(i: int, measured: Measurement | None) -> None:
+        nonlocal left
+        left -= 1
+        if measured is not None:
+            found[missing[i].key().hex()] = as_result(measured, run.objectives)
+        if left and pieces is not None:
+            pieces.keep(partial(all_packed, found))
+
+    if isinstance(engine, Engine):
+        engine.map(function, missing, arrived, progress)
+    else:
+        done, started = 0, monotonic() - SLOW
+        while left and monotonic() - started >= SLOW:  # of the mask before
+            started = monotonic()
+            arrived(done, function(missing[done]))
+            progress(done := done + 1, len(missing))
+        for i, measured in enumerate(local(function, missing[done:], lambda more, of: progress(done + more, done + of))):
+            arrived(done + i, measured)
+    return [found.get(key) for key in keys]
+
+
+def all_packed(found: Mapping[str, Result]) -> dict[str, Tensor]:
+    """Return measured masks, by key, as tensors."""
+    named = {f"{key}/{name}": value for key, result in found.items() for name, value in packed(result).items()}
+    return {"step": torch.tensor(len(found)), **named}
+
+
+def all_unpacked(state: Mapping[str, Tensor]) -> dict[str, Result]:
+    """Return the measured masks that `all_packed` took apart."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, value in state.items():
+        key, _, rest = name.partition("/")
+        if rest:
+            parts.setdefault(key, {})[rest] = value
+    return {key: unpacked(tensors) for key, tensors in parts.items()}
 
 
 def plan_masks(run: Run, toolbox: base.Toolbox) -> int:

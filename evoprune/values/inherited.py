@@ -49,16 +49,18 @@ def fit_values(child: Individual, parent: Individual, layout: Layout) -> None:
 
 
 def packed(result: Result) -> dict[str, Tensor]:
-    """Return what training gave as tensors, for a file."""
-    assert result.bits is not None and result.values is not None
+    """Return what an evaluation gave as tensors, for a file."""
+    parts = {"saliency": result.saliency or {}, "values": result.values or {}}
+    arrays = {f"{part} {name}": value for part, found in parts.items() for name, value in found.items()}
     return {"objectives": torch.tensor(result.objectives, dtype=torch.float64),
-            **{f"bits {i}": torch.from_numpy(bits) for i, bits in enumerate(result.bits)},
-            **{f"value {name}": torch.from_numpy(np.asarray(value)) for name, value in result.values.items()}}
+            **{f"bits {i}": torch.from_numpy(bits) for i, bits in enumerate(result.bits or ())},
+            **{name: torch.from_numpy(np.asarray(value)) for name, value in arrays.items()}}
 
 
-def unpacked(tensors: dict[str, Tensor]) -> Result:
+def unpacked(tensors: Mapping[str, Tensor]) -> Result:
     """Return the result that `packed` took apart."""
-    values_found = tuple(tensors.pop("objectives").tolist())
+    def part(start: str) -> Arrays | None:
+        return {name.removeprefix(start): value.numpy() for name, value in tensors.items() if name.startswith(start)} or None
+
     bits = [tensors[f"bits {i}"].numpy() for i in range(sum(name.startswith("bits ") for name in tensors))]
-    values = {name.removeprefix("value "): value.numpy() for name, value in tensors.items() if name.startswith("value ")}
-    return Result(values_found, bits, values=values)
+    return Result(tuple(tensors["objectives"].tolist()), bits or None, part("saliency "), part("values "))

@@ -365,7 +365,11 @@ def test_a_result_survives_packing():
     values = {"a": np.arange(3, dtype=np.float32), "n": np.int64(4) * np.ones((), np.int64)}
     found = unpacked(packed(Result((0.1, 0.9), bits, values=values)))
     assert found.objectives == (0.1, 0.9) and all(np.array_equal(a, b) for a, b in zip(found.bits, bits))
-    assert {name: value.tolist() for name, value in found.values.items()} == {"a": [0, 1, 2], "n": 4}
+    assert {name: value.tolist() for name, value in found.values.items()} == {"a": [0, 1, 2], "n": 4} and found.saliency is None
+    measured = Result((1 / 3,), saliency={"a": np.array([0.1, -2], np.float16)})
+    again = unpacked(packed(measured))
+    assert again.objectives == (1 / 3,) and again.bits is again.values is None
+    assert again.saliency["a"].dtype == np.float16 and np.array_equal(again.saliency["a"], measured.saliency["a"])
 
 
 @pytest.mark.parametrize("size", [(2, 3, 8, 8), (2, 3, 9, 7)])

@@ -8,17 +8,24 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import evoprune
+from evoprune.engines.engine import Engine
+from evoprune.engines.worker import DONE
 from evoprune.errors import EvopruneError, Stopped
 from evoprune.files import read_kept
+from evoprune.masks.genome import from_masks
 from evoprune.masks.layers import find_layers
+from evoprune.objectives import USUAL
 from evoprune.run import run as runs
 from evoprune.run.run import pieces_of
+from evoprune.run.search import map_measured
 from evoprune.values.training import Recipe, Shrink, tune
 
 SETTINGS = {"population": 6, "generations": 1, "threads": 1, "front": 2, "search_images": 100, "train_images": 192}
@@ -117,13 +124,55 @@ def test_a_multi_shot_path_stops_in_time_and_goes_on(settings, weights_file, tmp
     assert not list((front.path / "checkpoint").rglob("*.piece"))
 
 
+@pytest.mark.parametrize("settings", [{"generations": 2}, {"repair": "least-squares", "start": "lamp"}])
+def test_masks_that_take_long_are_measured_in_pieces(settings, weights_file, tmp_path, hasty, monkeypatch, caplog):
+    caplog.set_level("INFO", "evoprune")
+    settings = {"weights": weights_file, **settings}
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.Run, "until", property(lambda run: math.inf))
+        whole = evoprune.prune(out=tmp_path / "whole", **SETTINGS | settings)
+    front, stops = in_pieces(out=tmp_path / "run", **settings)
+    assert stops >= 6 and results(front.path) == results(whole.path)
+    assert "measuring masks goes on after step 4" in caplog.text and "damaged" not in caplog.text
+    log, other = ((run.path / "log.csv").read_text().splitlines() for run in (front, whole))
+    assert [row.split(",")[:2] for row in log] == [row.split(",")[:2] for row in other]
+
+
+def bits_of(mask):
+    return mask[0].item() / 255, 0.5
+
+
+def test_what_workers_measured_before_a_stop_is_not_measured_again(tmp_path):
+    class Pool:
+        """Does the last job first, and gives one up."""
+
+        def run(self, function, items):
+            for i in reversed(range(len(items))):
+                asked.append(items[i].key())
+                yield i, (DONE, None if i == 1 else function(items[i]))
+
+    asked, masks = [], [from_masks([np.arange(8) < i], "") for i in range(4)]
+    engine = Engine("pool", Pool())
+    run = SimpleNamespace(pieces=lambda key, label, late, what: pieces_of(tmp_path / key, label, late, what), identity="it",
+                          objectives=USUAL, until=0.0)
+    for stops in range(3):
+        with pytest.raises(Stopped):
+            map_measured(bits_of, masks, engine, run)
+        assert len(asked) == stops + 1
+    run.until = math.inf
+    found = map_measured(bits_of, masks, engine, run)
+    assert asked[3:] == [masks[1].key(), masks[0].key()]  # what was given up is tried again
+    assert [each and each.objectives for each in found] == [bits_of(masks[0]), None, *map(bits_of, masks[2:])]
+
+
 def test_training_the_dense_model_stops_in_time_and_goes_on(tmp_path, hasty, caplog, monkeypatch):
     caplog.set_level("INFO", "evoprune")
     with monkeypatch.context() as patch:
         patch.setattr("evoprune.run.dense.pieces_of", pieces_of)
+        patch.setattr(runs.Run, "until", property(lambda run: math.inf))
         whole = evoprune.prune(out=tmp_path / "whole", train_epochs=3, **SETTINGS)
     front, stops = in_pieces(out=tmp_path / "run", train_epochs=3)
-    assert stops == 8 and results(front.path) == results(whole.path)
+    assert stops >= 8 and results(front.path) == results(whole.path)
     assert "training the dense model goes on after step 3" in caplog.text
 
 
