@@ -126,15 +126,19 @@ def check_given(toolbox: Any, command: Any, progress: Any, on_generation: Any) -
 def all_at_once(run: Run, toolbox: Make, folder: Folder, engine: Local | Engine) -> None:
     """Search all layers together, then finish, or write what there is where the run is stopped."""
     config = run.config
-    evaluate: Evaluation = run.evaluator if config.engine == "local" else RunEvaluator(run.identity)
-    mapping: Callable[..., list[Any]] = partial(map_measured, engine=engine, run=run)
+    run.started = folder.started
     if config.total_epochs is not None:
-        evaluate, mapping = TrainChild(run.identity, run.until), partial(map_kept, engine=engine, folder=folder, run=run)
+        box = made(toolbox, TrainChild(run.identity, run.until), run.layout, config)
+        mapping: Callable[..., list[Any]] = partial(map_kept, engine=engine, folder=folder, run=run)
+    else:
+        measure: Evaluation = run.evaluator if config.engine == "local" else RunEvaluator(run.identity)
+        box = made(toolbox, measure, run.layout, config)
+        mapping = partial(map_measured, evaluate=box.evaluate, engine=engine, run=run)
     state: State | None = None
     later: State | None = None  # of the training that follows
     try:
         with stoppable():
-            for newest in search(run, made(toolbox, evaluate, run.layout, config), folder.checkpoint, mapping):
+            for newest in search(run, box, folder.checkpoint, mapping):
                 if newest.evaluations and not (folder.resuming and state is None):  # the first of those is where it was
                     folder.started()
                 state = newest
@@ -154,6 +158,7 @@ def layer_by_layer(run: Run, toolbox: Make, folder: Folder, engine: Local | Engi
     """Search one layer after the other, and write the models after each, or after those that a stopped run has had."""
     points: list[Pruned] = []
     rows: list[dict[str, float]] = []
+    run.started = folder.started
     try:
         with stoppable():
             for point, more in Layerwise(run, toolbox, folder, engine).stages():

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The inspiration's second task: ResNet-18 on CIFAR-10 (JPEG): a dense model, masks without training by a path and by evolution, and
-# a search of masks with a line of descent that trains, and two rules, with the same epochs: 10 on two cores of a CPU, 60 on a GPU.
+# a search of masks and training of what it finds, and two rules, with the same epochs: 10 on two cores of a CPU, 60 on a GPU.
 # Rebuilds results/resnet18_cifar10/, or resnet18_cifar10_gpu/; what is there stays, and dense training goes on where it stopped.
 # usage: scripts/resnet18_cifar10.sh FOLDER [cpu|cuda]    FOLDER has train/CLASS/* and test/CLASS/*
 set -euo pipefail

@@ -17,16 +17,17 @@ dense() {  # NAME EPOCHS FLAGS...: train data/NAME.safetensors, unless it is the
 
 run() {  # NAME SEED FLAGS...: one run, its tables and settings kept; one that is there stays, one that was stopped goes on
   local out=$results/$1/seed-$2 work=data/${results//\//-}-$1-$2 began=$SECONDS
-  local engine=(--engine processes --workers "${workers:-2}")
+  local engine=(--engine processes --workers "${workers:-2}") flags="${program[*]} ${common[*]} ${*:3}"
   [[ -e $out/done.json ]] && return
-  if [[ -e $work/config.json && -z ${timed:-} ]]; then
+  if [[ -e $work/config.json && -z ${timed:-} && $(cat "$work.flags") == "$flags" ]]; then
     /usr/bin/env python "${program[@]}" "${engine[@]}" --resume "$work"
   else
     rm -rf "$work"
+    mkdir -p data && echo "$flags" > "$work.flags"
     /usr/bin/env python "${program[@]}" "${common[@]}" "${engine[@]}" --threads 1 --seed "$2" --out "$work" "${@:3}"
   fi
   mkdir -p "$out"
   [[ -z ${timed:-} ]] || echo $((SECONDS - began)) > "$out/seconds.txt"
   cp "$work"/{front.csv,layers.csv,log.csv,config.json,done.json} "$out"
-  rm -rf "$work"
+  rm -rf "$work" "$work.flags"
 }

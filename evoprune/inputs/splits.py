@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..errors import EvopruneError, shown, where_raised, with_type
+from ..files import as_bytes_of, fingerprint
 from .datasets import as_tensor, is_nested, nested_tensors, read_dataset, read_loader
 from .nested import Inputs, applied, check_together, leaves, mapped, taken
 from .tasks import CLASSIFICATION, Task
@@ -38,6 +39,11 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def name(self) -> str:
+        """What tells these images and labels from others."""
+        return fingerprint(*map(as_bytes_of, (self.labels, *leaves(self.images))))
 
     def inputs(self, index: slice | Tensor) -> Inputs:
         """Return a batch as the model takes it."""

@@ -48,6 +48,7 @@ class Record:
     inputs: dict[str, Any] | list[Any] | None = None  # what an example is like, as `described`; None: not recorded
     left_out: dict[str, Any] | None = None  # names and sizes of parameters that are not searched, by the reason
     more_from: int | None = None  # points that the finished run had, to which --more-epochs adds; None: nothing was added
+    searched: str | None = None  # the name of the search images, see `Split`; None: not recorded
     constant: float | None = None  # what the best answer scores that is the same for all search images; None: not known
 
     def to_json(self) -> str:

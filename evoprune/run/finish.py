@@ -13,9 +13,8 @@ from ..errors import EvopruneError
 from ..evaluation.evaluator import Evaluator
 from ..evolution.generations import State
 from ..evolution.selection import non_dominated
-from ..files import as_bytes_of, fingerprint, from_safetensors
-from ..inputs.nested import leaves
-from ..inputs.splits import Split, score
+from ..files import from_safetensors
+from ..inputs.splits import score
 from ..inputs.tasks import constant_score
 from ..masks.genome import Individual
 from ..masks.tensors import named_masks
@@ -78,7 +77,7 @@ def trained_further(run: Run, more_from: int, folder: Folder, engine: Local | En
 
     Raises:
         Stopped: `max_seconds` have passed; what is trained is kept for --resume.
-        EvopruneError: the test images are others than the run's.
+        EvopruneError: the search or test images are others than the run's.
     """
     there = read_points(run, more_from, folder)
     front = [point for point in undominated(there, run.config.accuracy_floor) if point.density < 1]
@@ -95,10 +94,12 @@ def trained_further(run: Run, more_from: int, folder: Folder, engine: Local | En
 def read_points(run: Run, more_from: int, folder: Folder) -> list[Pruned]:
     """Return the points that a run had when it was finished, as its files have them, by id; later ones are not looked at."""
     front, test = load_front(folder.path), run.data.test
+    if front.record.searched not in (None, run.data.search.name):
+        raise EvopruneError(f"data: found other search images than those of the run in {folder.path}; expected the same")
     files = front.written
     there = {p.id: p for name in (DOMINATED, FRONT) if files.has(name) for p in front.read(name) if int(p.id) < more_from}
     right = None if test is None else files.per_image(list(there.values()), len(test))
-    if right is not None and test is not None and right.split != name_of_images(test):
+    if right is not None and test is not None and right.split != test.name:
         raise EvopruneError(f"data: found other test images than those of the run in {folder.path}; expected the same")
     points = []
     for id, found in sorted(there.items()):
@@ -124,17 +125,12 @@ def begun(run: Run, point: Pruned) -> Pruned:
     return Pruned(measured, individual)
 
 
-def name_of_images(split: Split) -> str:
-    """Return what tells images and labels from others."""
-    return fingerprint(*map(as_bytes_of, (split.labels, *leaves(split.images))))
-
-
 def write_finished(run: Run, points: list[Pruned], rows: Rows, folder: Folder) -> None:
     """Write the files of a run that came to its end."""
     config, retrained = run.config, sum(p.has_state for p in points)
     write_run(folder, points, rows, run.layout, run.dense, config.accuracy_floor, run.more_from is not None)
     if run.data.test is not None:
-        write_right(folder, points, name_of_images(run.data.test))
+        write_right(folder, points, run.data.test.name)
     write_views(folder, finished=True)
     say_whether_better(run, points)
     epochs = config.total_epochs or config.refine_epochs or config.finetune_epochs * retrained

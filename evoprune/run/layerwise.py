@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ from ..values.training import Pieces, Recipe, hold_zeros, recipe_for, tune
 from .jobs import OneLayer, RunEvaluator
 from .progress import training_progress
 from .run import Run, make_evaluator
-from .search import search
+from .search import map_measured, search
 
 MASK = "mask of "  # prefix of the masks among the tensors of a stage's file
 Rows = Sequence[dict[str, float]]  # of the log
@@ -131,7 +132,9 @@ class Layerwise:
             write_atomic(values, to_safetensors(before.state))
             measure = RunEvaluator(run.identity, OneLayer(identity, str(values), i, others))
         alone = replace(run, model=net, layout=layout, evaluator=evaluator, identity=identity)
-        states = search(alone, made(self.toolbox, measure or evaluator, layout, config), checkpoint, self.engine.map)
+        toolbox = made(self.toolbox, measure or evaluator, layout, config)
+        mapping = partial(map_measured, evaluate=toolbox.evaluate, engine=self.engine, run=alone)
+        states = search(alone, toolbox, checkpoint, mapping)
         for newest in states:
             self.folder.started()
             found = newest

@@ -75,7 +75,7 @@ def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder, c
         threads=config.threads or torch.get_num_threads(), weights=layout.total, batch_size=batch_size_for(activation, device),
         objectives=optimised(config.objectives, config.task), device=device_name(device), versions=versions(),
         aliases=aliases(net, layout), inputs=described(splits.search.inputs(slice(0, LIKE))), toolbox=toolbox, left_out=apart,
-        more_from=points_before(folder, old, config))
+        more_from=points_before(folder, old, config), searched=splits.search.name)
     say(record, old)
     if config.train_epochs and resumed is None:
         train_first(net, splits, record, folder, deadline(config.max_seconds, started))
@@ -173,7 +173,9 @@ def deadline(seconds: float | None, started: float) -> float:
 def write_start(run: Run, record: Record, folder: Folder, resumed: bool) -> None:
     """Write what a run starts from, now that everything has been checked; a resumed one's config.json when it has gone on."""
     record = replace(record, settings=run.config.settings())
-    if folder.resuming:
+    if run.more_from is not None:
+        pass  # a finished run is read from its files
+    elif folder.resuming:
         check_checkpoint(folder, run.layout, run.identity, run.config)
     else:
         folder.set_aside()

@@ -13,9 +13,10 @@ from time import monotonic, time
 from torch import Tensor, nn
 
 from ..config import AUTO, Config
+from ..engines.worker import ignore
 from ..errors import EvopruneError, Stopped
 from ..evaluation.evaluator import Evaluator
-from ..files import piece_of, read_kept, write_kept
+from ..files import piece_of, read_kept, remove, write_kept
 from ..inputs.models import copied
 from ..inputs.splits import Data, Split, calibration, score
 from ..inputs.tasks import optimised
@@ -60,6 +61,7 @@ class Run:
     more_from: int | None = None  # points of a finished run that are trained further
     trained_at: Path | None = None  # where what jobs have trained is kept
     on_generation: Callable[[dict[str, float]], None] | None = None  # the user's, called with each row of the log
+    started: Callable[[], None] = ignore  # told when a state is kept that the run can go on with
 
     @property
     def objectives(self) -> Objectives:
@@ -73,7 +75,12 @@ class Run:
 
     def pieces(self, key: str, label: str, until: float, what: str) -> Pieces | None:
         """Return what keeps the state of a training, or of a path, whose result is kept under this key."""
-        return None if self.trained_at is None else pieces_of(piece_of(self.trained_at / key), label, until, what)
+        return None if self.trained_at is None else pieces_of(piece_of(self.trained_at / key), label, until, what, self.started)
+
+    def forget(self, key: str) -> None:
+        """Remove what `pieces` kept under this key."""
+        if self.trained_at is not None:
+            remove(piece_of(self.trained_at / key))
 
     def check_time(self) -> None:
         """Raise `Stopped` when `max_seconds` have passed."""
@@ -104,10 +111,10 @@ def late(until: float) -> bool:
     return time() >= until + GRACE
 
 
-def pieces_of(path: Path, label: str, until: float, what: str) -> Pieces:
+def pieces_of(path: Path, label: str, until: float, what: str, started: Callable[[], None] = ignore) -> Pieces:
     """Return what keeps the state of something long in a file, every `SAVE_EVERY` seconds and where it stops: `GRACE` seconds
     after `until`, a time of day, which other processes know too. `label` is of all that decides what it becomes; `what` a message
-    calls it.
+    calls it; `started` is called when a state is kept.
 
     Its `keep` raises:
         Stopped: there was no time for all of it.
@@ -122,6 +129,7 @@ def pieces_of(path: Path, label: str, until: float, what: str) -> Pieces:
         if (over := late(until)) or time() - kept >= SAVE_EVERY:
             try:
                 write_kept(path, label, state())
+                started()
             except OSError as error:  # a full disk: the training itself goes on
                 log.warning("%s: %s; the state of %s is not kept", path, error.strerror, what)
             kept = time()

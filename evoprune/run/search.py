@@ -25,9 +25,10 @@ from ..evolution.generations import State, as_result, begin, evolve
 from ..evolution.starts import Known, at_targets, first_population
 from ..evolution.tuned import Budget, Job, budget_of, kept_at_targets, seeded_budget
 from ..files import remove, uninterrupted
-from ..masks.genome import Fitness, Individual, Measurement, Result, dense_individual
+from ..masks.genome import Fitness, Individual, Measurement, dense_individual
 from ..masks.saliency import gene_scores, gradient_squares
 from ..masks.tensors import masks
+from ..objectives import Objectives
 from ..results.written import TRAINED
 from ..rules import SURGEON, read_method
 from ..values.inherited import packed, unpacked
@@ -36,7 +37,7 @@ from ..values.training import recipe_for
 from .progress import SearchProgress, progress_of
 from .run import Run
 
-SLOW = 1.0  # seconds from which on a mask is measured alone, not with the others
+SLOW = 1.0  # seconds for which masks are measured together, before what there is may be kept
 SAVE_EVERY = 1.0  # seconds between checkpoints: a generation can be shorter than the write that saves it
 FISHER_IMAGES, FISHER_BATCH = 4096, 16  # of the mean squared gradients
 log = logging.getLogger("evoprune")
@@ -104,49 +105,57 @@ def tell(run: Run, state: State, progress: SearchProgress) -> None:
         run.on_generation(dict(state.log[-1]))
 
 
-def map_measured(function: Callable[[Individual], Measurement], individuals: Sequence[Individual], engine: Local | Engine,
-                 run: Run, progress: Callable[[int, int], None] = ignore) -> list[Result | None]:
+def map_measured(function: Callable[[Individual], Measurement], individuals: Sequence[Individual], evaluate: Any,
+                 engine: Local | Engine, run: Run, progress: Callable[[int, int], None] = ignore) -> list[Measurement | None]:
+    # 6 arguments: four are registered
     """Return what individuals measure, in order, None where that was given up; where it takes long, what there is is kept now and
-    then, so that a resumed run need not repeat it.
+    then, so that a resumed run need not repeat it. Any other function than `evaluate` is mapped as it is.
 
     Raises:
         Stopped: `max_seconds` have passed before the last of them.
     """
-    pieces = run.pieces(f"masks-{run.identity[:16]}", run.identity, run.until, "measuring masks")
-    keys = [individual.key().hex() for individual in individuals]
+    if function is not evaluate:
+        return engine.map(function, individuals, progress=progress)
+    name = f"masks-{run.identity[:16]}"
+    pieces = run.pieces(name, run.identity, run.until, "measuring masks")
     found = {} if pieces is None or pieces.start is None else all_unpacked(pieces.start)
-    missing = [individual for key, individual in zip(keys, individuals) if key not in found]
-    left = len(missing)
+    keys = [individual.key().hex() for individual in individuals]  # now: measuring may change them
+    missing = [(key, individual) for key, individual in zip(keys, individuals) if key not in found]
+    items, done = [individual for _, individual in missing], 0
 
     def arrived(i: int, measured: Measurement | None) -> None:
-        nonlocal left
-        left -= 1
-        if measured is not None:
-            found[missing[i].key().hex()] = as_result(measured, run.objectives)
-        if left and pieces is not None:
-            pieces.keep(partial(all_packed, found))
+        nonlocal done
+        found[missing[i][0]] = measured
+        done += 1
+        if done < len(items) and pieces is not None and isinstance(engine, Engine):
+            pieces.keep(partial(all_packed, found, run.objectives))
+
+    def further(before: int, more: int, of: int) -> None:
+        progress(before + more, len(items))
 
     if isinstance(engine, Engine):
-        engine.map(function, missing, arrived, progress)
-    else:
-        done, started = 0, monotonic() - SLOW
-        while left and monotonic() - started >= SLOW:  # of the mask before
-            started = monotonic()
-            arrived(done, function(missing[done]))
-            progress(done := done + 1, len(missing))
-        for i, measured in enumerate(local(function, missing[done:], lambda more, of: progress(done + more, done + of))):
-            arrived(done + i, measured)
-    return [found.get(key) for key in keys]
+        engine.map(function, items, arrived, progress)
+    count = 1  # that are measured together: as many as take about `SLOW` seconds
+    while done < len(items):
+        started, first = monotonic(), done
+        for i, measured in enumerate(local(function, items[first:first + count], partial(further, first))):
+            arrived(first + i, measured)
+        if done < len(items) and pieces is not None:
+            pieces.keep(partial(all_packed, found, run.objectives))
+        count = 2 * count if monotonic() - started < SLOW else max(1, count // 2)
+    run.forget(name)
+    return [found[key] for key in keys]
 
 
-def all_packed(found: Mapping[str, Result]) -> dict[str, Tensor]:
-    """Return measured masks, by key, as tensors."""
-    named = {f"{key}/{name}": value for key, result in found.items() for name, value in packed(result).items()}
+def all_packed(found: Mapping[str, Measurement | None], objectives: Objectives) -> dict[str, Tensor]:
+    """Return what masks measured, by key, as tensors."""
+    named = {f"{key}/{name}": value for key, measured in found.items()
+             for name, value in packed(as_result(measured, objectives)).items()}
     return {"step": torch.tensor(len(found)), **named}
 
 
-def all_unpacked(state: Mapping[str, Tensor]) -> dict[str, Result]:
-    """Return the measured masks that `all_packed` took apart."""
+def all_unpacked(state: Mapping[str, Tensor]) -> dict[str, Measurement | None]:
+    """Return what masks measured, which `all_packed` took apart."""
     parts: dict[str, dict[str, Tensor]] = {}
     for name, value in state.items():
         key, _, rest = name.partition("/")

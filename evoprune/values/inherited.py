@@ -50,7 +50,7 @@ def fit_values(child: Individual, parent: Individual, layout: Layout) -> None:
 
 def packed(result: Result) -> dict[str, Tensor]:
     """Return what an evaluation gave as tensors, for a file."""
-    parts = {"saliency": result.saliency or {}, "values": result.values or {}}
+    parts = {"saliency": result.saliency or {}, "value": result.values or {}}
     arrays = {f"{part} {name}": value for part, found in parts.items() for name, value in found.items()}
     return {"objectives": torch.tensor(result.objectives, dtype=torch.float64),
             **{f"bits {i}": torch.from_numpy(bits) for i, bits in enumerate(result.bits or ())},
@@ -63,4 +63,4 @@ def unpacked(tensors: Mapping[str, Tensor]) -> Result:
         return {name.removeprefix(start): value.numpy() for name, value in tensors.items() if name.startswith(start)} or None
 
     bits = [tensors[f"bits {i}"].numpy() for i in range(sum(name.startswith("bits ") for name in tensors))]
-    return Result(tuple(tensors["objectives"].tolist()), bits or None, part("saliency "), part("values "))
+    return Result(tuple(tensors["objectives"].tolist()), bits or None, part("saliency "), part("value "))

@@ -227,13 +227,9 @@ def test_it_is_for_finished_runs_and_their_own_images(small, digits, run, tmp_pa
     for name in ("search", "test"):
         others = evoprune.Data(**{part: tuple(each.flip(0) if part == name else each for each in (split.images, split.labels))
                                   for part, split in parts.items()})
-        with pytest.raises(EvopruneError, match=r"belongs to another run \(its model, data or settings differ\)"):
+        with pytest.raises(EvopruneError, match=f"data: found other {name} images than those of the run in"):
             evoprune.prune(small, others, resume=run, more_epochs=1)
         assert hashes(run) == before
-    for file in (run / "checkpoint").glob("*.npz"):
-        file.unlink()
-    with pytest.raises(EvopruneError, match="data: found other test images than those of the run in"):
-        evoprune.prune(small, others, resume=run, more_epochs=1)
     (run / "done.json").unlink()
     with pytest.raises(EvopruneError, match="is not finished; resume it without, then add training"):
         evoprune.prune(small, digits, resume=run, more_epochs=1)

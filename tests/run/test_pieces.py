@@ -16,9 +16,10 @@ import torch
 from torch import nn
 
 import evoprune
-from evoprune.engines.engine import Engine
+from evoprune.engines.engine import Engine, Local
 from evoprune.engines.worker import DONE
 from evoprune.errors import EvopruneError, Stopped
+from evoprune.evolution.generations import as_result
 from evoprune.files import read_kept
 from evoprune.masks.genome import from_masks
 from evoprune.masks.layers import find_layers
@@ -142,6 +143,40 @@ def bits_of(mask):
     return mask[0].item() / 255, 0.5
 
 
+def a_run(path, until):
+    """As much of a run as measuring masks needs."""
+    trained = runs.Run(*[None] * 7, "it", math.inf, trained_at=path)
+    return SimpleNamespace(pieces=trained.pieces, forget=trained.forget, identity="it", objectives=USUAL, until=until)
+
+
+def test_masks_that_were_measured_together_are_kept_together(tmp_path, monkeypatch):
+    asked, masks = [], [from_masks([np.arange(8) < i], "") for i in range(8)]
+
+    def measure(mask):
+        asked.append(mask.key())
+        objectives = bits_of(mask)
+        mask[0][:] = 0  # as one may that repairs what it measures
+        return objectives
+
+    expected = [bits_of(mask) for mask in masks]
+    for stops in range(3):  # one, two, four together
+        with pytest.raises(Stopped):
+            map_measured(measure, [mask.clone() for mask in masks], measure, Local(), a_run(tmp_path / "trained", 0.0))
+        assert len(asked) == stops + 1  # each begins with one
+    asked.clear()
+    told = []
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "late", lambda until: len(asked) >= 3)
+        with pytest.raises(Stopped):
+            map_measured(measure, [mask.clone() for mask in masks], measure, Local(), a_run(tmp_path / "trained", 0.0),
+                         lambda *done: told.append(done))
+    assert len(asked) == 3 and told == [(1, 5), (2, 5), (3, 5)]
+    found = map_measured(measure, masks, measure, Local(), a_run(tmp_path / "trained", math.inf))
+    assert len(asked) == 5 and [as_result(each, USUAL).objectives for each in found] == expected
+    assert not list(tmp_path.rglob("*.piece"))
+    assert map_measured(len, masks, measure, Local(), a_run(tmp_path / "trained", 0.0)) == [1] * 8  # another function: as it is
+
+
 def test_what_workers_measured_before_a_stop_is_not_measured_again(tmp_path):
     class Pool:
         """Does the last job first, and gives one up."""
@@ -152,17 +187,39 @@ def test_what_workers_measured_before_a_stop_is_not_measured_again(tmp_path):
                 yield i, (DONE, None if i == 1 else function(items[i]))
 
     asked, masks = [], [from_masks([np.arange(8) < i], "") for i in range(4)]
-    engine = Engine("pool", Pool())
-    run = SimpleNamespace(pieces=lambda key, label, late, what: pieces_of(tmp_path / key, label, late, what), identity="it",
-                          objectives=USUAL, until=0.0)
+    engine, run = Engine("pool", Pool()), a_run(tmp_path / "trained", 0.0)
     for stops in range(3):
         with pytest.raises(Stopped):
-            map_measured(bits_of, masks, engine, run)
+            map_measured(bits_of, masks, bits_of, engine, run)
         assert len(asked) == stops + 1
     run.until = math.inf
-    found = map_measured(bits_of, masks, engine, run)
-    assert asked[3:] == [masks[1].key(), masks[0].key()]  # what was given up is tried again
-    assert [each and each.objectives for each in found] == [bits_of(masks[0]), None, *map(bits_of, masks[2:])]
+    found = map_measured(bits_of, masks, bits_of, engine, run)
+    assert asked == [mask.key() for mask in reversed(masks)]  # what was given up is not tried again
+    assert [as_result(each, USUAL).objectives for each in found] == [
+        USUAL.worst if i == 1 else bits_of(mask) for i, mask in enumerate(masks)]
+
+
+def test_what_a_path_may_replace_goes_when_there_is_something_to_go_on_with(weights_file, tmp_path, hasty, monkeypatch):
+    settings = {"weights": weights_file, "repair": "least-squares", "shots": 3, **SETTINGS}
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.Run, "until", property(lambda run: math.inf))
+        old = results(evoprune.prune(out=tmp_path / "run", weights=weights_file, **SETTINGS).path)
+        whole = evoprune.prune(out=tmp_path / "whole", **settings)
+        patch.setattr("evoprune.run.search.first_population", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            evoprune.prune(out=tmp_path / "run", overwrite=True, **settings)
+    assert results(tmp_path / "run") == old
+    with pytest.raises(EvopruneError, match=r"has no front yet; go on with: evoprune\.prune\(resume="):
+        evoprune.prune(out=tmp_path / "run", overwrite=True, **settings)
+    for _ in range(50):
+        with suppress(EvopruneError):
+            if evoprune.prune(resume=tmp_path / "run").finished:
+                break
+    assert results(tmp_path / "run") == results(whole.path)
+
+
+def interrupted(*given):
+    raise KeyboardInterrupt
 
 
 def test_training_the_dense_model_stops_in_time_and_goes_on(tmp_path, hasty, caplog, monkeypatch):
