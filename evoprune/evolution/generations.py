@@ -47,9 +47,9 @@ def begin(offspring: Sequence[Any], toolbox: base.Toolbox, config: Config, measu
     seen: dict[bytes, Values] = {}
     started = perf_counter()
     population = [*measured, *toolbox.measure(offspring, seen=seen)]
-    given_up = [each for each in population[1:] if each.fitness.values == each.fitness.objectives.worst]
-    archive = [each for each in population if not any(each is other for other in given_up)] if config.choice_images else \
-        non_dominated(population, config.accuracy_floor, always=population[0])
+    archive = non_dominated(population, config.accuracy_floor, always=population[0])
+    if config.choice_images:  # all but what was given up
+        archive = [population[0], *(each for each in population[1:] if each.fitness.values != each.fitness.objectives.worst)]
     state = State(0, population, archive, Seen().and_then(seen), Log())
     return replace(state, log=state.log.and_then(log_row(state, toolbox, config, perf_counter() - started)))
 

@@ -90,6 +90,13 @@ def in_pieces(**settings):
     raise AssertionError("it never ended")
 
 
+def in_one_go(monkeypatch, out, settings):
+    """The same run with time for all of it, on no engine."""
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.Run, "until", property(lambda run: math.inf))
+        return evoprune.prune(out=out, **SETTINGS | {name: value for name, value in settings.items() if name not in ENGINE})
+
+
 def results(path):
     return [(path / name).read_bytes() for name in ("front.csv", "masks.npz", "dense.safetensors")] + [
         p.read_bytes() for p in sorted((path / "models").glob("*"))]
@@ -101,9 +108,7 @@ def results(path):
 def test_a_run_stopped_in_the_middle_of_trainings_has_the_same_bytes(settings, least, weights_file, tmp_path, hasty, monkeypatch):
     settings, usual = {"weights": weights_file, **settings}, runs.Run.pieces
     monkeypatch.setattr(runs.Run, "pieces", lambda run, key, *rest: None if key.startswith("masks-") else usual(run, key, *rest))
-    with monkeypatch.context() as patch:
-        patch.setattr(runs.Run, "until", property(lambda run: math.inf))
-        whole = evoprune.prune(out=tmp_path / "whole", **SETTINGS | {k: v for k, v in settings.items() if k not in ENGINE})
+    whole = in_one_go(monkeypatch, tmp_path / "whole", settings)
     front, stops = in_pieces(out=tmp_path / "run", **settings)
     assert stops >= least and results(front.path) == results(whole.path)
     assert not list((front.path / "checkpoint").rglob("*.piece"))
@@ -117,9 +122,7 @@ def test_a_run_stopped_in_the_middle_of_trainings_has_the_same_bytes(settings, l
 def test_a_multi_shot_path_stops_in_time_and_goes_on(settings, weights_file, tmp_path, hasty, monkeypatch, caplog):
     caplog.set_level("INFO", "evoprune")
     settings = {"weights": weights_file, **settings}
-    with monkeypatch.context() as patch:
-        patch.setattr(runs.Run, "until", property(lambda run: math.inf))
-        whole = evoprune.prune(out=tmp_path / "whole", **SETTINGS | settings)
+    whole = in_one_go(monkeypatch, tmp_path / "whole", settings)
     front, stops = in_pieces(out=tmp_path / "run", **settings)
     assert stops >= settings["shots"] - 1 and results(front.path) == results(whole.path)
     assert "the multi-shot path goes on after step 2" in caplog.text and "damaged" not in caplog.text
@@ -130,9 +133,7 @@ def test_a_multi_shot_path_stops_in_time_and_goes_on(settings, weights_file, tmp
 def test_masks_that_take_long_are_measured_in_pieces(settings, weights_file, tmp_path, hasty, monkeypatch, caplog):
     caplog.set_level("INFO", "evoprune")
     settings = {"weights": weights_file, **settings}
-    with monkeypatch.context() as patch:
-        patch.setattr(runs.Run, "until", property(lambda run: math.inf))
-        whole = evoprune.prune(out=tmp_path / "whole", **SETTINGS | settings)
+    whole = in_one_go(monkeypatch, tmp_path / "whole", settings)
     front, stops = in_pieces(out=tmp_path / "run", **settings)
     assert stops >= 6 and results(front.path) == results(whole.path)
     assert "measuring masks goes on after step 4" in caplog.text and "damaged" not in caplog.text
