@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from ..inputs.models import copied
 from ..inputs.nested import Inputs, applied
-from ..values.fast import CONVOLUTIONS, average_2x2, channels_last_wins, fold_batch_norms, is_average_2x2, tanh_
+from ..values.fast import CONVOLUTIONS, fold_batch_norms, tanh_, use_faster_pools
 
 log = logging.getLogger("evoprune")
 
@@ -26,7 +26,8 @@ def rewritten(plain: nn.Module, inputs: Inputs, fold: bool = True) -> tuple[nn.M
             expected = applied(plain, inputs)
             graph = fx.symbolic_trace(copied(plain))
             folded = without_batch_norms(graph) if fold else 0
-            rounded = folded + use_faster_modules(graph, pools=not channels_last_wins(plain))
+            use_faster_pools(graph)
+            rounded = folded + use_faster_modules(graph)
             if close(expected, applied(graph, inputs)):
                 return graph, rounded
         reason = "its graph gives other logits"
@@ -47,13 +48,6 @@ def without_batch_norms(graph: fx.GraphModule) -> int:
     return len(folded)
 
 
-class Average2x2(nn.Module):
-    """`fast.average_2x2` as a module."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return average_2x2(x)
-
-
 class TanhInPlace(nn.Module):
     """`fast.tanh_` as a module."""
 
@@ -61,9 +55,9 @@ class TanhInPlace(nn.Module):
         return torch.tanh(x) if torch.is_grad_enabled() else tanh_(x)
 
 
-def use_faster_modules(graph: fx.GraphModule, pools: bool) -> int:
-    """Replace modules by faster ones: 2x2 average pools (the same bits), activations in place (the same bits), tanh (rounded
-    otherwise); return how many round otherwise.
+def use_faster_modules(graph: fx.GraphModule) -> int:
+    """Replace modules by faster ones: activations in place (the same bits), tanh (rounded otherwise); return how many round
+    otherwise.
 
     An activation may write over its input where that is the fresh result of a layer that nothing else reads.
     """
@@ -77,9 +71,7 @@ def use_faster_modules(graph: fx.GraphModule, pools: bool) -> int:
         module, before = modules[node.target], node.args[0]
         fresh = (used.count(node.target) == 1 and isinstance(before, fx.Node) and before.op == "call_module"
                  and len(before.users) == 1 and isinstance(modules[before.target], (nn.Linear, *CONVOLUTIONS)))
-        if pools and on_cpu and is_average_2x2(module):
-            graph.set_submodule(node.target, Average2x2())
-        elif fresh and on_cpu and type(module) is nn.Tanh:
+        if fresh and on_cpu and type(module) is nn.Tanh:
             graph.set_submodule(node.target, TanhInPlace())
             rounded += 1
         elif fresh and type(module) in (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish):

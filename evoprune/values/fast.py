@@ -30,6 +30,13 @@ def tanh_(x: Tensor) -> Tensor:
     return x.mul_(2).sigmoid_().mul_(2).sub_(1)
 
 
+class AveragePool2x2(nn.AvgPool2d):
+    """nn.AvgPool2d(2) as `average_2x2`; in a program that is exported or compiled it stays what it was."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if torch.compiler.is_compiling() else average_2x2(x)
+
+
 class Average2x2(torch.autograd.Function):
     """`average_2x2` with its gradient."""
 
@@ -65,6 +72,15 @@ def is_average_2x2(module: nn.Module) -> bool:
     """Say whether a module is an nn.AvgPool2d that `average_2x2` can stand for."""
     names = "kernel_size", "stride", "padding", "ceil_mode", "divisor_override"
     return type(module) is nn.AvgPool2d and tuple(getattr(module, name) for name in names) == (2, 2, 0, False, None)
+
+
+def use_faster_pools(model: nn.Module) -> None:
+    """Put `average_2x2`, which gives the same bits, in the place of 2x2 average pools inside a model, where it is faster."""
+    if channels_last_wins(model) or any(p.is_cuda for p in model.parameters()):
+        return
+    for name, module in list(model.named_modules()):
+        if is_average_2x2(module):
+            model.set_submodule(name, AveragePool2x2(2))
 
 
 def channels_last_wins(model: nn.Module) -> bool:

@@ -26,6 +26,7 @@ from ..inputs.models import copied, logits_of, off_by
 from ..inputs.nested import Inputs, applied, arguments_of, mapped
 from ..masks.channels import READERS, Tracer, opened
 from .attention import FewerHeads, living_heads
+from .fast import use_faster_pools
 from .spaces import SHAPES, Ids, Reader, Spaces, groups_of, inputs_of
 
 TOLERANCE = 1e-5  # of the largest output
@@ -218,6 +219,7 @@ def cut(spaces: Spaces, gone: set[int], heads: Mapping[str, Tensor]) -> tuple[nn
     for name, living in heads.items():
         graph.set_submodule(name, FewerHeads(spaces.named[name], living))
         counts.heads[name] = int((~living).sum())
+    use_faster_pools(graph)
     graph.graph.lint()
     graph.recompile()
     return graph, counts

@@ -9,13 +9,13 @@ from torch import nn
 
 import evoprune
 from evoprune.evaluation.evaluator import Evaluator
-from evoprune.evaluation.graph import Average2x2, TanhInPlace, rewritten
+from evoprune.evaluation.graph import TanhInPlace, rewritten
 from evoprune.evaluation.prepared import PreparedModel, fastest_batch_size
 from evoprune.evolution.starts import first_population
 from evoprune.inputs.models import LeNet5, logits_of, resnet18
 from evoprune.masks.genome import get_bits
 from evoprune.masks.layers import find_layers
-from evoprune.values.fast import channels_last_wins
+from evoprune.values.fast import AveragePool2x2, channels_last_wins
 from evoprune.values.training import Recipe, tune
 
 
@@ -181,7 +181,7 @@ def test_models_that_cannot_be_cut_run_whole_and_say_so(kind, said, digits, capl
 @pytest.mark.parametrize("shape", [(64, 6, 28, 28), (3, 16, 10, 11), (1, 1, 3, 2)])
 def test_the_sliced_pool_has_the_bits_of_torchs(shape):
     x = torch.randn(shape)
-    assert torch.equal(Average2x2()(x), nn.functional.avg_pool2d(x, 2))
+    assert torch.equal(AveragePool2x2(2)(x), nn.functional.avg_pool2d(x, 2))
 
 
 def test_tanh_by_sigmoid_is_off_by_rounding_only():
@@ -195,7 +195,7 @@ def test_faster_modules_leave_their_inputs_and_other_uses_alone():
     before = images.clone()
     graph, rounded = rewritten(model, images)
     replaced = [type(m).__name__ for m in graph.modules()]
-    assert replaced.count("Average2x2") == 2 and replaced.count("TanhInPlace") == rounded == 4
+    assert replaced.count("AveragePool2x2") == 2 and replaced.count("TanhInPlace") == rounded == 4
     assert torch.allclose(graph(images), model(images), atol=1e-6) and torch.equal(images, before)
 
     class Shared(nn.Module):

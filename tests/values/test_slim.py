@@ -1,4 +1,5 @@
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from evoprune.inputs.models import LeNet5, off_by, resnet18
 from evoprune.values import slim
+from evoprune.values.fast import AveragePool2x2
 from evoprune.values.slim import Gone, slimmed
 
 
@@ -429,3 +431,18 @@ def test_heads_that_would_change_the_outputs_stay_and_the_log_says_so(monkeypatc
     monkeypatch.setattr(slim, "living_heads", lambda module: torch.tensor([True, False] * (module.num_heads // 2)))
     small, gone = slimmed(net, x)  # of the second the first is dead
     assert gone == Gone() and "slim: other outputs without heads of a, heads of b, which stay" in caplog.messages
+
+
+def test_average_pools_run_faster_with_the_same_bits_and_are_exported_as_what_they_were():
+    torch.manual_seed(0)
+    net, x = killed(LeNet5(), {"feature.0": slice(3)}), torch.randn(4, 1, 28, 28)
+    small, gone = slimmed(net, x)
+    pools = [module for module in small.modules() if isinstance(module, nn.AvgPool2d)]
+    assert gone.channels == {"feature.0": 3} and [type(pool) for pool in pools] == [AveragePool2x2] * 2
+    with torch.no_grad():
+        found = small(x)
+        exported = torch.export.export(small, (x,))
+        for pool in pools:
+            pool.forward = partial(nn.AvgPool2d.forward, pool)
+        assert torch.equal(small(x), found)
+    assert str(exported.graph).count("avg_pool2d.default") == 2 and "slice" not in str(exported.graph)
