@@ -49,7 +49,8 @@ STEPS, FEW_STEPS = 20, 3  # of training that are timed, for a plan, and to choos
 PUNCTUAL = 0.9  # share of the minutes that is planned, for what takes longer than it did when it was timed
 DEAR = 5.0  # seconds from which on what was to warm up is the time taken
 SLOW = 1.0  # seconds, after a warm-up, from which on one mask is timed, not all
-LONGEST_SHARE = 0.6  # of the time that the shortest path and search may take
+LONGEST, LONGEST_TRAINED = 0.6, 0.1  # share of the time that so many masks may take as the shortest path and search look at,
+# with least squares; and where there is training, which gains more: a step of the path and a last repair take more images
 FREE = 0.8  # share of the free memory that may be used
 log = logging.getLogger("evoprune")
 
@@ -221,7 +222,8 @@ def measured_costs(config: Config, net: nn.Module, splits: Data, layout: Layout,
     mask, path = timed(evaluator, masks), 0.0
     if solves := repair == "least-squares":
         assert evaluator.repairer is not None
-        if not evaluator.repairer.layers or (LEAST_SHOTS + 3 * POPULATIONS[-1]) * mask > LONGEST_SHARE * seconds:
+        longest = (LONGEST_TRAINED if trainable(net, splits) else LONGEST) * seconds
+        if not evaluator.repairer.layers or (LEAST_SHOTS + 3 * POPULATIONS[-1]) * mask > longest:
             return None
         if "multishot" in (default_start(config.knowledge, repair) if config.start == AUTO else config.start):
             path = timed(partial(a_step, run.plain_evaluator(PATH_IMAGES, run.config.worth)), masks)

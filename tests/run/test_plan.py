@@ -228,6 +228,16 @@ def test_a_model_that_least_squares_take_too_long_for_gets_another_repair(small,
     assert "multi-shot" not in caplog.text and "NSGA-II with repair none" in caplog.text
 
 
+def test_least_squares_leave_the_time_to_training_where_there_is_any(lenet, digits, monkeypatch, caplog):
+    caplog.set_level("INFO", "evoprune")
+    monkeypatch.setattr(plans, "timed", lambda *given: 0.2)
+    for net, minutes in ((lenet, 1.5), (lenet, 1.4), (copied(lenet).requires_grad_(False), 1.4)):
+        dry_run(net, digits, minutes=minutes)
+    longer, trained, frozen = [line for line in caplog.messages if line.startswith("plan for")]
+    assert "multi-shot path" in longer and "epochs of training" in longer and "multi-shot path" in frozen
+    assert "with repair none, " in trained and "epochs of training" in trained
+
+
 def test_a_dry_run_says_the_plan_and_leaves_nothing(quick, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["--dry-run", "--minutes", "1", "--train-epochs", "1"]) == 0
