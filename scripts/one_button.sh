@@ -10,13 +10,13 @@ targets=0.8,0.9,0.95,0.97,0.98,0.985,0.99,0.995
 . scripts/rules_runs.sh
 timed=1
 
-compare() {  # NAME MINUTES GENERATIONS EPOCHS [POPULATION]: of a search alone and of rules, so many that they take about as long
-  results=results/one_button/$1
+compare() {  # NAME MINUTES GENERATIONS EPOCHS [POPULATION [SHOTS]]: of a search, a path and rules, so many that they take as long
+  results=results/one_button/$1 shots=(--shots "${6:-160}")
   for seed in ${seeds:-0 1 2}; do
     program=(-m evoprune.main)
     run plan $seed --minutes "$2"
-    run path $seed --repair least-squares --method multishot:obs --targets $targets
-    run search $seed --repair least-squares --population "${5:-32}" --generations "$3"
+    run path $seed --repair least-squares --method multishot:obs --targets $targets "${shots[@]}"
+    run search $seed --repair least-squares --population "${5:-32}" --generations "$3" "${shots[@]}"
     run gradual-fisher $seed --method gradual:fisher --total-epochs "$4" --targets $targets
     program=(scripts/gradual_variants.py paced)
     run gradual-fisher-paced $seed --method gradual:fisher --total-epochs "$4" --targets $targets
@@ -49,5 +49,5 @@ if [[ -n $folder ]]; then
   common=(--model scripts/resnet20.py:resnet20 --data folder:data/cifar10_jpeg --image-size 16 --mean 0.49,0.48,0.45
           --std 0.25,0.24,0.26 --train-images 10000 --search-images 2500)
   trained resnet20-cifar10 30
-  compare resnet20-cifar10 5 10 20
+  compare resnet20-cifar10 5 1 25 16 20
 fi
