@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Evolution against rules on the inspiration's LeNet-5, MNIST: five seeds a method, three a variant of one, the same data, training and files.
 # Rebuilds results/lenet5_mnist_rules/ in some three to six hours on 2 cores; runs that are there already are kept.
-# usage: scripts/lenet5_mnist_rules.sh DATA_DIR WEIGHTS
+# usage: scripts/lenet5_mnist_rules.sh DATA_DIR WEIGHTS [RESULTS]    RESULTS: another folder, to run them again
 #   DATA_DIR  has MNIST/raw/*-ubyte, as torchvision lays it out;  WEIGHTS  the trained LeNet-5, a state dict
 set -euo pipefail
 data=$(realpath "${1:?usage: scripts/lenet5_mnist_rules.sh DATA_DIR WEIGHTS}")
 weights=$(realpath "${2:?usage: scripts/lenet5_mnist_rules.sh DATA_DIR WEIGHTS}")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-results=results/lenet5_mnist_rules
+results=${3:-results/lenet5_mnist_rules}
 targets=0.9,0.95,0.97,0.98,0.985,0.99,0.993,0.995
 
 common=(--model lenet5 --data mnist --data-dir data/lenet5_mnist --weights data/lenet5.pth --search-images 5000)
