@@ -15,7 +15,7 @@ from evoprune.evolution.starts import first_population
 from evoprune.inputs.models import LeNet5, logits_of, resnet18
 from evoprune.masks.genome import get_bits
 from evoprune.masks.layers import find_layers
-from evoprune.values.fast import AveragePool2x2, channels_last_wins
+from evoprune.values.fast import AveragePool2x2, average_2x2, channels_last_wins
 from evoprune.values.training import Recipe, tune
 
 
@@ -178,9 +178,10 @@ def test_models_that_cannot_be_cut_run_whole_and_say_so(kind, said, digits, capl
             assert int(evaluator.sums(individual)[0]) == count_obviously(model, layout, individual, digits.search, 50)
 
 
-@pytest.mark.parametrize("shape", [(64, 6, 28, 28), (3, 16, 10, 11), (1, 1, 3, 2)])
+@pytest.mark.parametrize("shape", [(64, 6, 28, 28), (33, 16, 10, 11), (3, 16, 10, 11), (1, 1, 3, 2)])
 def test_the_sliced_pool_has_the_bits_of_torchs(shape):
     x = torch.randn(shape)
+    assert torch.equal(average_2x2(x), nn.functional.avg_pool2d(x, 2))
     assert torch.equal(AveragePool2x2(2)(x), nn.functional.avg_pool2d(x, 2))
 
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from evoprune.inputs.models import LeNet5, off_by, resnet18
+from evoprune.masks.channels import Tracer
 from evoprune.values import slim
 from evoprune.values.fast import AveragePool2x2
 from evoprune.values.slim import Gone, slimmed
@@ -435,8 +436,9 @@ def test_heads_that_would_change_the_outputs_stay_and_the_log_says_so(monkeypatc
 
 def test_average_pools_run_faster_with_the_same_bits_and_are_exported_as_what_they_were():
     torch.manual_seed(0)
-    net, x = killed(LeNet5(), {"feature.0": slice(3)}), torch.randn(4, 1, 28, 28)
+    net, x = killed(LeNet5(), {"feature.0": slice(3)}), torch.randn(32, 1, 28, 28)
     small, gone = slimmed(net, x)
+    assert sum("average_2x2" in node.name for node in Tracer().trace(small).nodes) == 2  # one step each
     pools = [module for module in small.modules() if isinstance(module, nn.AvgPool2d)]
     assert gone.channels == {"feature.0": 3} and [type(pool) for pool in pools] == [AveragePool2x2] * 2
     with torch.no_grad():
