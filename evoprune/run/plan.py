@@ -62,6 +62,7 @@ class Costs:
     path: float  # a step of the multi-shot path, 0 where the first masks are made without one
     mask: float  # of the search
     last: float  # repair of a point at the end, for each of the population
+    tested: float  # measuring a point on the test split, for each of them and of the targets
     step: float | None  # of training; None: there is nothing to train on
     steps_an_epoch: int
     least_squares: bool
@@ -151,7 +152,7 @@ def plan_of(costs: Costs, seconds: float, free: float, repair: str, targets: Seq
     `repair` where least squares take too long."""
     population = next((each for each in POPULATIONS if each * (2 * costs.mask + costs.last) <= MASKS_SHARE * seconds
                        and need(costs, each) <= FREE * free), POPULATIONS[-1])
-    left = max(0.0, seconds - PLOTS - population * costs.last)
+    left = max(0.0, seconds - PLOTS - population * costs.last - (population + len(targets)) * costs.tested)
     trains, shots = costs.step is not None, options()["shots"].default
     if costs.path:
         affordable = int((PATH_SHARE if trains else 0.5) * left / costs.path) // LEAST_SHOTS * LEAST_SHOTS
@@ -228,11 +229,13 @@ def measured_costs(config: Config, net: nn.Module, splits: Data, layout: Layout,
         if "multishot" in (default_start(config.knowledge, repair) if config.start == AUTO else config.start):
             path = timed(partial(a_step, run.plain_evaluator(PATH_IMAGES, run.config.worth)), masks)
     last = timed(run.last, masks)
+    scored = timed(Evaluator(net, layout, splits.search, batch_sizes[0], plain=True).score, masks) / len(splits.search)
     if config.choice_images:  # the first masks stay, and each point is measured on more images
-        share = 1 + config.choice_images / len(splits.search)
-        last = 2 * (last + share * timed(Evaluator(net, layout, splits.search, batch_sizes[0], plain=True).score, masks))
+        last = 2 * (last + (len(splits.search) + config.choice_images) * scored)
     step, an_epoch = (None, 1) if not trainable(net, splits) else step_costs(config, net, splits, named_masks(masks[-1], layout))
-    return Costs(path, mask, last, step, an_epoch, solves, peak_memory(), 2 * layout.weights + sum(len(b) for b in masks[0]))
+    tested = 0.0 if splits.test is None else len(splits.test) * scored
+    individual = 2 * layout.weights + sum(map(len, masks[0]))
+    return Costs(path, mask, last, tested, step, an_epoch, solves, peak_memory(), individual)
 
 
 def a_step(evaluator: Evaluator, individual: Individual) -> None:

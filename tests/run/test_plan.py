@@ -21,7 +21,7 @@ from evoprune.run.plan import FREE, PLOTS, TARGETS, Costs, in_words, need, plan_
 from evoprune.run.rebuild import RunBuilder, rebuild
 from evoprune.run.settings import settle
 
-COSTS = Costs(path=0.05, mask=0.04, last=0.06, step=0.002, steps_an_epoch=18, least_squares=True, memory=10**9,
+COSTS = Costs(path=0.05, mask=0.04, last=0.06, tested=0.01, step=0.002, steps_an_epoch=18, least_squares=True, memory=10**9,
               individual=50_000)
 TARGET_LIST = TARGETS.split(",")
 
@@ -35,7 +35,7 @@ def seconds_of(found, costs=COSTS):
     path = found["shots"] * costs.path
     masks = found["population"] * ((found["generations"] + 1) * costs.mask + costs.last)
     steps = 0 if found["refine_epochs"] is None else found["refine_epochs"] * costs.steps_an_epoch * costs.step
-    return PLOTS + path + masks + steps
+    return PLOTS + path + masks + steps + (found["population"] + len(TARGET_LIST)) * costs.tested
 
 
 @pytest.mark.parametrize("seconds", [20, 50, 100, 600, 3600])
@@ -43,6 +43,11 @@ def test_a_plan_fits_its_time_and_uses_most_of_it(seconds):
     found = plan(seconds)
     assert 0.6 * seconds < seconds_of(found) <= seconds
     assert found["repair"] == "least-squares" and found["generations"] >= 1
+
+
+def test_a_plan_leaves_time_for_the_test_split():
+    slow = plan(600, tested=2.0)
+    assert seconds_of(slow, replace(COSTS, tested=2.0)) <= 600 < seconds_of(plan(600), replace(COSTS, tested=2.0))
 
 
 def test_more_time_is_never_less_of_anything():
