@@ -9,14 +9,16 @@ with X what enters the layer, Z the *dense* model's output of it (so that errors
 K = cov(X, Z), w0 the dense weights and d = 0.01 tr(C) / p. Means and covariances weigh each image, at each place, by how much
 the dense model's logits would feel an error of that output there (root mean square), plus a little that is the same for all:
 where an activation is saturated, or does not matter, nothing need be right. A last linear layer is then fitted to the
-dense model's probabilities. Batch norms take the statistics of the same pass. Errors weigh alike where a mask keeps so much that
-weighing them would take long, gradients do not go through the model, or images do not come first.
+dense model's probabilities. Errors weigh alike where a mask keeps so much that weighing them would take long, gradients do not go
+through the model, or images do not come first. Batch norms take the statistics of the same pass, and are then as far from them as
+the dense model's are from its own of these images: those were of others, mostly augmented, and stay where nothing is pruned.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -48,6 +50,16 @@ def norms_of(model: nn.Module) -> dict[str, nn.Module]:
     return {name: m for name, m in model.named_modules() if isinstance(m, NORMS) and m.running_mean is not None}
 
 
+@dataclass(frozen=True)
+class Normed:
+    """What a batch norm of the dense model has, and what it would have of the calibration images, all (channels,)."""
+
+    mean: Tensor
+    variance: Tensor
+    seen_mean: Tensor
+    seen_variance: Tensor
+
+
 class Repairer:
     """Repairs `model` in place, on calibration images: `repairer(masks)`, once the masked weights are set.
 
@@ -62,6 +74,7 @@ class Repairer:
         self.model, self.inputs, self.layout, self.task = model, inputs, layout, task
         self.searched = {layer.name for layer in layout}
         self.norms = list(norms_of(model).values())
+        self.dense_norms: dict[nn.Module, Normed] = {}
         self.attention = self.plain() if kind == "least-squares" else {}
         self.layers = self.solvable(layout) if kind == "least-squares" else {}
         self.first: nn.Module | None = None
@@ -125,6 +138,9 @@ class Repairer:
             called[module] = called.get(module, 0) + 1
             if isinstance(module, NORMS) and id(args[0]) in outputs:
                 normed[module] = outputs[id(args[0])]
+            if module in self.norms:
+                assert isinstance(module, NORMS) and module.running_mean is not None and module.running_var is not None
+                self.dense_norms[module] = Normed(module.running_mean.clone(), module.running_var.clone(), *statistics(args[0]))
             if module in self.layers:
                 self.layers[module].least = LEAST * float(args[0].float().var())
 
@@ -186,8 +202,18 @@ class Repairer:
                 self.solve(layer, args[0], masks[layer.name], masks.get(layer.bias))
 
         hooks = [module.register_forward_pre_hook(solve) for module in self.layers]
-        hooks += [module.register_forward_pre_hook(take_statistics) for module in self.norms]
+        hooks += [module.register_forward_pre_hook(self.take_statistics) for module in self.norms]
         self.forward(hooks)
+
+    def take_statistics(self, norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+        """Give a batch norm the mean and variance of what enters it, as far from them, in its units, as the dense model's own are
+        from those of the same images."""
+        assert isinstance(norm, NORMS) and norm.running_mean is not None and norm.running_var is not None
+        dense, (mean, variance) = self.dense_norms[norm], statistics(args[0])
+        grown = (variance + norm.eps) / (dense.seen_variance + norm.eps)
+        norm.running_var.copy_(((dense.variance + norm.eps) * grown - norm.eps).clamp_min(0))
+        scale = ((norm.running_var + norm.eps) / (dense.variance + norm.eps)).sqrt()
+        norm.running_mean.copy_(mean + (dense.mean - dense.seen_mean) * scale)
 
     def forward(self, hooks: Sequence[RemovableHandle]) -> Any:
         """Run all calibration images through the model once, then take the hooks away; return what the model returned."""
@@ -252,10 +278,7 @@ def is_plain(module: nn.Module, inputs: Tensor, output: Tensor) -> bool:
     return found.shape == output[:2].shape and off_by(output[:2], found) < 1e-4
 
 
-def take_statistics(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
-    """Give a batch norm the mean and variance of what enters it."""
-    assert isinstance(norm, NORMS) and norm.running_mean is not None and norm.running_var is not None
-    over = [i for i in range(args[0].dim()) if i != 1]
-    variance, mean = torch.var_mean(args[0].float(), over)
-    norm.running_mean.copy_(mean)
-    norm.running_var.copy_(variance)
+def statistics(inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of each channel, (channels,)."""
+    variance, mean = torch.var_mean(inputs.float(), [i for i in range(inputs.dim()) if i != 1])
+    return mean, variance

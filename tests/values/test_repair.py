@@ -20,11 +20,21 @@ from evoprune.values.sensitivity import batch_for
 @pytest.fixture(scope="module")
 def mixed():
     torch.manual_seed(0)
-    model = Mixed().eval()
-    for norm in (model.norm1, model.norm2):
-        norm.running_mean.normal_()
-        norm.running_var.uniform_(0.5, 2)
+    model = passed_in_training_mode(Mixed(), torch.randn(90, 1, 8, 8))
+    for norm in (model.norm1, model.norm2):  # those of other images, near
+        norm.running_mean += 0.3 * norm.running_var.sqrt() * torch.randn(len(norm.running_mean))
+        norm.running_var *= torch.empty_like(norm.running_var).uniform_(0.5, 2)
     return model
+
+
+def passed_in_training_mode(model, images):
+    for norm in (model.norm1, model.norm2):
+        norm.momentum = None  # the mean over all passes, which is one
+        norm.reset_running_stats()
+    model.train()
+    with torch.no_grad():
+        model(images)
+    return model.eval()
 
 
 def masked(model, layout, density, seed=0):
@@ -62,8 +72,11 @@ def repaired_obviously(dense, layout, kept, images, shares):
     for name, module in net.named_children():
         if name.startswith("norm"):
             x = seen(net, module, "input")
-            module.running_mean.copy_(x.mean((0, 2, 3)))
-            module.running_var.copy_(x.var((0, 2, 3)))
+            before = seen(dense, was := dense.get_submodule(name), "input")
+            grown = (x.var((0, 2, 3)) + module.eps) / (before.var((0, 2, 3)) + module.eps)
+            module.running_var.copy_(((was.running_var + module.eps) * grown - module.eps).clamp_min(0))
+            off = (was.running_mean - before.mean((0, 2, 3))) / (was.running_var + module.eps).sqrt()
+            module.running_mean.copy_(x.mean((0, 2, 3)) + off * (module.running_var + module.eps).sqrt())
         elif name != "grouped":
             mask = kept[f"{name}.weight"].reshape(len(module.weight), -1)
             x = rows_by_unfold(module, seen(net, module, "input"))
@@ -281,22 +294,36 @@ def test_errors_weigh_alike_where_images_do_not_come_first(monkeypatch):
 
 
 def test_batch_norm_repair_equals_a_pass_in_training_mode(mixed):
-    layout = find_layers(mixed)
     images = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    mixed = passed_in_training_mode(copy.deepcopy(mixed), images)  # its own statistics are of these images
+    layout = find_layers(mixed)
     repairer = Repairer("bn", net := copy.deepcopy(mixed).requires_grad_(False), layout, images)
     changed, kept = masked(mixed, layout, 0.3)
     net.load_state_dict(changed.state_dict())
     repairer(kept)
-    for norm in (changed.norm1, changed.norm2):
-        norm.momentum = None  # the mean over all passes, which is one
-        norm.reset_running_stats()
-    changed.train()
-    with torch.no_grad():
-        changed(images)
-    for name, value in changed.state_dict().items():
+    for name, value in passed_in_training_mode(changed, images).state_dict().items():
         if "num_batches" not in name:
             assert torch.allclose(net.state_dict()[name], value, rtol=1e-3, atol=1e-5), name
     assert not torch.allclose(net.norm2.running_var, mixed.norm2.running_var, rtol=0.1)
+
+
+@pytest.mark.parametrize("kind", ["bn", "least-squares"])
+def test_repair_changes_nothing_where_nothing_is_pruned(kind, mixed):
+    layout, images = find_layers(mixed), torch.randn(400, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    repairer = Repairer(kind, net := copy.deepcopy(mixed).requires_grad_(False), layout, images)
+    repairer({layer.name: torch.ones(layer.shape, dtype=torch.bool) for layer in layout})
+    for name, value in mixed.state_dict().items():
+        assert torch.allclose(net.state_dict()[name], value, rtol=1e-3, atol=1e-3), name
+
+
+def test_a_channel_that_is_dead_gives_what_the_dense_model_gives_in_the_mean(mixed):
+    layout, images = find_layers(mixed), torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    repairer = Repairer("bn", net := copy.deepcopy(mixed).requires_grad_(False), layout, images)
+    kept = {layer.name: torch.full(layer.shape, layer.name != "conv1.weight") for layer in layout}
+    net.conv1.weight.zero_()
+    repairer(kept)
+    means = [model.norm1(model.conv1(images)).mean((0, 2, 3)) for model in (net, mixed)]
+    assert torch.allclose(*means, atol=1e-3)
 
 
 @pytest.mark.parametrize("density", [0.03, 0.5, 1.0])
