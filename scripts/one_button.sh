@@ -15,7 +15,8 @@ compare() {  # NAME MINUTES GENERATIONS EPOCHS [POPULATION [SHOTS]]: of a search
   for seed in ${seeds:-0 1 2}; do
     program=(-m evoprune.main)
     run plan $seed --minutes "$2"
-    run path $seed --repair least-squares --method multishot:obs --targets $targets "${shots[@]}"
+    [[ ${common[*]} == *--weights* && $seed != 0 ]] ||  # from given weights a path looks at no seed
+      run path $seed --repair least-squares --method multishot:obs --targets $targets "${shots[@]}"
     run search $seed --repair least-squares --population "${5:-32}" --generations "$3" "${shots[@]}"
     run gradual-fisher $seed --method gradual:fisher --total-epochs "$4" --targets $targets
     program=(scripts/gradual_variants.py paced)
