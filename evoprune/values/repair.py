@@ -138,9 +138,6 @@ class Repairer:
             called[module] = called.get(module, 0) + 1
             if isinstance(module, NORMS) and id(args[0]) in outputs:
                 normed[module] = outputs[id(args[0])]
-            if module in self.norms:
-                assert isinstance(module, NORMS) and module.running_mean is not None and module.running_var is not None
-                self.dense_norms[module] = Normed(module.running_mean.clone(), module.running_var.clone(), *statistics(args[0]))
             if module in self.layers:
                 self.layers[module].least = LEAST * float(args[0].float().var())
 
@@ -161,8 +158,8 @@ class Repairer:
         odd: set[nn.Module] = set()
         normed: dict[nn.Module, Solved] = {}
         masked = self.owners()
-        watched = {*self.norms, *self.layers, *masked}
-        hooks = [module.register_forward_pre_hook(before) for module in watched]
+        hooks = [module.register_forward_pre_hook(before) for module in {*self.norms, *self.layers, *masked}]
+        hooks += [norm.register_forward_pre_hook(self.keep_statistics) for norm in self.norms]
         hooks += [module.register_forward_hook(after) for module in self.layers]
         logits = logits_of(self.forward(hooks))
         last = outputs.get(id(logits))
@@ -204,6 +201,11 @@ class Repairer:
         hooks = [module.register_forward_pre_hook(solve) for module in self.layers]
         hooks += [module.register_forward_pre_hook(self.take_statistics) for module in self.norms]
         self.forward(hooks)
+
+    def keep_statistics(self, norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+        """Keep what a batch norm of the dense model has, and what enters it."""
+        assert isinstance(norm, NORMS) and norm.running_mean is not None and norm.running_var is not None
+        self.dense_norms[norm] = Normed(norm.running_mean.clone(), norm.running_var.clone(), *statistics(args[0]))
 
     def take_statistics(self, norm: nn.Module, args: tuple[Tensor, ...]) -> None:
         """Give a batch norm the mean and variance of what enters it, as far from them, in its units, as the dense model's own are
