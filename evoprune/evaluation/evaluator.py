@@ -24,7 +24,8 @@ from ..masks.paths import drop_dead
 from ..masks.saliency import gene_scores, logarithm
 from ..masks.tensors import masks
 from ..objectives import USUAL, Objectives
-from ..values.repair import Repairer, norms_of
+from ..values.norms import norms_of
+from ..values.repair import Repairer
 from .prepared import PreparedModel
 
 log = logging.getLogger("evoprune")
@@ -36,17 +37,20 @@ class Evaluator:
     The model is copied and prepared once; each individual's mask is multiplied into the copy's weights. With a floor,
     an individual that can no longer reach it is stopped: its accuracy is then what it had so far, below the floor too.
     With `plain`, nothing is rewritten: integer counts are exactly those of the user's model. With `repair`, each masked
-    model is repaired on the `calibration` images before it is measured. With `worth`, the result also says what the weights that
-    are left are worth, "lamp": their LAMP score, "obs": what least squares knows, if it solves every layer, else the same: the
-    logarithm of `saliency`, float16, an array a layer by its name, in the order of the kept genes.
+    model is repaired on the `calibration` images before it is measured, and with `refines` its batch norms are fitted. With
+    `worth`, the result also says what the weights that are left are worth, "lamp": their LAMP score, "obs": what least squares
+    knows, if it solves every layer, else the same: the logarithm of `saliency`, float16, an array a layer by its name, in the
+    order of the kept genes.
     """
 
     def __init__(self, model: nn.Module, layout: Layout, split: Split, batch_size: int, *, floor: float = 0.0,
                  precision: str = "fp32", cache_mb: int = 0, plain: bool = False, repair: str = "none",
-                 calibration: Split | None = None, worth: str | None = None, objectives: Objectives = USUAL):
-        # 12 arguments: what the model, the images and each way to run it need, once a run
+                 calibration: Split | None = None, worth: str | None = None, objectives: Objectives = USUAL,
+                 refines: bool = False):
+        # 13 arguments: what the model, the images and each way to run it need, once a run
         self.model = model
         self.kind, self.calibration, self.worth = repair, calibration, worth
+        self.refines = refines
         self.asks_repair = False  # what weights are worth
         self.layout, self.split, self.floor, self.objectives = layout, split, floor, objectives
         self.saved = 0  # images that the floor made it unnecessary to look at
@@ -145,6 +149,8 @@ class Evaluator:
         while True:
             try:
                 self.set_masks(individual)
+                if self.refines and self.repairer is not None:
+                    self.repairer.refine()
                 with torch.inference_mode():
                     return function()
             except torch.cuda.OutOfMemoryError:

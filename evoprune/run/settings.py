@@ -26,7 +26,7 @@ from ..results.folder import read_to_resume
 from ..results.record import Record
 from ..results.written import CONFIG, home_of, read_done
 from ..rules import read_method, target_sparsities
-from ..values.repair import norms_of
+from ..values.norms import norms_of
 
 TUNED_POPULATION, CHILD_EPOCHS = 16, 3.0  # of a tuned run, unless given
 BY_CLOCK = 0  # epochs to add, until they are planned

@@ -12,13 +12,13 @@ where an activation is saturated, or does not matter, nothing need be right. A l
 dense model's probabilities. Errors weigh alike where a mask keeps so much that weighing them would take long, gradients do not go
 through the model, or images do not come first. Batch norms take the statistics of the same pass, and are then as far from them as
 the dense model's are from its own of these images: those were of others, mostly augmented, and stay where nothing is pruned.
+`refine` then fits their scales and shifts to what the dense model says (`norms.fit_norms`).
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,7 +33,8 @@ from ..masks.channels import NORMS
 from ..masks.layout import Layout
 from .attention import Plain, plain_attention
 from .least_squares import STEPS, Errors, Solved, draw_positions, fitted, moments, outputs_of, rows_of, solve_rows, solve_weighed
-from .sensitivity import saliency_of, weigh_errors
+from .norms import Normed, fit_norms, norms_of
+from .sensitivity import batch_for, saliency_of, weigh_errors
 
 IMAGES = 768  # that a mask is repaired on in the search
 PATH_IMAGES = 2048  # and on the multi-shot path of the first masks
@@ -43,21 +44,6 @@ LEAST = 1e-5  # of that of the dense model's: where nothing but rounding noise c
 MOST_WORK = 2e12  # operations that one layer's conjugate gradients may take: wider ones are left as they are
 WEIGHING_LIMIT = 8.0  # times the work of plain covariances that weighed ones may take; masks too dense for that hardly gain
 log = logging.getLogger("evoprune")
-
-
-def norms_of(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the batch norms of `model` that keep running statistics, by name."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, NORMS) and m.running_mean is not None}
-
-
-@dataclass(frozen=True)
-class Normed:
-    """What a batch norm of the dense model has, and what it would have of the calibration images, all (channels,)."""
-
-    mean: Tensor
-    variance: Tensor
-    seen_mean: Tensor
-    seen_variance: Tensor
 
 
 class Repairer:
@@ -79,8 +65,11 @@ class Repairer:
         self.layers = self.solvable(layout) if kind == "least-squares" else {}
         self.first: nn.Module | None = None
         self.classifier: Solved | None = None  # a linear layer that makes the logits
+        self.said: Tensor | None = None  # logits of the dense model, where there are norms to fit to them
         self.asked = True  # whether `saliency` will be
         self.study_dense()
+        if not self.norms:
+            self.said = None
         with plain_attention(self.attention):
             self.differentiable = bool(self.layers) and weigh_errors(self.model, self.layers, self.inputs, self.task,
                                                                      self.classifier)
@@ -161,7 +150,7 @@ class Repairer:
         hooks = [module.register_forward_pre_hook(before) for module in {*self.norms, *self.layers, *masked}]
         hooks += [norm.register_forward_pre_hook(self.keep_statistics) for norm in self.norms]
         hooks += [module.register_forward_hook(after) for module in self.layers]
-        logits = logits_of(self.forward(hooks))
+        self.said = logits = logits_of(self.forward(hooks))
         last = outputs.get(id(logits))
         if last is not None and called[last.module] == 1 and self.classifies(last, logits):
             self.classifier = last
@@ -204,18 +193,18 @@ class Repairer:
 
     def keep_statistics(self, norm: nn.Module, args: tuple[Tensor, ...]) -> None:
         """Keep what a batch norm of the dense model has, and what enters it."""
-        assert isinstance(norm, NORMS) and norm.running_mean is not None and norm.running_var is not None
-        self.dense_norms[norm] = Normed(norm.running_mean.clone(), norm.running_var.clone(), *statistics(args[0]))
+        self.dense_norms[norm] = Normed.of(norm, args[0])
 
     def take_statistics(self, norm: nn.Module, args: tuple[Tensor, ...]) -> None:
-        """Give a batch norm the mean and variance of what enters it, as far from them, in its units, as the dense model's own are
-        from those of the same images."""
-        assert isinstance(norm, NORMS) and norm.running_mean is not None and norm.running_var is not None
-        dense, (mean, variance) = self.dense_norms[norm], statistics(args[0])
-        grown = (variance + norm.eps) / (dense.seen_variance + norm.eps)
-        norm.running_var.copy_(((dense.variance + norm.eps) * grown - norm.eps).clamp_min(0))
-        scale = ((norm.running_var + norm.eps) / (dense.variance + norm.eps)).sqrt()
-        norm.running_mean.copy_(mean + (dense.mean - dense.seen_mean) * scale)
+        """Give a batch norm what belongs to what enters it."""
+        self.dense_norms[norm].take(norm, args[0])
+
+    def refine(self) -> None:
+        """Fit scales and shifts of the batch norms that no mask changes, once the model is repaired by least squares."""
+        if self.differentiable and self.said is not None and len(self.said) == len(leaves(self.inputs)[0]):
+            masked = set(map(id, self.masked))
+            free = [p for norm in self.norms for p in norm.parameters() if id(p) not in masked]
+            fit_norms(self.model, free, self.inputs, self.said, self.task, batch_for(self.layers))
 
     def forward(self, hooks: Sequence[RemovableHandle]) -> Any:
         """Run all calibration images through the model once, then take the hooks away; return what the model returned."""
@@ -278,9 +267,3 @@ def is_plain(module: nn.Module, inputs: Tensor, output: Tensor) -> bool:
     found = F.conv2d(few, module.weight, module.bias, module.stride, module.padding, module.dilation) if isinstance(
         module, nn.Conv2d) else F.linear(few, module.weight, module.bias)  # type: ignore[arg-type]  # a layer to solve
     return found.shape == output[:2].shape and off_by(output[:2], found) < 1e-4
-
-
-def statistics(inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and variance of each channel, (channels,)."""
-    variance, mean = torch.var_mean(inputs.float(), [i for i in range(inputs.dim()) if i != 1])
-    return mean, variance

@@ -1,0 +1,113 @@
+"""Batch norms of a repaired model: the statistics of what enters them and, at the end, scales and shifts fitted to what the dense
+model says.
+
+Scales and shifts alone carry a network far (Frankle, Schwab and Morcos, 2021, arXiv:2003.00152), and are so few that few images
+will do, without labels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..inputs.models import logits_of
+from ..inputs.nested import Inputs, applied, leaves, taken
+from ..inputs.tasks import Task
+from ..masks.channels import NORMS
+from .fast import deterministic
+from .optimizer import Optimizer
+from .training import schedule
+
+EPOCHS = 4  # of the images, in which scales and shifts are fitted,
+RATE = 3e-3  # at this rate at most, by Adam;
+APART = 8  # one in so many is kept apart, on which they must be better than before
+
+
+@dataclass(frozen=True)
+class Normed:
+    """What a batch norm of the dense model has, and what it would have of the calibration images, all (channels,)."""
+
+    mean: Tensor
+    variance: Tensor
+    seen_mean: Tensor
+    seen_variance: Tensor
+    scale_and_shift: tuple[Tensor, ...]  # none where it has none
+
+    @classmethod
+    def of(cls, norm: nn.Module, inputs: Tensor) -> Normed:
+        """Return what a norm has now, and what would be of these inputs."""
+        assert isinstance(norm, NORMS) and norm.running_mean is not None and norm.running_var is not None
+        return cls(norm.running_mean.clone(), norm.running_var.clone(), *statistics(inputs),
+                   tuple(p.detach().clone() for p in norm.parameters()))
+
+    def take(self, norm: nn.Module, inputs: Tensor) -> None:
+        """Give a norm the mean and variance of what enters it, as far from them, in its units, as the dense model's own are from
+        those of the same images; its scale and shift are the dense model's."""
+        assert isinstance(norm, NORMS) and norm.running_mean is not None and norm.running_var is not None
+        mean, variance = statistics(inputs)
+        grown = (variance + norm.eps) / (self.seen_variance + norm.eps)
+        norm.running_var.copy_(((self.variance + norm.eps) * grown - norm.eps).clamp_min(0))
+        scale = ((norm.running_var + norm.eps) / (self.variance + norm.eps)).sqrt()
+        norm.running_mean.copy_(mean + (self.mean - self.seen_mean) * scale)
+        for parameter, dense in zip(norm.parameters(), self.scale_and_shift):
+            parameter.data.copy_(dense)
+
+
+def norms_of(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the batch norms of `model` that keep running statistics, by name."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, NORMS) and m.running_mean is not None}
+
+
+def statistics(inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of each channel, (channels,)."""
+    variance, mean = torch.var_mean(inputs.float(), [i for i in range(inputs.dim()) if i != 1])
+    return mean, variance
+
+
+def fit_norms(model: nn.Module, free: list[nn.Parameter], images: Inputs, said: Tensor, task: Task, batch_size: int) -> None:
+    """Fit `free`, scales and shifts of batch norms, so that the model in eval mode says of the images what the dense one does,
+    logits `said` (images, ...); leave them as they are where that is no nearer on the images kept apart."""
+    # 6 arguments: a model, what of it changes, and what it is to say of what
+    count = len(leaves(images)[0])
+    fitted_on = count - count // APART
+    if fitted_on == count or not free:
+        return
+    before = [parameter.detach().clone() for parameter in free]
+
+    def loss(rows: Tensor) -> Tensor:
+        return distance(logits_of(applied(model, taken(images, rows))).float(), said[rows].float(), task)
+
+    def apart() -> float:
+        with torch.no_grad():
+            return sum(float(loss(rows)) * len(rows) for rows in torch.split(torch.arange(fitted_on, count), batch_size))
+
+    far, generator = apart(), torch.Generator().manual_seed(0)
+    steps = EPOCHS * -(-fitted_on // batch_size)
+    for parameter in free:
+        parameter.requires_grad_()
+    optimizer, step = Optimizer(free, "adam"), 0
+    with torch.enable_grad(), deterministic():
+        for _ in range(EPOCHS):
+            for rows in torch.split(torch.randperm(fitted_on, generator=generator), batch_size):
+                optimizer.zero_grad()
+                loss(rows).backward()  # type: ignore[no-untyped-call]
+                optimizer.step(RATE * schedule(step, steps))
+                step += 1
+    optimizer.zero_grad()
+    nearer = apart() < far
+    for parameter, dense in zip(free, before):
+        parameter.requires_grad_(False)
+        if not nearer:
+            parameter.data.copy_(dense)
+
+
+def distance(logits: Tensor, dense: Tensor, task: Task) -> Tensor:
+    """Return how far logits are from the dense model's, (): cross-entropy of what both say, or squares where that is a mean."""
+    if task.link == "softmax":
+        return -(dense.softmax(task.dimension) * logits.log_softmax(task.dimension)).sum(task.dimension).mean()
+    if task.link == "sigmoid":
+        return F.binary_cross_entropy_with_logits(logits, dense.sigmoid())
+    return F.mse_loss(logits, dense)

@@ -1,0 +1,108 @@
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from nets import Mixed
+from torch.nn import functional as F
+
+from evoprune.inputs.tasks import CLASSIFICATION
+from evoprune.masks.layers import find_layers
+from evoprune.values import norms
+from evoprune.values.norms import distance, fit_norms, norms_of
+from evoprune.values.repair import Repairer
+
+
+@pytest.fixture
+def pruned():
+    """A model that has learned to tell something, a copy, its repairer on 2,000 images, and masks to set."""
+    torch.manual_seed(0)
+    dense, images = Mixed(), torch.randn(2000, 1, 8, 8)
+    labels = (images[:, 0, :4].mean((1, 2)) > 0).long() + 2 * (images[:, 0, :, :4].mean((1, 2)) > 0).long()
+    optimizer = torch.optim.Adam(dense.parameters(), 1e-2)
+    for _ in range(30):
+        optimizer.zero_grad()
+        F.cross_entropy(dense(images), labels).backward()
+        optimizer.step()
+    dense.eval().requires_grad_(False)
+    layout, net = find_layers(dense), copy.deepcopy(dense)
+    repairer = Repairer("least-squares", net, layout, images)
+    masks = {layer.name: torch.rand(layer.shape) < 0.2 for layer in layout}
+    return dense, net, repairer, masks
+
+
+def repair(net, dense, repairer, masks):
+    for name, mask in masks.items():
+        net.get_parameter(name).copy_(dense.get_parameter(name) * mask)
+    repairer(masks)
+
+
+def off(net, dense, images):
+    return float(distance(net(images), dense(images), CLASSIFICATION) - distance(dense(images), dense(images), CLASSIFICATION))
+
+
+def test_refined_norms_bring_other_images_nearer_and_the_next_repair_begins_anew(pruned, monkeypatch):
+    monkeypatch.setattr(norms, "RATE", 0.03)  # for a net that has so few steps
+    dense, net, repairer, masks = pruned
+    repair(net, dense, repairer, masks)
+    repaired = copy.deepcopy(net)
+    repairer.refine()
+    others = torch.randn(500, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    assert off(net, dense, others) < 0.97 * off(repaired, dense, others)
+    changed = {name for name, value in net.state_dict().items() if not torch.equal(value, repaired.state_dict()[name])}
+    assert changed == {f"{name}.{part}" for name in norms_of(net) for part in ("weight", "bias")}
+    assert not any(p.requires_grad or p.grad is not None for p in net.parameters())
+    repair(net, dense, repairer, masks)
+    assert all(torch.equal(value, repaired.state_dict()[name]) for name, value in net.state_dict().items())
+
+
+def test_norms_are_fitted_as_torch_does(pruned, monkeypatch):
+    monkeypatch.setattr(norms, "EPOCHS", 2)
+    dense, net, repairer, masks = pruned
+    repair(net, dense, repairer, masks)
+    expected, images, said = copy.deepcopy(net), repairer.inputs, dense(repairer.inputs)
+    free = [p for norm in norms_of(expected).values() for p in norm.parameters()]
+    for p in free:
+        p.requires_grad_()
+    optimizer, drawn, batches = torch.optim.Adam(free), torch.Generator().manual_seed(0), []
+    for _ in range(2):
+        batches += torch.randperm(1750, generator=drawn).split(300)
+    for step, rows in enumerate(batches):
+        optimizer.param_groups[0]["lr"] = norms.RATE * norms.schedule(step, len(batches))
+        optimizer.zero_grad()
+        (said[rows].softmax(1) * (said[rows].log_softmax(1) - expected(images[rows]).log_softmax(1))).sum(1).mean().backward()
+        optimizer.step()
+    fit_norms(net, [p for norm in norms_of(net).values() for p in norm.parameters()], images, said, CLASSIFICATION, 300)
+    for name, value in expected.state_dict().items():
+        assert torch.allclose(net.state_dict()[name], value, atol=1e-5), name
+
+
+def test_norms_that_come_no_nearer_on_images_kept_apart_stay(pruned, monkeypatch):
+    monkeypatch.setattr(norms, "RATE", 30.0)
+    dense, net, repairer, masks = pruned
+    repair(net, dense, repairer, masks)
+    repaired = copy.deepcopy(net)
+    repairer.refine()
+    assert all(torch.equal(value, repaired.state_dict()[name]) for name, value in net.state_dict().items())
+
+
+def test_what_masks_change_or_no_gradient_reaches_is_not_fitted(pruned, monkeypatch):
+    dense, net, repairer, masks = pruned
+    fitted = []
+    monkeypatch.setattr("evoprune.values.repair.fit_norms", lambda model, free, *others: fitted.append(free))
+    repairer.masked = [*repairer.masked, net.norm1.weight]
+    repairer.refine()
+    assert [list(map(id, free)) for free in fitted] == [[id(net.norm1.bias), id(net.norm2.weight), id(net.norm2.bias)]]
+    repairer.differentiable = False
+    repairer.refine()
+    Repairer("bn", net, repairer.layout, repairer.inputs).refine()
+    assert len(fitted) == 1
+
+
+def test_distance_is_that_of_the_link():
+    logits, dense = torch.randn(2, 6, 3, 4)
+    softmax, sigmoid, identity = (replace(CLASSIFICATION, link=link) for link in ("softmax", "sigmoid", "identity"))
+    assert torch.allclose(distance(logits, dense, softmax), F.cross_entropy(logits, dense.softmax(1)))
+    yes, said = dense.sigmoid(), logits.sigmoid()
+    assert torch.allclose(distance(logits, dense, sigmoid), -(yes * said.log() + (1 - yes) * (1 - said).log()).mean())
+    assert torch.allclose(distance(logits, dense, identity), (logits - dense).square().mean())
