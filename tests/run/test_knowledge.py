@@ -46,10 +46,14 @@ def test_every_start_runs_with_the_knowledge_it_needs(start, lenet, digits, tmp_
 
 @pytest.mark.parametrize(("knowledge", "repair"), [
     ("none", "least-squares"), ("weights", "none"), ("weights", "bn"), ("data", "none"), ("data", "least-squares")])
-def test_every_repair_runs_with_any_knowledge(knowledge, repair, mixed, digits, tmp_path):
+def test_every_repair_runs_with_any_knowledge(knowledge, repair, mixed, digits, tmp_path, monkeypatch):
+    fitted = []
+    monkeypatch.setattr("evoprune.values.repair.fit_norms", lambda *given: fitted.append(given))
     front = evoprune.prune(mixed, digits, out=tmp_path / "run", knowledge=knowledge, repair=repair, **SMALL)
     keeps_its_promises(front, digits)
     assert {p.repair for p in front} == {repair}
+    pruned = sum(p.density < 1 for p in front)  # the search fits nothing
+    assert pruned <= len(fitted) < 24 if repair == "least-squares" else not fitted
     assert (tmp_path / "run" / "models").exists() == (repair != "none")
     rules = {"none": "narrow", "data": "multishot" if repair == "least-squares" else "random,magnitude,erk,lamp"}
     assert front.record.settings["start"] == rules.get(knowledge, "random,magnitude,erk,lamp")
