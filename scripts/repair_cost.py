@@ -4,7 +4,7 @@
 
 Random weights, masks and images: nothing is said of accuracy. `first` is what a process does once, before its first repair (the
 dense model's outputs, and how much its logits feel errors), `repair` one mask with what weights are worth, `plain` one without,
-`refine` what fitting batch norms takes then, of the points of a front alone; seconds of the clock. `mb` is the most memory that
+`norms` what fitting batch norms takes then, of the points of a front alone; seconds of the clock. `mb` is the most memory that
 the process had.
 """
 
@@ -32,7 +32,7 @@ OUT = Path(__file__).resolve().parent.parent / "results" / "repair_cost"
 DENSITIES = (0.5, 0.2, 0.05)
 NETWORKS = {"resnet20": (32, (768, 2048)), "resnet56": (32, (768,)), "resnet18": (32, (768,)), "resnet50": (64, (256,)),
             "vit_b_16": (224, (64,))}  # pixels a side, and images
-COLUMNS = ("network", "weights", "widest", "density", "images", "threads", "first", "repair", "plain", "refine", "mb", "left",
+COLUMNS = ("network", "weights", "widest", "density", "images", "threads", "first", "repair", "plain", "norms", "mb", "left",
            "device", "torch", "commit")
 
 
@@ -66,13 +66,13 @@ def measure(name: str, density: float, images: int) -> dict[str, object]:
         repairer(masks)
         took.append(time.monotonic() - began)
     began = time.monotonic()
-    repairer.refine()
+    repairer.fit_norms()
     took.append(time.monotonic() - began)
-    first, repair, plain, refine = (round(seconds, 2) for seconds in took)
+    first, repair, plain, norms = (round(seconds, 2) for seconds in took)
     found = versions()
     return {"network": name, "weights": layout.weights, "widest": max(s.dense.shape[1] for s in repairer.layers.values()),
             "density": density, "images": images, "threads": torch.get_num_threads(), "first": first, "repair": repair,
-            "plain": plain, "refine": refine, "mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            "plain": plain, "norms": norms, "mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
             "left": len(repairer.left()), "device": device_name(torch.device("cpu")),
             "torch": found["torch"], "commit": found.get("commit")}
 

@@ -37,7 +37,7 @@ class Evaluator:
     The model is copied and prepared once; each individual's mask is multiplied into the copy's weights. With a floor,
     an individual that can no longer reach it is stopped: its accuracy is then what it had so far, below the floor too.
     With `plain`, nothing is rewritten: integer counts are exactly those of the user's model. With `repair`, each masked
-    model is repaired on the `calibration` images before it is measured, and with `refines` its batch norms are fitted. With
+    model is repaired on the `calibration` images before it is measured, and with `fits_norms` its batch norms are fitted. With
     `worth`, the result also says what the weights that are left are worth, "lamp": their LAMP score, "obs": what least squares
     knows, if it solves every layer, else the same: the logarithm of `saliency`, float16, an array a layer by its name, in the
     order of the kept genes.
@@ -46,11 +46,11 @@ class Evaluator:
     def __init__(self, model: nn.Module, layout: Layout, split: Split, batch_size: int, *, floor: float = 0.0,
                  precision: str = "fp32", cache_mb: int = 0, plain: bool = False, repair: str = "none",
                  calibration: Split | None = None, worth: str | None = None, objectives: Objectives = USUAL,
-                 refines: bool = False):
+                 fits_norms: bool = False):
         # 13 arguments: what the model, the images and each way to run it need, once a run
         self.model = model
         self.kind, self.calibration, self.worth = repair, calibration, worth
-        self.refines = refines
+        self.fits_norms = fits_norms
         self.asks_repair = False  # what weights are worth
         self.layout, self.split, self.floor, self.objectives = layout, split, floor, objectives
         self.saved = 0  # images that the floor made it unnecessary to look at
@@ -75,6 +75,8 @@ class Evaluator:
             inputs = mapped(self.prepared.ready, self.calibration.inputs(slice(None)))
             self.repairer = Repairer(self.kind, self.prepared.model, self.layout, inputs, self.split.task, found)
             self.asks_repair = self.repairer.asked = self.worth == "obs" and self.repairer.knows_saliency()
+            if not self.fits_norms:
+                self.repairer.said = None  # may be large
 
     def __call__(self, individual: Individual) -> Measurement:
         return self.many([individual])[0]
@@ -149,8 +151,8 @@ class Evaluator:
         while True:
             try:
                 self.set_masks(individual)
-                if self.refines and self.repairer is not None:
-                    self.repairer.refine()
+                if self.fits_norms and self.repairer is not None:
+                    self.repairer.fit_norms()
                 with torch.inference_mode():
                     return function()
             except torch.cuda.OutOfMemoryError:

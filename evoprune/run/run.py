@@ -90,7 +90,7 @@ class Run:
     @cached_property
     def last(self) -> Evaluator:
         """The evaluator of the points at the end."""
-        return self.plain_evaluator(LAST_IMAGES, refines=True)
+        return self.plain_evaluator(LAST_IMAGES, fits_norms=True)
 
     @cached_property
     def choosers(self) -> list[Evaluator]:
@@ -99,11 +99,11 @@ class Run:
             return [self.last]
         return [Evaluator(self.model, self.layout, split, self.batch_size, plain=True) for split in (self.data.search, self.kept)]
 
-    def plain_evaluator(self, images: int, worth: str | None = None, refines: bool = False) -> Evaluator:
+    def plain_evaluator(self, images: int, worth: str | None = None, fits_norms: bool = False) -> Evaluator:
         """Return an evaluator of the model as the user has it, which repairs on so many images: more than the search takes."""
         return Evaluator(self.model, self.layout, self.data.search, self.batch_size, plain=True, repair=str(self.config.repair),
                          calibration=calibration_images(self.config, self.data, self.batch_size, images),
-                         worth=worth, objectives=self.objectives, refines=refines)
+                         worth=worth, objectives=self.objectives, fits_norms=fits_norms)
 
 
 def late(until: float) -> bool:

@@ -12,7 +12,7 @@ where an activation is saturated, or does not matter, nothing need be right. A l
 dense model's probabilities. Errors weigh alike where a mask keeps so much that weighing them would take long, gradients do not go
 through the model, or images do not come first. Batch norms take the statistics of the same pass, and are then as far from them as
 the dense model's are from its own of these images: those were of others, mostly augmented, and stay where nothing is pruned.
-`refine` then fits their scales and shifts to what the dense model says (`norms.fit_norms`).
+`Repairer.fit_norms` then fits their scales and shifts to what the dense model says.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ class Repairer:
         """Give a batch norm what belongs to what enters it."""
         self.dense_norms[norm].take(norm, args[0])
 
-    def refine(self) -> None:
+    def fit_norms(self) -> None:
         """Fit scales and shifts of the batch norms that no mask changes, once the model is repaired by least squares."""
         if self.differentiable and self.said is not None and len(self.said) == len(leaves(self.inputs)[0]):
             masked = set(map(id, self.masked))

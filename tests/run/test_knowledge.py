@@ -17,6 +17,7 @@ from evoprune.evolution.starts import STARTS
 from evoprune.evolution.toolbox import default_toolbox
 from evoprune.rules import NEEDS
 from evoprune.run.jobs import RepairPoint
+from evoprune.values.norms import fit_norms
 
 SMALL = {"population": 8, "generations": 2, "threads": 1, "seed": 3, "shots": 10}
 
@@ -48,7 +49,7 @@ def test_every_start_runs_with_the_knowledge_it_needs(start, lenet, digits, tmp_
     ("none", "least-squares"), ("weights", "none"), ("weights", "bn"), ("data", "none"), ("data", "least-squares")])
 def test_every_repair_runs_with_any_knowledge(knowledge, repair, mixed, digits, tmp_path, monkeypatch):
     fitted = []
-    monkeypatch.setattr("evoprune.values.repair.fit_norms", lambda *given: fitted.append(given))
+    monkeypatch.setattr("evoprune.values.repair.fit_norms", lambda *given: fitted.append(fit_norms(*given)))
     front = evoprune.prune(mixed, digits, out=tmp_path / "run", knowledge=knowledge, repair=repair, **SMALL)
     keeps_its_promises(front, digits)
     assert {p.repair for p in front} == {repair}

@@ -41,12 +41,12 @@ def off(net, dense, images):
     return float(distance(net(images), dense(images), CLASSIFICATION) - distance(dense(images), dense(images), CLASSIFICATION))
 
 
-def test_refined_norms_bring_other_images_nearer_and_the_next_repair_begins_anew(pruned, monkeypatch):
+def test_fitted_norms_bring_other_images_nearer_and_the_next_repair_begins_anew(pruned, monkeypatch):
     monkeypatch.setattr(norms, "RATE", 0.03)  # for a net that has so few steps
     dense, net, repairer, masks = pruned
     repair(net, dense, repairer, masks)
     repaired = copy.deepcopy(net)
-    repairer.refine()
+    repairer.fit_norms()
     others = torch.randn(500, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     assert off(net, dense, others) < 0.97 * off(repaired, dense, others)
     changed = {name for name, value in net.state_dict().items() if not torch.equal(value, repaired.state_dict()[name])}
@@ -82,7 +82,7 @@ def test_norms_that_come_no_nearer_on_images_kept_apart_stay(pruned, monkeypatch
     dense, net, repairer, masks = pruned
     repair(net, dense, repairer, masks)
     repaired = copy.deepcopy(net)
-    repairer.refine()
+    repairer.fit_norms()
     assert all(torch.equal(value, repaired.state_dict()[name]) for name, value in net.state_dict().items())
 
 
@@ -91,11 +91,11 @@ def test_what_masks_change_or_no_gradient_reaches_is_not_fitted(pruned, monkeypa
     fitted = []
     monkeypatch.setattr("evoprune.values.repair.fit_norms", lambda model, free, *others: fitted.append(free))
     repairer.masked = [*repairer.masked, net.norm1.weight]
-    repairer.refine()
+    repairer.fit_norms()
     assert [list(map(id, free)) for free in fitted] == [[id(net.norm1.bias), id(net.norm2.weight), id(net.norm2.bias)]]
     repairer.differentiable = False
-    repairer.refine()
-    Repairer("bn", net, repairer.layout, repairer.inputs).refine()
+    repairer.fit_norms()
+    Repairer("bn", net, repairer.layout, repairer.inputs).fit_norms()
     assert len(fitted) == 1
 
 
