@@ -4,8 +4,8 @@
 
 Random weights, masks and images: nothing is said of accuracy. `first` is what a process does once, before its first repair (the
 dense model's outputs, and how much its logits feel errors), `repair` one mask with what weights are worth, `plain` one without,
-`norms` what fitting batch norms takes then, of the points of a front alone; seconds of the clock. `mb` is the most memory that
-the process had.
+`norms` what fitting batch norms takes then, in four passes, of the points of a front alone; seconds of the clock. `mb` is
+the most memory that the process had.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from resnet_cifar import resnet20, resnet56
 from torch import nn
 
 from evoprune.inputs.models import resnet18
+from evoprune.inputs.splits import Split
 from evoprune.masks.layers import find_layers
 from evoprune.results.machine import device_name, versions
+from evoprune.values.norms import EPOCHS, Fitting
 from evoprune.values.repair import Repairer
 
 OUT = Path(__file__).resolve().parent.parent / "results" / "repair_cost"
@@ -55,6 +57,7 @@ def measure(name: str, density: float, images: int) -> dict[str, object]:
     began = time.monotonic()
     repairer = Repairer("least-squares", net, layout, inputs)
     took = [time.monotonic() - began]
+    repairer.study(Fitting(Split(inputs, torch.zeros(images)), torch.arange(images), EPOCHS))
     masks = {layer.name: torch.rand(layer.shape) < density for layer in layout}
     dense = {layer.name: net.get_parameter(layer.name).detach().clone() for layer in layout}
     repairer(masks)  # the first imports what fits the last layer, and computes the first layer's moments

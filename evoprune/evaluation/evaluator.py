@@ -24,7 +24,7 @@ from ..masks.paths import drop_dead
 from ..masks.saliency import gene_scores, logarithm
 from ..masks.tensors import masks
 from ..objectives import USUAL, Objectives
-from ..values.norms import norms_of
+from ..values.norms import Fitting, norms_of
 from ..values.repair import Repairer
 from .prepared import PreparedModel
 
@@ -37,20 +37,20 @@ class Evaluator:
     The model is copied and prepared once; each individual's mask is multiplied into the copy's weights. With a floor,
     an individual that can no longer reach it is stopped: its accuracy is then what it had so far, below the floor too.
     With `plain`, nothing is rewritten: integer counts are exactly those of the user's model. With `repair`, each masked
-    model is repaired on the `calibration` images before it is measured, and with `fits_norms` its batch norms are fitted. With
-    `worth`, the result also says what the weights that are left are worth, "lamp": their LAMP score, "obs": what least squares
-    knows, if it solves every layer, else the same: the logarithm of `saliency`, float16, an array a layer by its name, in the
-    order of the kept genes.
+    model is repaired on the `calibration` images before it is measured, and its batch norms are then fitted on those of
+    `fitting`. With `worth`, the result also says what the weights that are left are worth, "lamp": their LAMP score, "obs": what
+    least squares knows, if it solves every layer, else the same: the logarithm of `saliency`, float16, an array a layer by its
+    name, in the order of the kept genes.
     """
 
     def __init__(self, model: nn.Module, layout: Layout, split: Split, batch_size: int, *, floor: float = 0.0,
                  precision: str = "fp32", cache_mb: int = 0, plain: bool = False, repair: str = "none",
                  calibration: Split | None = None, worth: str | None = None, objectives: Objectives = USUAL,
-                 fits_norms: bool = False):
+                 fitting: Fitting | None = None):
         # 13 arguments: what the model, the images and each way to run it need, once a run
         self.model = model
         self.kind, self.calibration, self.worth = repair, calibration, worth
-        self.fits_norms = fits_norms
+        self.fitting = fitting
         self.asks_repair = False  # what weights are worth
         self.layout, self.split, self.floor, self.objectives = layout, split, floor, objectives
         self.saved = 0  # images that the floor made it unnecessary to look at
@@ -75,8 +75,8 @@ class Evaluator:
             inputs = mapped(self.prepared.ready, self.calibration.inputs(slice(None)))
             self.repairer = Repairer(self.kind, self.prepared.model, self.layout, inputs, self.split.task, found)
             self.asks_repair = self.repairer.asked = self.worth == "obs" and self.repairer.knows_saliency()
-            if not self.fits_norms:
-                self.repairer.said = None  # may be large
+            if self.fitting is not None:
+                self.repairer.study(self.fitting)
 
     def __call__(self, individual: Individual) -> Measurement:
         return self.many([individual])[0]
@@ -151,7 +151,7 @@ class Evaluator:
         while True:
             try:
                 self.set_masks(individual)
-                if self.fits_norms and self.repairer is not None:
+                if self.repairer is not None:
                     self.repairer.fit_norms()
                 with torch.inference_mode():
                     return function()

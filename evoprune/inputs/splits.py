@@ -79,10 +79,14 @@ def score(model: nn.Module, split: Split, batch_size: int) -> float:
     return split.task.score(example_sums(model, split, batch_size).sum(0).tolist())
 
 
+def drawn(split: Split, images: int, seed: int, after: int = 0) -> Tensor:
+    """Return the places of so many images of the split, drawn at random, on its device; `after` as many."""
+    return torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[after:after + images].to(split.labels.device)
+
+
 def calibration(split: Split, images: int, seed: int, after: int = 0) -> Split:
     """Return so many images of the split, drawn at random, or all it has; `after` the first so many that are drawn."""
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[after:after + images].sort().values
-    order = order.to(split.labels.device)
+    order = drawn(split, images, seed, after).sort().values
     return replace(split, images=taken(split.images, order), labels=split.labels[order])
 
 

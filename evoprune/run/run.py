@@ -24,6 +24,7 @@ from ..masks.layout import Layout
 from ..objectives import Objectives
 from ..results.points import Measured
 from ..results.record import Record
+from ..values.norms import Fitting
 from ..values.repair import BATCHES, IMAGES, LAST_IMAGES
 from ..values.training import Pieces
 
@@ -90,7 +91,7 @@ class Run:
     @cached_property
     def last(self) -> Evaluator:
         """The evaluator of the points at the end."""
-        return self.plain_evaluator(LAST_IMAGES, fits_norms=True)
+        return self.plain_evaluator(LAST_IMAGES, fits=True)
 
     @cached_property
     def choosers(self) -> list[Evaluator]:
@@ -99,11 +100,13 @@ class Run:
             return [self.last]
         return [Evaluator(self.model, self.layout, split, self.batch_size, plain=True) for split in (self.data.search, self.kept)]
 
-    def plain_evaluator(self, images: int, worth: str | None = None, fits_norms: bool = False) -> Evaluator:
-        """Return an evaluator of the model as the user has it, which repairs on so many images: more than the search takes."""
+    def plain_evaluator(self, images: int, worth: str | None = None, fits: bool = False) -> Evaluator:
+        """Return an evaluator of the model as the user has it, which repairs on so many images, more than the search takes,
+        and fits batch norms if asked."""
         return Evaluator(self.model, self.layout, self.data.search, self.batch_size, plain=True, repair=str(self.config.repair),
                          calibration=calibration_images(self.config, self.data, self.batch_size, images),
-                         worth=worth, objectives=self.objectives, fits_norms=fits_norms)
+                         worth=worth, objectives=self.objectives,
+                         fitting=fitting_images(self.config, self.data, self.batch_size) if fits else None)
 
 
 def late(until: float) -> bool:
@@ -153,6 +156,13 @@ def calibration_images(config: Config, splits: Data, batch_size: int, images: in
     if config.repair == "none":
         return None
     return calibration(splits.train or splits.search, min(images, BATCHES * batch_size), config.split_seed)
+
+
+def fitting_images(config: Config, splits: Data, batch_size: int) -> Fitting | None:
+    """Return what batch norms of the points are fitted on in the end, from the split that they are repaired on."""
+    if config.repair != "least-squares":
+        return None
+    return Fitting.drawn(splits.train or splits.search, min(LAST_IMAGES, BATCHES * batch_size), config.split_seed)
 
 
 def kept_apart(config: Config, net: nn.Module, splits: Data, old: Record | None) -> tuple[Config, Data, Split | None]:

@@ -14,16 +14,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..inputs.models import logits_of
-from ..inputs.nested import Inputs, applied, leaves, taken
+from ..inputs.nested import applied
+from ..inputs.splits import Split, drawn
 from ..inputs.tasks import Task
 from ..masks.channels import NORMS
 from .fast import deterministic
 from .optimizer import Optimizer
 from .training import schedule
 
-EPOCHS = 4  # of the images, in which scales and shifts are fitted,
-RATE = 3e-3  # at this rate at most, by Adam;
-APART = 8  # one in so many is kept apart, on which they must be better than before
+EPOCHS = 4  # times what masks are repaired on: so many images are fitted on, or fewer as often
+RATE = 3e-3  # by Adam, at most
+APART = 8  # one image in so many is kept apart, on which they must be better than before
+MOST_SAID = 1 << 30  # bytes of logits that are kept: of fewer images where each has many
 
 
 @dataclass(frozen=True)
@@ -67,33 +69,60 @@ def statistics(inputs: Tensor) -> tuple[Tensor, Tensor]:
     return mean, variance
 
 
-def fit_norms(model: nn.Module, free: list[nn.Parameter], images: Inputs, said: Tensor, task: Task, batch_size: int) -> None:
-    """Fit `free`, scales and shifts of batch norms, so that the model in eval mode says of the images what the dense one does,
-    logits `said` (images, ...); leave them as they are where that is no nearer on the images kept apart."""
-    # 6 arguments: a model, what of it changes, and what it is to say of what
-    count = len(leaves(images)[0])
+@dataclass(frozen=True, eq=False)
+class Fitting:
+    """Images that norms are fitted on: `rows` of a split, in any order, in so many epochs."""
+
+    split: Split
+    rows: Tensor
+    epochs: int
+
+    @classmethod
+    def drawn(cls, split: Split, count: int, seed: int) -> Fitting:
+        """Return images of a split, `count` of which masks are repaired on: others where there are enough."""
+        rows = drawn(split, EPOCHS * count, seed, after=max(0, min(count, len(split) - EPOCHS * count)))
+        return cls(split, rows, min(EPOCHS, EPOCHS * count // len(rows)))
+
+    def said(self, model: nn.Module, batch_size: int) -> Tensor:
+        """Return the logits (n, ...) of the first n rows that there is room for, none where an image's are not together."""
+        said: list[Tensor] = []
+        with torch.no_grad():
+            for rows in torch.split(self.rows, batch_size):
+                said.append(logits_of(applied(model, self.split.inputs(rows))).float())
+                if len(said[-1]) != len(rows):
+                    return torch.empty(0)
+                if (len(said) + 1) * said[0].nbytes > MOST_SAID:
+                    break
+        return torch.cat(said)
+
+
+def fit_norms(model: nn.Module, free: list[nn.Parameter], fitting: Fitting, said: Tensor, batch_size: int) -> None:
+    """Fit `free`, scales and shifts of batch norms, so that the model in eval mode says of the images what the dense one has
+    `said`; leave them as they are where that is no nearer on the images kept apart."""
+    count = len(said)
     fitted_on = count - count // APART
     if fitted_on == count or not free:
         return
     before = [parameter.detach().clone() for parameter in free]
 
-    def loss(rows: Tensor) -> Tensor:
-        return distance(logits_of(applied(model, taken(images, rows))).float(), said[rows].float(), task)
+    def loss(which: Tensor) -> Tensor:
+        logits = logits_of(applied(model, fitting.split.inputs(fitting.rows[which])))
+        return distance(logits.float(), said[which], fitting.split.task)
 
     def apart() -> float:
         with torch.no_grad():
-            return sum(float(loss(rows)) * len(rows) for rows in torch.split(torch.arange(fitted_on, count), batch_size))
+            return sum(float(loss(which)) * len(which) for which in torch.split(torch.arange(fitted_on, count), batch_size))
 
     far, generator = apart(), torch.Generator().manual_seed(0)
-    steps = EPOCHS * -(-fitted_on // batch_size)
+    steps = fitting.epochs * -(-fitted_on // batch_size)
     for parameter in free:
         parameter.requires_grad_()
     optimizer, step = Optimizer(free, "adam"), 0
     with torch.enable_grad(), deterministic():
-        for _ in range(EPOCHS):
-            for rows in torch.split(torch.randperm(fitted_on, generator=generator), batch_size):
+        for _ in range(fitting.epochs):
+            for which in torch.split(torch.randperm(fitted_on, generator=generator), batch_size):
                 optimizer.zero_grad()
-                loss(rows).backward()  # type: ignore[no-untyped-call]
+                loss(which).backward()  # type: ignore[no-untyped-call]
                 optimizer.step(RATE * schedule(step, steps))
                 step += 1
     optimizer.zero_grad()

@@ -12,7 +12,7 @@ where an activation is saturated, or does not matter, nothing need be right. A l
 dense model's probabilities. Errors weigh alike where a mask keeps so much that weighing them would take long, gradients do not go
 through the model, or images do not come first. Batch norms take the statistics of the same pass, and are then as far from them as
 the dense model's are from its own of these images: those were of others, mostly augmented, and stay where nothing is pruned.
-`Repairer.fit_norms` then fits their scales and shifts to what the dense model says.
+`Repairer.fit_norms` then fits their scales and shifts to what the dense model says of more images.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ..masks.channels import NORMS
 from ..masks.layout import Layout
 from .attention import Plain, plain_attention
 from .least_squares import STEPS, Errors, Solved, draw_positions, fitted, moments, outputs_of, rows_of, solve_rows, solve_weighed
-from .norms import Normed, fit_norms, norms_of
+from .norms import Fitting, Normed, fit_norms, norms_of
 from .sensitivity import batch_for, saliency_of, weigh_errors
 
 IMAGES = 768  # that a mask is repaired on in the search
@@ -65,11 +65,9 @@ class Repairer:
         self.layers = self.solvable(layout) if kind == "least-squares" else {}
         self.first: nn.Module | None = None
         self.classifier: Solved | None = None  # a linear layer that makes the logits
-        self.said: Tensor | None = None  # logits of the dense model, where there are norms to fit to them
+        self.fitting: tuple[Fitting, Tensor] | None = None  # what norms are fitted on, and what the dense model says of it
         self.asked = True  # whether `saliency` will be
         self.study_dense()
-        if not self.norms:
-            self.said = None
         with plain_attention(self.attention):
             self.differentiable = bool(self.layers) and weigh_errors(self.model, self.layers, self.inputs, self.task,
                                                                      self.classifier)
@@ -150,7 +148,7 @@ class Repairer:
         hooks = [module.register_forward_pre_hook(before) for module in {*self.norms, *self.layers, *masked}]
         hooks += [norm.register_forward_pre_hook(self.keep_statistics) for norm in self.norms]
         hooks += [module.register_forward_hook(after) for module in self.layers]
-        self.said = logits = logits_of(self.forward(hooks))
+        logits = logits_of(self.forward(hooks))
         last = outputs.get(id(logits))
         if last is not None and called[last.module] == 1 and self.classifies(last, logits):
             self.classifier = last
@@ -199,12 +197,18 @@ class Repairer:
         """Give a batch norm what belongs to what enters it."""
         self.dense_norms[norm].take(norm, args[0])
 
+    def study(self, fitting: Fitting) -> None:
+        """Keep what the model, still dense, says of images for `fit_norms`, where it has norms to fit."""
+        if self.differentiable and self.norms:
+            self.fitting = fitting, fitting.said(self.model, batch_for(self.layers))
+
     def fit_norms(self) -> None:
-        """Fit scales and shifts of the batch norms that no mask changes, once the model is repaired by least squares."""
-        if self.differentiable and self.said is not None and len(self.said) == len(leaves(self.inputs)[0]):
+        """Fit scales and shifts of the batch norms that no mask changes, once the model is repaired by least squares; nothing
+        without `study`."""
+        if self.fitting is not None:
             masked = set(map(id, self.masked))
             free = [p for norm in self.norms for p in norm.parameters() if id(p) not in masked]
-            fit_norms(self.model, free, self.inputs, self.said, self.task, batch_for(self.layers))
+            fit_norms(self.model, free, *self.fitting, batch_for(self.layers))
 
     def forward(self, hooks: Sequence[RemovableHandle]) -> Any:
         """Run all calibration images through the model once, then take the hooks away; return what the model returned."""

@@ -6,10 +6,11 @@ import torch
 from nets import Mixed
 from torch.nn import functional as F
 
+from evoprune.inputs.splits import Split, calibration
 from evoprune.inputs.tasks import CLASSIFICATION
 from evoprune.masks.layers import find_layers
 from evoprune.values import norms
-from evoprune.values.norms import distance, fit_norms, norms_of
+from evoprune.values.norms import Fitting, distance, fit_norms, norms_of
 from evoprune.values.repair import Repairer
 
 
@@ -27,6 +28,7 @@ def pruned():
     dense.eval().requires_grad_(False)
     layout, net = find_layers(dense), copy.deepcopy(dense)
     repairer = Repairer("least-squares", net, layout, images)
+    repairer.study(Fitting.drawn(Split(images, labels), 2000, seed=0))
     masks = {layer.name: torch.rand(layer.shape) < 0.2 for layer in layout}
     return dense, net, repairer, masks
 
@@ -56,11 +58,10 @@ def test_fitted_norms_bring_other_images_nearer_and_the_next_repair_begins_anew(
     assert all(torch.equal(value, repaired.state_dict()[name]) for name, value in net.state_dict().items())
 
 
-def test_norms_are_fitted_as_torch_does(pruned, monkeypatch):
-    monkeypatch.setattr(norms, "EPOCHS", 2)
+def test_norms_are_fitted_as_torch_does(pruned):
     dense, net, repairer, masks = pruned
     repair(net, dense, repairer, masks)
-    expected, images, said = copy.deepcopy(net), repairer.inputs, dense(repairer.inputs)
+    expected, images, said = copy.deepcopy(net), repairer.inputs.flip(0), dense(repairer.inputs.flip(0))
     free = [p for norm in norms_of(expected).values() for p in norm.parameters()]
     for p in free:
         p.requires_grad_()
@@ -72,7 +73,8 @@ def test_norms_are_fitted_as_torch_does(pruned, monkeypatch):
         optimizer.zero_grad()
         (said[rows].softmax(1) * (said[rows].log_softmax(1) - expected(images[rows]).log_softmax(1))).sum(1).mean().backward()
         optimizer.step()
-    fit_norms(net, [p for norm in norms_of(net).values() for p in norm.parameters()], images, said, CLASSIFICATION, 300)
+    fitting = Fitting(Split(repairer.inputs, torch.zeros(2000)), torch.arange(1999, -1, -1), 2)
+    fit_norms(net, [p for norm in norms_of(net).values() for p in norm.parameters()], fitting, fitting.said(dense, 300), 300)
     for name, value in expected.state_dict().items():
         assert torch.allclose(net.state_dict()[name], value, atol=1e-5), name
 
@@ -93,10 +95,30 @@ def test_what_masks_change_or_no_gradient_reaches_is_not_fitted(pruned, monkeypa
     repairer.masked = [*repairer.masked, net.norm1.weight]
     repairer.fit_norms()
     assert [list(map(id, free)) for free in fitted] == [[id(net.norm1.bias), id(net.norm2.weight), id(net.norm2.bias)]]
-    repairer.differentiable = False
-    repairer.fit_norms()
-    Repairer("bn", net, repairer.layout, repairer.inputs).fit_norms()
+    (fitting, _), repairer.fitting, repairer.differentiable = repairer.fitting, None, False
+    for other in (repairer, Repairer("bn", net, repairer.layout, repairer.inputs)):
+        other.study(fitting)
+        other.fit_norms()
     assert len(fitted) == 1
+
+
+@pytest.mark.parametrize(("there", "count", "images", "epochs", "again"), [
+    (1000, 100, 400, 1, 0), (450, 100, 400, 1, 50), (400, 100, 400, 1, 100), (150, 100, 150, 2, 100), (60, 100, 60, 4, 60)])
+def test_norms_are_fitted_on_images_that_masks_are_not_repaired_on_where_there_are_enough(there, count, images, epochs, again):
+    split = Split(torch.arange(there), torch.zeros(there))
+    fitting, repaired_on = Fitting.drawn(split, count, seed=3), calibration(split, count, seed=3)
+    assert len(set(fitting.rows.tolist())) == len(fitting.rows) == images and fitting.epochs == epochs
+    assert len(set(fitting.rows.tolist()) & set(repaired_on.images.tolist())) == again
+
+
+def test_logits_are_kept_of_as_many_images_as_there_is_room_for(pruned, monkeypatch):
+    dense, _, repairer, _ = pruned
+    fitting, said = repairer.fitting
+    for room, rows in ((20 * said[:300].nbytes, 2000), (3 * said[:300].nbytes, 900), (1, 300)):
+        monkeypatch.setattr(norms, "MOST_SAID", room)
+        found, expected = fitting.said(dense, 300), dense(repairer.inputs[fitting.rows[:rows]])
+        assert len(found) == rows and torch.allclose(found, expected, atol=1e-5)
+    assert not len(fitting.said(lambda images: dense(images).T, 300))
 
 
 def test_distance_is_that_of_the_link():
