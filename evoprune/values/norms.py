@@ -1,8 +1,9 @@
-"""Batch norms of a repaired model: the statistics of what enters them and, at the end, scales and shifts fitted to what the dense
-model says.
+"""Norms of a repaired model: batch norms take the statistics of what enters them; scales and shifts of norms of any kind are, at
+the end, fitted to what the dense model says.
 
 Scales and shifts alone carry a network far (Frankle, Schwab and Morcos, 2021, arXiv:2003.00152), and are so few that few images
-will do, without labels.
+will do, without labels. They move the further, the more of what the dense model says is lost: by a rate of `RATE` times the root
+of that share.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from .optimizer import Optimizer
 from .training import schedule
 
 EPOCHS = 4  # times what masks are repaired on: so many images are fitted on, or fewer as often
-RATE = 3e-3  # by Adam, at most
+RATE = 0.02  # by Adam, at the peak, where everything is lost
 APART = 8  # one image in so many is kept apart, on which they must be better than before
 MOST_SAID = 1 << 30  # bytes of logits that are kept: of fewer images where each has many
 
@@ -36,31 +37,33 @@ class Normed:
     variance: Tensor
     seen_mean: Tensor
     seen_variance: Tensor
-    scale_and_shift: tuple[Tensor, ...]  # none where it has none
 
     @classmethod
     def of(cls, norm: nn.Module, inputs: Tensor) -> Normed:
         """Return what a norm has now, and what would be of these inputs."""
         assert isinstance(norm, NORMS) and norm.running_mean is not None and norm.running_var is not None
-        return cls(norm.running_mean.clone(), norm.running_var.clone(), *statistics(inputs),
-                   tuple(p.detach().clone() for p in norm.parameters()))
+        return cls(norm.running_mean.clone(), norm.running_var.clone(), *statistics(inputs))
 
     def take(self, norm: nn.Module, inputs: Tensor) -> None:
         """Give a norm the mean and variance of what enters it, as far from them, in its units, as the dense model's own are from
-        those of the same images; its scale and shift are the dense model's."""
+        those of the same images."""
         assert isinstance(norm, NORMS) and norm.running_mean is not None and norm.running_var is not None
         mean, variance = statistics(inputs)
         grown = (variance + norm.eps) / (self.seen_variance + norm.eps)
         norm.running_var.copy_(((self.variance + norm.eps) * grown - norm.eps).clamp_min(0))
         scale = ((norm.running_var + norm.eps) / (self.variance + norm.eps)).sqrt()
         norm.running_mean.copy_(mean + (self.mean - self.seen_mean) * scale)
-        for parameter, dense in zip(norm.parameters(), self.scale_and_shift):
-            parameter.data.copy_(dense)
 
 
 def norms_of(model: nn.Module) -> dict[str, nn.Module]:
     """Return the batch norms of `model` that keep running statistics, by name."""
     return {name: m for name, m in model.named_modules() if isinstance(m, NORMS) and m.running_mean is not None}
+
+
+def scales_and_shifts(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of norms of any kind: of the modules that have vectors alone."""
+    found = [list(module.parameters(recurse=False)) for module in model.modules()]
+    return list(dict.fromkeys(p for own in found if all(p.dim() == 1 for p in own) for p in own))
 
 
 def statistics(inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,8 +100,8 @@ class Fitting:
 
 
 def fit_norms(model: nn.Module, free: list[nn.Parameter], fitting: Fitting, said: Tensor, batch_size: int) -> None:
-    """Fit `free`, scales and shifts of batch norms, so that the model in eval mode says of the images what the dense one has
-    `said`; leave them as they are where that is no nearer on the images kept apart."""
+    """Fit `free`, scales and shifts, so that the model in eval mode says of the images what the dense one has `said`; leave them
+    as they are where that is no nearer on the images kept apart."""
     count = len(said)
     fitted_on = count - count // APART
     if fitted_on == count or not free:
@@ -111,9 +114,11 @@ def fit_norms(model: nn.Module, free: list[nn.Parameter], fitting: Fitting, said
 
     def apart() -> float:
         with torch.no_grad():
-            return sum(float(loss(which)) * len(which) for which in torch.split(torch.arange(fitted_on, count), batch_size))
+            each = [float(loss(which)) * len(which) for which in torch.split(torch.arange(fitted_on, count), batch_size)]
+        return sum(each) / (count - fitted_on)
 
     far, generator = apart(), torch.Generator().manual_seed(0)
+    rate = RATE * lost(far, said[fitted_on:], fitting.split.task) ** 0.5
     steps = fitting.epochs * -(-fitted_on // batch_size)
     for parameter in free:
         parameter.requires_grad_()
@@ -123,7 +128,7 @@ def fit_norms(model: nn.Module, free: list[nn.Parameter], fitting: Fitting, said
             for which in torch.split(torch.randperm(fitted_on, generator=generator), batch_size):
                 optimizer.zero_grad()
                 loss(which).backward()  # type: ignore[no-untyped-call]
-                optimizer.step(RATE * schedule(step, steps))
+                optimizer.step(rate * schedule(step, steps))
                 step += 1
     optimizer.zero_grad()
     nearer = apart() < far
@@ -140,3 +145,15 @@ def distance(logits: Tensor, dense: Tensor, task: Task) -> Tensor:
     if task.link == "sigmoid":
         return F.binary_cross_entropy_with_logits(logits, dense.sigmoid())
     return F.mse_loss(logits, dense)
+
+
+def lost(far: float, dense: Tensor, task: Task) -> float:
+    """Return what share of what the dense model's logits say is lost at a distance: 1 where one answer for all is as near."""
+    if task.link == "softmax":
+        same = dense.softmax(task.dimension).mean(0, keepdim=True).clamp_min(1e-30).log()
+    elif task.link == "sigmoid":
+        same = dense.sigmoid().mean(0, keepdim=True).logit(1e-7)
+    else:
+        same = dense.mean(0, keepdim=True)
+    least, most = float(distance(dense, dense, task)), float(distance(same.expand_as(dense), dense, task))
+    return max(0.0, min(1.0, (far - least) / (most - least))) if most - least > 1e-6 * most else 0.0

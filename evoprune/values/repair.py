@@ -12,7 +12,7 @@ where an activation is saturated, or does not matter, nothing need be right. A l
 dense model's probabilities. Errors weigh alike where a mask keeps so much that weighing them would take long, gradients do not go
 through the model, or images do not come first. Batch norms take the statistics of the same pass, and are then as far from them as
 the dense model's are from its own of these images: those were of others, mostly augmented, and stay where nothing is pruned.
-`Repairer.fit_norms` then fits their scales and shifts to what the dense model says of more images.
+`Repairer.fit_norms` then fits scales and shifts of all norms to what the dense model says of more images.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ..masks.channels import NORMS
 from ..masks.layout import Layout
 from .attention import Plain, plain_attention
 from .least_squares import STEPS, Errors, Solved, draw_positions, fitted, moments, outputs_of, rows_of, solve_rows, solve_weighed
-from .norms import Fitting, Normed, fit_norms, norms_of
+from .norms import Fitting, Normed, fit_norms, norms_of, scales_and_shifts
 from .sensitivity import batch_for, saliency_of, weigh_errors
 
 IMAGES = 768  # that a mask is repaired on in the search
@@ -66,6 +66,7 @@ class Repairer:
         self.first: nn.Module | None = None
         self.classifier: Solved | None = None  # a linear layer that makes the logits
         self.fitting: tuple[Fitting, Tensor] | None = None  # what norms are fitted on, and what the dense model says of it
+        self.free: dict[nn.Parameter, Tensor] = {}  # scales and shifts to fit, and what the dense model has
         self.asked = True  # whether `saliency` will be
         self.study_dense()
         with plain_attention(self.attention):
@@ -180,6 +181,9 @@ class Repairer:
 
     def __call__(self, masks: Mapping[str, Tensor]) -> None:
         """Repair the model, whose masked weights are set; `masks` are bool, by name, shaped like the weights."""
+        for parameter, dense in self.free.items():
+            parameter.data.copy_(dense)
+
         def solve(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             layer = self.layers[module]
             if layer.takes(args[0]):
@@ -198,17 +202,17 @@ class Repairer:
         self.dense_norms[norm].take(norm, args[0])
 
     def study(self, fitting: Fitting) -> None:
-        """Keep what the model, still dense, says of images for `fit_norms`, where it has norms to fit."""
-        if self.differentiable and self.norms:
+        """Keep what the model, still dense, says of images for `fit_norms`, where it has norms to fit that no mask changes."""
+        masked = set(map(id, self.masked))
+        free = [p for p in scales_and_shifts(self.model) if id(p) not in masked]
+        if self.differentiable and free:
             self.fitting = fitting, fitting.said(self.model, batch_for(self.layers))
+            self.free = {p: p.detach().clone() for p in free}
 
     def fit_norms(self) -> None:
-        """Fit scales and shifts of the batch norms that no mask changes, once the model is repaired by least squares; nothing
-        without `study`."""
+        """Fit scales and shifts of norms, once the model is repaired by least squares; nothing without `study`."""
         if self.fitting is not None:
-            masked = set(map(id, self.masked))
-            free = [p for norm in self.norms for p in norm.parameters() if id(p) not in masked]
-            fit_norms(self.model, free, *self.fitting, batch_for(self.layers))
+            fit_norms(self.model, list(self.free), *self.fitting, batch_for(self.layers))
 
     def forward(self, hooks: Sequence[RemovableHandle]) -> Any:
         """Run all calibration images through the model once, then take the hooks away; return what the model returned."""

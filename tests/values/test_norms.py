@@ -4,13 +4,14 @@ from dataclasses import replace
 import pytest
 import torch
 from nets import Mixed
+from torch import nn
 from torch.nn import functional as F
 
 from evoprune.inputs.splits import Split, calibration
 from evoprune.inputs.tasks import CLASSIFICATION
 from evoprune.masks.layers import find_layers
 from evoprune.values import norms
-from evoprune.values.norms import Fitting, distance, fit_norms, norms_of
+from evoprune.values.norms import Fitting, distance, fit_norms, lost, norms_of, scales_and_shifts
 from evoprune.values.repair import Repairer
 
 
@@ -44,7 +45,7 @@ def off(net, dense, images):
 
 
 def test_fitted_norms_bring_other_images_nearer_and_the_next_repair_begins_anew(pruned, monkeypatch):
-    monkeypatch.setattr(norms, "RATE", 0.03)  # for a net that has so few steps
+    monkeypatch.setattr(norms, "RATE", 0.1)  # for a net that has so few steps
     dense, net, repairer, masks = pruned
     repair(net, dense, repairer, masks)
     repaired = copy.deepcopy(net)
@@ -58,18 +59,38 @@ def test_fitted_norms_bring_other_images_nearer_and_the_next_repair_begins_anew(
     assert all(torch.equal(value, repaired.state_dict()[name]) for name, value in net.state_dict().items())
 
 
+def test_layer_norms_are_fitted_and_the_next_repair_begins_anew(pruned):
+    _, _, repairer, _ = pruned
+    dense = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.LayerNorm(32), nn.ReLU(), nn.Linear(32, 32), nn.LayerNorm(32),
+                          nn.ReLU(), nn.Linear(32, 4)).requires_grad_(False)
+    dense[7].weight.mul_(10)  # which makes it sure of what it says
+    net, layout = copy.deepcopy(dense), find_layers(dense)
+    repairer = Repairer("least-squares", net, layout, repairer.inputs)
+    repairer.study(Fitting(Split(repairer.inputs, torch.zeros(2000)), torch.arange(2000), 4))
+    masks = {layer.name: torch.rand(layer.shape) < 0.3 for layer in layout}
+    repair(net, dense, repairer, masks)
+    repaired = copy.deepcopy(net)
+    repairer.fit_norms()
+    assert all(not torch.equal(value, old) for i in (2, 5) for value, old in zip(net[i].parameters(), repaired[i].parameters()))
+    assert off(net, dense, repairer.inputs) < 0.99 * off(repaired, dense, repairer.inputs)
+    repair(net, dense, repairer, masks)
+    assert all(torch.equal(value, repaired.state_dict()[name]) for name, value in net.state_dict().items())
+
+
 def test_norms_are_fitted_as_torch_does(pruned):
     dense, net, repairer, masks = pruned
     repair(net, dense, repairer, masks)
     expected, images, said = copy.deepcopy(net), repairer.inputs.flip(0), dense(repairer.inputs.flip(0))
     free = [p for norm in norms_of(expected).values() for p in norm.parameters()]
+    far = float(distance(expected(images[1750:]), said[1750:], CLASSIFICATION))
+    rate = norms.RATE * lost(far, said[1750:], CLASSIFICATION) ** 0.5
     for p in free:
         p.requires_grad_()
     optimizer, drawn, batches = torch.optim.Adam(free), torch.Generator().manual_seed(0), []
     for _ in range(2):
         batches += torch.randperm(1750, generator=drawn).split(300)
     for step, rows in enumerate(batches):
-        optimizer.param_groups[0]["lr"] = norms.RATE * norms.schedule(step, len(batches))
+        optimizer.param_groups[0]["lr"] = rate * norms.schedule(step, len(batches))
         optimizer.zero_grad()
         (said[rows].softmax(1) * (said[rows].log_softmax(1) - expected(images[rows]).log_softmax(1))).sum(1).mean().backward()
         optimizer.step()
@@ -92,14 +113,58 @@ def test_what_masks_change_or_no_gradient_reaches_is_not_fitted(pruned, monkeypa
     dense, net, repairer, masks = pruned
     fitted = []
     monkeypatch.setattr("evoprune.values.repair.fit_norms", lambda model, free, *others: fitted.append(free))
+    fitting, repairer.fitting = repairer.fitting[0], None
     repairer.masked = [*repairer.masked, net.norm1.weight]
+    repairer.study(fitting)
     repairer.fit_norms()
     assert [list(map(id, free)) for free in fitted] == [[id(net.norm1.bias), id(net.norm2.weight), id(net.norm2.bias)]]
-    (fitting, _), repairer.fitting, repairer.differentiable = repairer.fitting, None, False
+    repairer.fitting, repairer.differentiable = None, False
     for other in (repairer, Repairer("bn", net, repairer.layout, repairer.inputs)):
         other.study(fitting)
         other.fit_norms()
     assert len(fitted) == 1
+
+
+@pytest.mark.parametrize("kind", ["bn", "least-squares"])
+def test_a_repair_leaves_what_masks_change_of_norms_alone(pruned, kind):
+    dense, net, repairer, masks = pruned
+    layout = find_layers(net, include="norm*")
+    masks = {layer.name: torch.rand(layer.shape) < 0.4 for layer in layout}
+    repairer = Repairer(kind, net, layout, repairer.inputs)
+    repairer.study(Fitting(Split(repairer.inputs, torch.zeros(2000)), torch.arange(2000), 1))
+    repair(net, dense, repairer, masks)
+    repairer.fit_norms()
+    assert {"norm1.weight", "norm2.bias"} <= set(masks) and not repairer.free
+    assert not any(net.get_parameter(name)[~mask].any() for name, mask in masks.items())
+
+
+def test_scales_and_shifts_are_those_of_norms_of_any_kind():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gamma, self.token = nn.Parameter(torch.ones(4)), nn.Linear(4, 4)
+
+    class Placed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gamma, self.places = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(1, 4))
+
+    own = [nn.BatchNorm2d(4), nn.LayerNorm(4), nn.GroupNorm(2, 4), nn.RMSNorm(4), Scaled()]
+    others = [nn.Conv2d(4, 4, 3), nn.Embedding(3, 4), Placed(), nn.MultiheadAttention(4, 1), nn.LayerNorm((4, 4))]
+    net = nn.Sequential(*own, *others, own[1])
+    found = {id(p): name for name, p in net.named_parameters()}
+    assert [found[id(p)] for p in scales_and_shifts(net)] == [
+        "0.weight", "0.bias", "1.weight", "1.bias", "2.weight", "2.bias", "3.weight", "4.gamma"]
+
+
+@pytest.mark.parametrize("link", ["softmax", "sigmoid", "identity"])
+def test_everything_is_lost_where_all_get_one_answer_and_nothing_by_the_dense_model(link):
+    task, dense = replace(CLASSIFICATION, link=link), 3 * torch.randn(500, 4)
+    one = {"softmax": dense.softmax(1).mean(0).log(), "sigmoid": dense.sigmoid().mean(0).logit(), "identity": dense.mean(0)}[link]
+    between = torch.linspace(0, 1, 9)
+    shares = [lost(float(distance(torch.lerp(dense, one.expand_as(dense), x), dense, task)), dense, task) for x in between]
+    assert shares[0] == 0 and shares[-1] == pytest.approx(1, abs=1e-4) and shares == sorted(shares)
+    assert lost(1e9, dense, task) == 1 and lost(0.0, dense, task) == 0 and lost(1.0, dense[:1], task) == 0
 
 
 @pytest.mark.parametrize(("there", "count", "images", "epochs", "again"), [
