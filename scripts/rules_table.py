@@ -36,7 +36,8 @@ PAIRS = (("evolve-80", "gradual-fisher-80"), ("evolve-80", "gradual-fisher-80-pa
          ("gradual-fisher-40-paced", "gradual-fisher-40"),
          ("evolve", "uniform-random"), ("evolve", "filter-norm"),
          ("evolve", "filter-norm-over-mean"), ("evolve", "gradual-fisher"), ("evolve", "gradual-magnitude"),
-         ("refined", "gradual-magnitude"), ("refined", "evolve"), ("plan", "path"), ("plan", "search"),
+         ("refined", "gradual-magnitude"), ("refined", "evolve"),
+         ("refined", "gradual-fisher"), ("refined", "gradual-fisher-paced"), ("plan", "path"), ("plan", "search"),
          ("plan", "gradual-fisher"), ("plan", "gradual-fisher-paced"), ("chosen", "search"), ("trained-chosen", "trained"),
          ("chosen", "path"), ("search", "path"), ("evolve", "gradual-fisher-paced"))
 GRID = np.geomspace(0.5, 0.005, 2001)  # densities of hvlog

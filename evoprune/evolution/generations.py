@@ -42,10 +42,12 @@ class State:
         return self.seen.count
 
 
-def begin(offspring: Sequence[Any], toolbox: base.Toolbox, config: Config, measured: Sequence[Individual] = ()) -> State:
-    """Return generation 0: what is `measured` already, then `offspring`, which are measured now; the unpruned model first."""
+def begin(offspring: Sequence[Any], toolbox: base.Toolbox, config: Config, measured: Sequence[Individual] = (),
+          started: float | None = None) -> State:
+    """Return generation 0: what is `measured` already, then `offspring`, which are measured now; the unpruned model first. Its
+    seconds count from when its masks were begun, `started` by `perf_counter`, or from now."""
     seen: dict[bytes, Values] = {}
-    started = perf_counter()
+    started = perf_counter() if started is None else started
     population = [*measured, *toolbox.measure(offspring, seen=seen)]
     archive = non_dominated(population, config.accuracy_floor, always=population[0])
     if config.choice_images:  # all but what was given up

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
-from time import monotonic
+from time import monotonic, perf_counter
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,7 @@ def search(run: Run, toolbox: base.Toolbox, checkpoint: Path, mapping: Callable[
     config, trains = run.config, run.config.total_epochs is not None
     planned = plan_jobs(run, toolbox, found) if trains else plan_masks(run, toolbox)
     state = load(checkpoint, run.layout, run.objectives, run.identity)
+    started = perf_counter()
     measured, offspring = toolbox.first() if state is None else ([], [])
     done = 0 if state is None else state.log[-1]["epochs" if trains else "evaluations"]
     if state is not None and not trains:
@@ -65,8 +66,8 @@ def search(run: Run, toolbox: base.Toolbox, checkpoint: Path, mapping: Callable[
         toolbox.register("map", mapping, progress=progress.evaluated)
     if state is None:
         if measured and offspring:
-            yield begin([], toolbox, config, measured)  # all there is if measuring the others is stopped
-        state = begin(offspring, toolbox, config, measured)
+            yield begin([], toolbox, config, measured, started)  # all there is if measuring the others is stopped
+        state = begin(offspring, toolbox, config, measured, started)
         with uninterrupted():  # whoever stops the run here has its first front
             save(checkpoint, state, run.identity)
             yield state

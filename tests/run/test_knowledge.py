@@ -1,5 +1,6 @@
 """Starts, repairs and knowledge through the whole flow, on the bundled digits."""
 
+import time
 from contextlib import nullcontext
 
 import pytest
@@ -17,6 +18,7 @@ from evoprune.evolution.starts import STARTS
 from evoprune.evolution.toolbox import default_toolbox
 from evoprune.rules import NEEDS
 from evoprune.run.jobs import RepairPoint
+from evoprune.run.run import Run
 from evoprune.values.norms import fit_norms
 
 SMALL = {"population": 8, "generations": 2, "threads": 1, "seed": 3, "shots": 10}
@@ -108,6 +110,14 @@ def test_the_default_repair_depends_on_batch_norm(mixed, lenet, digits, tmp_path
     for model, repair in ((mixed, "bn"), (lenet, "none")):
         out = tmp_path / repair
         assert evoprune.prune(model, digits, out=out, **SMALL).record.settings["repair"] == repair
+
+
+def test_the_seconds_of_the_log_count_the_path(lenet, digits, tmp_path, monkeypatch):
+    rows, made = [], Run.plain_evaluator
+    monkeypatch.setattr(Run, "plain_evaluator", lambda self, *given, **more: time.sleep(0.5) or made(self, *given, **more))
+    evoprune.prune(lenet, digits, out=tmp_path / "run", repair="least-squares", method="multishot:obs", targets="0.5,0.8",
+                   shots=2, on_generation=rows.append)
+    assert [row["generation"] for row in rows] == [0] and rows[0]["seconds"] >= 0.5
 
 
 def test_repair_makes_a_better_front(digits, tmp_path):
