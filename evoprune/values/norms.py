@@ -86,6 +86,11 @@ class Fitting:
         rows = drawn(split, EPOCHS * count, seed, after=max(0, min(count, len(split) - EPOCHS * count)))
         return cls(split, rows, min(EPOCHS, EPOCHS * count // len(rows)))
 
+    def within(self, looks: int) -> Fitting:
+        """Return as much of it as takes so many looks at an image, one at least."""
+        rows = self.rows[:max(1, looks)]
+        return Fitting(self.split, rows, max(1, min(self.epochs, looks // len(rows))))
+
     def said(self, model: nn.Module, batch_size: int) -> Tensor:
         """Return the logits (n, ...) of the first n rows that there is room for, none where an image's are not together."""
         said: list[Tensor] = []

@@ -42,6 +42,7 @@ LAST_IMAGES = 4096  # and the points of the front at the end
 BATCHES = 32  # usual batches that the calibration images may fill at most: they go through the model in one pass
 LEAST = 1e-5  # of that of the dense model's: where nothing but rounding noise comes in, weights must not follow it
 MOST_WORK = 2e12  # operations that one layer's conjugate gradients may take: wider ones are left as they are
+MOST_FITTED = 4e13  # operations that fitting norms may take, about what repairing a ResNet-18 on 4,096 images does
 WEIGHING_LIMIT = 8.0  # times the work of plain covariances that weighed ones may take; masks too dense for that hardly gain
 log = logging.getLogger("evoprune")
 
@@ -206,6 +207,8 @@ class Repairer:
         masked = set(map(id, self.masked))
         free = [p for p in scales_and_shifts(self.model) if id(p) not in masked]
         if self.differentiable and free:
+            a_look = 6 * sum(layer.size * layer.dense.shape[1] for layer in self.layers.values())  # operations, back too
+            fitting = fitting.within(int(MOST_FITTED / a_look))
             self.fitting = fitting, fitting.said(self.model, batch_for(self.layers))
             self.free = {p: p.detach().clone() for p in free}
 

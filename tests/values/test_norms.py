@@ -176,6 +176,17 @@ def test_norms_are_fitted_on_images_that_masks_are_not_repaired_on_where_there_a
     assert len(set(fitting.rows.tolist()) & set(repaired_on.images.tolist())) == again
 
 
+def test_fitting_norms_takes_so_many_operations_at_most(pruned, monkeypatch):
+    _, _, repairer, _ = pruned
+    fitting = Fitting(repairer.fitting[0].split, torch.arange(1000), 4)
+    a_look = 6 * sum(layer.size * layer.dense[0].numel() for layer in repairer.layers.values())
+    for looks, images, epochs in ((1e9, 1000, 4), (4000, 1000, 4), (3999, 1000, 3), (1000, 1000, 1), (999, 999, 1), (0, 1, 1)):
+        monkeypatch.setattr("evoprune.values.repair.MOST_FITTED", looks * a_look)
+        repairer.study(fitting)
+        found, said = repairer.fitting
+        assert (len(found.rows), found.epochs, len(said)) == (images, epochs, images)
+
+
 def test_logits_are_kept_of_as_many_images_as_there_is_room_for(pruned, monkeypatch):
     dense, _, repairer, _ = pruned
     fitting, said = repairer.fitting
