@@ -25,6 +25,7 @@ from .training import schedule
 
 EPOCHS = 4  # times what masks are repaired on: so many images are fitted on, or fewer as often
 RATE = 0.02  # by Adam, at the peak, where everything is lost
+LITTLE = 0.02  # of what the dense model says: where less is lost, nothing is gained
 APART = 8  # one image in so many is kept apart, on which they must be better than before
 MOST_SAID = 1 << 30  # bytes of logits that are kept: of fewer images where each has many
 
@@ -106,7 +107,7 @@ class Fitting:
 
 def fit_norms(model: nn.Module, free: list[nn.Parameter], fitting: Fitting, said: Tensor, batch_size: int) -> None:
     """Fit `free`, scales and shifts, so that the model in eval mode says of the images what the dense one has `said`; leave them
-    as they are where that is no nearer on the images kept apart."""
+    as they are where little is lost, or that is no nearer on the images kept apart."""
     count = len(said)
     fitted_on = count - count // APART
     if fitted_on == count or not free:
@@ -123,7 +124,9 @@ def fit_norms(model: nn.Module, free: list[nn.Parameter], fitting: Fitting, said
         return sum(each) / (count - fitted_on)
 
     far, generator = apart(), torch.Generator().manual_seed(0)
-    rate = RATE * lost(far, said[fitted_on:], fitting.split.task) ** 0.5
+    share = lost(far, said[fitted_on:], fitting.split.task)
+    if share < LITTLE:
+        return
     steps = fitting.epochs * -(-fitted_on // batch_size)
     for parameter in free:
         parameter.requires_grad_()
@@ -133,7 +136,7 @@ def fit_norms(model: nn.Module, free: list[nn.Parameter], fitting: Fitting, said
             for which in torch.split(torch.randperm(fitted_on, generator=generator), batch_size):
                 optimizer.zero_grad()
                 loss(which).backward()  # type: ignore[no-untyped-call]
-                optimizer.step(rate * schedule(step, steps))
+                optimizer.step(RATE * share ** 0.5 * schedule(step, steps))
                 step += 1
     optimizer.zero_grad()
     nearer = apart() < far

@@ -109,6 +109,18 @@ def test_norms_that_come_no_nearer_on_images_kept_apart_stay(pruned, monkeypatch
     assert all(torch.equal(value, repaired.state_dict()[name]) for name, value in net.state_dict().items())
 
 
+def test_norms_stay_where_little_of_what_the_dense_model_says_is_lost(pruned, monkeypatch):
+    dense, net, repairer, masks = pruned
+    repair(net, dense, repairer, masks)
+    repaired, (fitting, said) = copy.deepcopy(net), repairer.fitting
+    last = fitting.rows[1750:]
+    share = lost(float(distance(net(repairer.inputs[last]), said[1750:], CLASSIFICATION)), said[1750:], CLASSIFICATION)
+    for little, stays in ((share + 1e-3, True), (share - 1e-3, False)):
+        monkeypatch.setattr(norms, "LITTLE", little)
+        repairer.fit_norms()
+        assert stays == all(torch.equal(value, repaired.state_dict()[name]) for name, value in net.state_dict().items())
+
+
 def test_what_masks_change_or_no_gradient_reaches_is_not_fitted(pruned, monkeypatch):
     dense, net, repairer, masks = pruned
     fitted = []
