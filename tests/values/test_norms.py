@@ -100,6 +100,18 @@ def test_norms_are_fitted_as_torch_does(pruned):
         assert torch.allclose(net.state_dict()[name], value, atol=1e-5), name
 
 
+@pytest.mark.gpu
+def test_the_gpu_fits_as_the_cpu_does(pruned):
+    dense, net, repairer, masks = pruned
+    on_gpu, images = copy.deepcopy(dense).cuda(), repairer.inputs.cuda()
+    there = Repairer("least-squares", on_gpu, repairer.layout, images)
+    there.study(Fitting(Split(images, torch.zeros(2000).cuda()), repairer.fitting[0].rows.cuda(), repairer.fitting[0].epochs))
+    for model, of in ((net, repairer), (on_gpu, there)):
+        repair(model, copy.deepcopy(dense).to(of.inputs.device), of, {name: m.to(of.inputs.device) for name, m in masks.items()})
+        of.fit_norms()
+    assert off(on_gpu.cpu(), dense, repairer.inputs) == pytest.approx(off(net, dense, repairer.inputs), rel=0.02)
+
+
 def test_norms_that_come_no_nearer_on_images_kept_apart_stay(pruned, monkeypatch):
     monkeypatch.setattr(norms, "RATE", 30.0)
     dense, net, repairer, masks = pruned
