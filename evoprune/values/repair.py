@@ -182,14 +182,13 @@ class Repairer:
 
     def __call__(self, masks: Mapping[str, Tensor]) -> None:
         """Repair the model, whose masked weights are set; `masks` are bool, by name, shaped like the weights."""
-        for parameter, dense in self.free.items():
-            parameter.data.copy_(dense)
-
         def solve(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             layer = self.layers[module]
             if layer.takes(args[0]):
                 self.solve(layer, args[0], masks[layer.name], masks.get(layer.bias))
 
+        for parameter, dense in self.free.items():
+            parameter.data.copy_(dense)
         hooks = [module.register_forward_pre_hook(solve) for module in self.layers]
         hooks += [module.register_forward_pre_hook(self.take_statistics) for module in self.norms]
         self.forward(hooks)
