@@ -3,6 +3,7 @@ convolutions before them; kernels that give the same bits each time."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -54,10 +55,12 @@ class Average2x2(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        *batch, h, w = gradient.shape
-        whole = (gradient * 0.25)[..., :, None, :, None].expand(*batch, h, 2, w, 2).reshape(*batch, 2 * h, 2 * w)
-        below, right = ctx.shape[-2] - 2 * h, ctx.shape[-1] - 2 * w  # an odd last row or column, which no pool reads
-        return nn.functional.pad(whole, (0, right, 0, below)) if below or right else whole
+        h, w = (side // 2 * 2 for side in ctx.shape[-2:])  # no pool reads an odd last row or column
+        whole = (gradient.new_empty if (h, w) == ctx.shape[-2:] else gradient.new_zeros)(ctx.shape)
+        quarter = gradient * 0.25
+        for i, j in itertools.product((0, 1), repeat=2):
+            whole[..., i:h:2, j:w:2] = quarter
+        return whole
 
 
 class Tanh(torch.autograd.Function):
