@@ -7,6 +7,8 @@ the medians, and, of two methods, the mean paired difference over the seeds that
 what that says (win, loss or tie: p < 0.05 in a paired t test), and what it still says after Holm's correction (1979) over the
 sparsities of the comparison, hvlog apart; last, which of all differences are beyond chance after the correction over all of them.
 
+Seconds are those of the command, else of the run in all its parts, else, of older runs, of its search alone.
+
 Methods with unequal epochs, or, where seed-N/seconds.txt says what each command took, with more time, are marked and not tested.
 Nor is a difference where a seed has no point so sparse (nan) or where every seed differs by the same: "-", and "equal" where no
 seed differs at all.
@@ -15,6 +17,7 @@ seed differs at all.
 from __future__ import annotations
 
 import csv
+import json
 import math
 import sys
 from collections.abc import Sequence
@@ -53,6 +56,7 @@ class Run(NamedTuple):
     chosen: list[dict[str, str]]  # the points of these
     log: list[dict[str, str]]
     wall: float | None = None  # seconds of the whole command, where methods are compared that take the same time
+    whole: float | None = None  # of the run in all its parts, of newer ones
 
     @property
     def epochs(self) -> float:
@@ -115,7 +119,8 @@ def read_runs(folder: Path, wished: Sequence[float]) -> tuple[Runs, list[str]]:
         chosen = [at_or_above(front, wish / 100) for wish in wished]
         values = np.array([*map(tested, chosen), hvlog(front)])
         there = [row for row in chosen if row is not None]
-        found.setdefault(method, {})[run.name] = Run(values, there, rows(run / "log.csv"), seconds_of(run))
+        found.setdefault(method, {})[run.name] = Run(values, there, rows(run / "log.csv"), seconds_of(run),
+                                                             json.loads((run / "done.json").read_text()).get("seconds"))
     return found, unfinished
 
 
@@ -158,7 +163,7 @@ def print_runs(found: Runs, unfinished: list[str], heads: list[str]) -> None:
     print(line("test score, %, at least so sparse", [*heads, "epochs", "seconds"]))
     for method, runs in found.items():
         for seed, run in runs.items():
-            print(line(f"{method} {seed}", [*run.values, run.epochs, run.wall or float(run.log[-1]["seconds"])]))
+            print(line(f"{method} {seed}", [*run.values, run.epochs, run.wall or run.whole or float(run.log[-1]["seconds"])]))
         if len(runs) > 1:
             print(line(f"{method} median", list(np.median([run.values for run in runs.values()], axis=0))))  # NaN if one is
     missing = [f"{method} {seed} at {head} %" for method, runs in found.items() for seed, run in runs.items()

@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +23,7 @@ from ..masks.layout import Layout
 from . import written
 from .points import LAYER_COLUMNS, Measured, Pruned, layer_rows, points_csv, table_csv, undominated
 from .record import Record, read_record
-from .written import hashes, home_of, model_file, read_done
+from .written import Stopwatch, hashes, home_of, model_file, read_done
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +46,7 @@ class Folder:
         self.replaced, self.gone = self.checkpoint / written.REPLACED, self.checkpoint / written.GONE
         self.kept = resume  # whether it has something of the run that goes on in it
         self.config: str | None = None  # of a resumed run, written when that has gone on
+        self.watch = Stopwatch(path, resume)
         self.check()
 
     def check(self) -> None:
@@ -97,6 +99,9 @@ class Folder:
             elif not self.kept and error is not None and not isinstance(error, (Stopped, KeyboardInterrupt)):
                 self.clear()
             self.kept = self.kept or (not self.holds_run and (self.path / written.CONFIG).exists())
+            if self.kept and not self.intact():
+                with suppress(OSError):  # a full disk, which has been told
+                    self.watch.note()
             if not (self.path / written.CONFIG).exists():  # nothing was begun: leave no trace
                 shutil.rmtree(self.path if self.new else self.checkpoint, ignore_errors=True)
         finally:
@@ -146,6 +151,7 @@ class Folder:
             if self.replaced.exists():
                 self.replaced.rename(self.gone)
                 remove(self.gone)
+        self.watch.note(written.NOTE_EVERY)
 
     def write(self, name: str, content: bytes | str) -> None:
         path = self.path / name
@@ -199,7 +205,7 @@ class Folder:
     def write_done(self, **facts: Any) -> None:
         """Say that the run has finished: the last file of all."""
         self.started()
-        facts = {"stopped": "finished", **facts, "files": hashes(self.path)}
+        facts = {"stopped": "finished", **facts, "seconds": self.watch.seconds, "files": hashes(self.path)}
         self.write(written.DONE, json.dumps(facts, indent=2) + "\n")
         self.forget_trained()
 

@@ -7,10 +7,13 @@ from __future__ import annotations
 import csv
 import hashlib
 import logging
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,7 +38,9 @@ VIEWS = (FRONT_PLOT, LAYERS_PLOT, PROGRESS_PLOT, REPORT)  # what is there to loo
 FILES = (DONE, DENSE, LOG, FRONT, DOMINATED, LAYERS, MASKS, RIGHT, *VIEWS, MODELS,
          CONFIG)  # of a run, beside checkpoint/; cleared in this order
 CHECKPOINT, LOCK, TRAINED, STAGE_VALUES = "checkpoint", "lock", "trained", "values.safetensors"  # all but the first are in it
+SECONDS = "seconds"  # likewise: what the run has taken so far
 REPLACED, GONE = "replaced", "gone"  # likewise: a run that a new one may replace, and one that it has replaced
+NOTE_EVERY = 60.0  # seconds, at least, from one note of a stopwatch to the next
 log = logging.getLogger("evoprune")
 
 
@@ -64,6 +69,35 @@ def read_done(home: Path) -> Done | None:
         return read_json(home / DONE, Done)
     except FileNotFoundError:
         return None
+
+
+class Stopwatch:
+    """How long a run takes by the clock, in all its parts: what a stopped one had taken is in a file of it, from which one that
+    is `resuming` goes on. Of a killed one a minute or so may be missing, or all since something was kept."""
+
+    def __init__(self, path: Path, resuming: bool):
+        self.file, self.resuming = path / CHECKPOINT / SECONDS, resuming
+        self.began = self.noted = monotonic()
+
+    @cached_property
+    def earlier(self) -> float:
+        """The seconds before this process, 0 where nothing says them."""
+        try:
+            found = float(self.file.read_text()) if self.resuming else 0.0
+        except (OSError, ValueError):
+            return 0.0
+        return found if 0 <= found < math.inf else 0.0
+
+    @property
+    def seconds(self) -> float:
+        """What the run has taken so far."""
+        return round(self.earlier + monotonic() - self.began, 1)
+
+    def note(self, every: float = 0.0) -> None:
+        """Keep that, if the last note is so many seconds old."""
+        if monotonic() >= self.noted + every:
+            write_atomic(self.file, f"{self.seconds}\n")
+            self.noted = monotonic()
 
 
 def hashes(home: Path) -> dict[str, str]:

@@ -12,7 +12,7 @@ from test_robustness import Tokens
 import evoprune
 from evoprune import EvopruneError, load_front, prune
 from evoprune.masks.genome import kept_genes
-from evoprune.results.written import DONE, FILES, MODELS, free_file
+from evoprune.results.written import DONE, FILES, MODELS, SECONDS, Stopwatch, free_file
 
 SMALL = {"population": 4, "generations": 2, "threads": 1}
 
@@ -72,6 +72,54 @@ def test_done_json_has_a_hash_of_every_file(run_folder):
     assert files == {name: there[name] for name in there if name != DONE and not name.startswith("checkpoint/")}
     assert {name.split("/")[0] for name in files} == {*FILES} - {DONE, "dominated.csv"} | (
         {"dominated.csv"} if (run_folder / "dominated.csv").exists() else set()) and MODELS in FILES
+
+
+def test_a_run_that_was_stopped_counts_the_seconds_of_all_its_parts(lenet, digits, tmp_path, monkeypatch):
+    def interrupt(row):
+        there.append(file.exists())
+        if row["generation"] == generation:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "run"
+    file, there, generation = out / "checkpoint" / SECONDS, [], 0
+    with pytest.raises(KeyboardInterrupt):
+        prune(lenet, digits, out=str(out), on_generation=interrupt, **SMALL)
+    assert 0 < float(file.read_text()) < 1000
+    file.unlink()
+    monkeypatch.setattr("evoprune.results.written.NOTE_EVERY", 0.0)  # for whoever kills it
+    generation = 1
+    with pytest.raises(KeyboardInterrupt):
+        prune(lenet, digits, resume=out, on_generation=interrupt)
+    assert there == [False, False, True]
+    file.write_text("1000\n")
+    prune(lenet, digits, resume=out)
+    whole = json.loads((out / DONE).read_text())["seconds"]
+    assert 1000 < whole <= float(file.read_text()) < 2000
+    prune(lenet, digits, resume=out, finetune_epochs=1)  # more of a finished run
+    assert whole < json.loads((out / DONE).read_text())["seconds"] < 2000
+    prune(lenet, digits, out=str(out), overwrite=True, **SMALL)
+    assert json.loads((out / DONE).read_text())["seconds"] < 1000
+
+
+@pytest.mark.parametrize(("text", "earlier"), [("12.5", 12.5), ("", 0), ("x", 0), ("nan", 0), ("inf", 0), ("-1", 0), (None, 0)])
+def test_a_stopwatch_goes_on_from_what_it_can_read(text, earlier, tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("evoprune.results.written.monotonic", lambda: now[0])
+    (tmp_path / "checkpoint").mkdir()
+    file = tmp_path / "checkpoint" / SECONDS
+    if text is not None:
+        file.write_text(text)
+    watch, new = Stopwatch(tmp_path, True), Stopwatch(tmp_path, False)
+    now[0] += 59
+    assert watch.seconds == earlier + 59 and new.seconds == 59
+    watch.note(60)
+    assert not file.exists() if text is None else file.read_text() == text
+    now[0] += 1
+    watch.note(60)
+    assert float(file.read_text()) == earlier + 60 == Stopwatch(tmp_path, True).seconds
+    now[0] += 1
+    watch.note()
+    assert float(file.read_text()) == earlier + 61
 
 
 @pytest.mark.parametrize("name", ["config.json", "front.csv", "layers.csv", "masks.npz", "dense.safetensors"])
