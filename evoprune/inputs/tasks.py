@@ -107,15 +107,15 @@ def right_signs(output: Any, targets: Tensor) -> Tensor:
 
 def right_labels(output: Any, targets: Tensor) -> Tensor:
     """Return true positives, false positives and false negatives, (batch, 3); a non-finite logit is a wrong answer."""
-    logits, wanted = logits_for(output, targets).flatten(1), targets.flatten(1) > 0.5
+    logits, wanted = (each.reshape(len(targets), -1) for each in (logits_for(output, targets), targets > 0.5))
     said = torch.where(torch.isfinite(logits), logits > 0, ~wanted)
     return torch.stack([(said & wanted).sum(1), (said & ~wanted).sum(1), (~said & wanted).sum(1)], 1)
 
 
 def squares(output: Any, targets: Tensor) -> Tensor:
     """Return, for each of d outputs, the squared error, the target and its square, then one, (batch, 3 d + 1) double."""
-    outputs, wanted = logits_for(output, targets).double().flatten(1), targets.double().reshape(len(targets), -1)
-    errors = (outputs.reshape(wanted.shape) - wanted).square().nan_to_num(nan=math.inf)
+    outputs, wanted = (each.double().reshape(len(targets), -1) for each in (logits_for(output, targets), targets))
+    errors = (outputs - wanted).square().nan_to_num(nan=math.inf)
     return torch.cat([errors, wanted, wanted.square(), torch.ones_like(wanted[:, :1])], 1)
 
 

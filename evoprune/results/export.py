@@ -226,7 +226,8 @@ def measured(point: Point, split: Split | None, sums: Tensor | None) -> str:
     """Return what was counted again, in words, beside what front.csv says; `sums` are those of each example."""
     objective = point.objectives[point.objectives.score]
     if split is None or sums is None:
-        return f"{objective.title} was not counted again, for want of data: Python can hand in data="
+        why = "for want of data: Python can hand in data=" if split is None else f"for {no_model(point)}"
+        return f"{objective.title} was not counted again, {why}"
     stated = "" if point.test is None else f", {objective.shown(point.test)} in the run's front"
     return (f"{objective.title} of the file, opened in a fresh process, {objective.within(*split.task.tested(sums))} on "
             f"{len(split):,} examples{stated}")
@@ -239,7 +240,7 @@ def say(point: Point, made: Made, told: str) -> None:
     log.info("%s: %s bytes, point %s, %s of %s weights, %s%s; %s", made.path, f"{made.path.stat().st_size:,}", point.id,
              f"{point.kept:,}", f"{point.weights:,}", values, tested, told)
     if made.model is None or made.inputs is None:
-        missing = "its model is not here" if made.model is None else "the run has not recorded what inputs are like"
+        missing = no_model(point) if made.model is None else "the run has not recorded what inputs are like"
         log.info("not timed: %s", missing)
         return
     dense = point.front.structure().eval()
@@ -249,6 +250,13 @@ def say(point: Point, made: Made, told: str) -> None:
         before, after = timed(lambda: applied(dense, batch), runner(made, batch), threads=1)
     log.info("%d at a time take %.3f ms, dense %.3f ms (medians of turns, 1 thread, %s)", len(leaves(batch)[0]), 1e3 * after,
              1e3 * before, device_name(torch.device("cpu")))
+
+
+def no_model(point: Point) -> str:
+    """Return why there is no model of a point, whose values alone are written."""
+    if not point.front.record.rebuildable:
+        return "its model is not here: load_front can be given it"
+    return "its model is not built: a function that the run's folder names would be called, as a .pt2 or .onnx needs it"
 
 
 def runner(made: Made, batch: Inputs) -> Callable[[], Any]:

@@ -68,6 +68,33 @@ def test_the_score_is_what_sklearn_says_however_the_examples_are_cut(name):
         assert low <= score <= high and (low < high or score == task.worst)
 
 
+@pytest.mark.parametrize("name", ["binary", "multilabel", "regression"])
+def test_one_target_an_example_may_be_a_number_or_a_row_of_one(name):
+    outputs, targets = (each[:, :1] for each in batch("multilabel" if name == "binary" else name))
+    task = TASKS[name]
+    expected = task.sums(outputs, targets)
+    for said, wanted in ((outputs, targets[:, 0]), (outputs[:, 0], targets), (outputs[:, 0], targets[:, 0])):
+        assert torch.equal(task.sums(said, wanted), expected)
+        assert task.loss(said, wanted) == task.loss(outputs, targets)
+
+
+@pytest.mark.parametrize(("name", "options"), [("regression", {"repair": "least-squares", "finetune_epochs": 1, "front": 3}),
+                                               ("regression", {"total_epochs": 20, "targets": "0.5,0.9"}),
+                                               ("binary", {"repair": "least-squares"})])
+def test_a_run_takes_one_number_an_example_for_a_row_of_one(name, options, tmp_path):
+    torch.manual_seed(1)
+    x, model = torch.randn(240, 16), nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 1)).eval()
+    said = model(x).detach() + 0.1 * torch.randn(240, 1)
+    rows = said if name == "regression" else (said > 0).float()
+    found = []
+    for targets in (rows, rows[:, 0]):
+        data = evoprune.Data(*((x[i:i + 80], targets[i:i + 80]) for i in (0, 80, 160)))
+        front = evoprune.prune(model, data, out=tmp_path / str(targets.dim()), **SETTINGS, **options)
+        assert front.record.config.task == name
+        found.append((front.path / "front.csv").read_bytes())
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_no_number_is_no_answer(name):
     task, (outputs, targets) = TASKS[name], batch(name)

@@ -166,7 +166,10 @@ def test_a_model_and_data_handed_in(run_folder, lenet, digits, said, tmp_path):
     assert f"{100 * point.test:.2f} (" in said.messages[-2] and ") on 359 examples" in said.messages[-2]
     alone = evoprune.load_front(run_folder)[1]
     alone.export(tmp_path / "c.pt")  # no model of it is here
-    assert "was not counted again" in said.messages[-2] and said.messages[-1] == "not timed: its model is not here"
+    assert "was not counted again, for want of data" in said.messages[-2]
+    assert said.messages[-1] == "not timed: its model is not here: load_front can be given it"
+    alone.export(tmp_path / "d.pt", data=(digits.test.images, digits.test.labels))
+    assert said.messages[-2].endswith("; accuracy was not counted again, for its model is not here: load_front can be given it")
     assert torch.load(tmp_path / "c.pt", weights_only=True).keys() == load_file(tmp_path / "b.safetensors").keys()
 
 
@@ -183,6 +186,8 @@ def test_a_state_dict_of_a_received_folder_runs_none_of_its_code(tmp_path, monke
     for name in ("a.safetensors", "a.pt", "a.packed.safetensors", "b.packed.safetensors"):
         point.export(name, bits=8 if name.startswith("b") else 32)
         assert "was not counted again, for want of data: Python can hand in data=" in said.messages[-2]
+        assert said.messages[-1] == ("not timed: its model is not built: a function that the run's folder names would be called, "
+                                     "as a .pt2 or .onnx needs it")
     assert not (tmp_path / "called").exists()
     point.export("a.pt2")
     assert (tmp_path / "called").exists() and any("calls the function make of the file" in m for m in said.messages)
