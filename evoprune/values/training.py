@@ -9,16 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..inputs.models import set_state
+from ..inputs.models import last_layer, set_state
 from ..inputs.nested import applied
 from ..inputs.splits import Split
+from ..inputs.tasks import CLASSIFICATION
 from ..masks.layout import Layout
 from ..masks.saliency import NEEDS_DATA, gene_scores, keep_top
 from ..masks.tensors import expanded
@@ -28,6 +29,7 @@ from .optimizer import Optimizer
 SMALL = 1_000_000  # parameters; below, Adam learns faster, above, SGD with momentum generalises better
 WARM_UP = 0.05  # share of the steps
 PRUNINGS, PRUNE_EVERY = 40, 50  # times that a mask loses weights, but not more than so many steps apart
+SPARED = 0.25  # share of the weights that are kept, at most, that are because a class has no other
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Shrink:
     first: float = 0.2  # share of all weights that the first pruning leaves at most
     pace: float | None = None
     mix: float = 1.0  # power of the mean squared gradient in a saliency that has it: 1 as it is, 0 without
+    classes: str | None = None  # weights that make the logits, of which each class keeps one: else its logit is the same for all
 
     def kept_at(self, step: int, steps: int, before: int, weights: int) -> int:
         """Return how many weights are kept at `step`, of `before` at the start."""
@@ -103,7 +106,7 @@ def tune(model: nn.Module, train: Split, recipe: Recipe, masks: Mapping[str, Ten
 
     Returns the masks as they are at the end, which with `shrink` have lost weights. What `pieces.keep` raises ends it.
     """
-    # 7 arguments: what, on what, how, and three ways to look in; 50 lines: one loop, in which nothing stands twice
+    # 7 arguments: what, on what, how, and three ways to look in; 52 lines: one loop, in which nothing stands twice
     device = train.labels.device
     parameters = dict(model.named_parameters())
     kept = {name: mask.to(parameters[name].device) for name, mask in (masks or {}).items()}
@@ -112,6 +115,8 @@ def tune(model: nn.Module, train: Split, recipe: Recipe, masks: Mapping[str, Ten
     needs_squares = shrink is not None and shrink.saliency in NEEDS_DATA
     frozen = [p for p in masked if not p.requires_grad] if needs_squares else []  # which have squares all the same
     optimizer = Optimizer(model.parameters(), recipe.optimizer, needs_squares, frozen)
+    if shrink is not None and train.task.name == CLASSIFICATION.name:
+        shrink = replace(shrink, classes=last_layer(model.eval(), train.inputs(slice(0, 2))))
     an_epoch, steps = steps_an_epoch(len(train), recipe.batch_size), steps_in(recipe, len(train))
     before, weights = sum(int(mask.sum()) for mask in kept.values()), sum(mask.numel() for mask in kept.values())
     order_of = torch.Generator().manual_seed(recipe.seed)
@@ -192,6 +197,10 @@ def shrunk(parameters: Sequence[Tensor], masks: Sequence[Tensor], shrink: Shrink
     with torch.no_grad():
         scores = gene_scores(shrink.saliency, shrink.layout, [p.detach() for p in parameters], squares)
         left = [torch.where(layer.any(mask), score, -1) for layer, mask, score in zip(shrink.layout, masks, scores)]
+        for layer, score in zip(shrink.layout, left):
+            if layer.name == shrink.classes and not layer.by_output and len(score) <= SPARED * count:
+                best = score.max(1, keepdim=True)
+                score.scatter_(1, best.indices, best.values.masked_fill(best.values >= 0, math.inf))
     return expanded(keep_top(left, count, shrink.layout), shrink.layout)
 
 

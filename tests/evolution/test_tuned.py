@@ -279,6 +279,21 @@ def test_a_frozen_layer_loses_what_gradients_say_and_stays_as_it_is(optimizer, l
     assert torch.equal(net.conv2.weight, lenet.conv2.weight * kept["conv2.weight"])
 
 
+@pytest.mark.parametrize(("kept", "spared"), [(500, True), (40, True), (39, False)])
+def test_each_class_keeps_a_weight_unless_that_takes_too_many(kept, spared, lenet, digits, layout):
+    net = copy.deepcopy(lenet)
+    net.fc2.weight.data[[0, 7]] *= 1e-6  # worth less than all others
+    masks = {name: torch.ones(p.shape, dtype=torch.bool) for name, p in net.named_parameters() if p.dim() > 1}
+    masks["fc2.weight"][3] = False  # gone before
+    recipe = Recipe(1 / 18, "adam", 1e-9, 64, 0, True)
+    found = tune(net, digits.train, recipe, masks, shrink=Shrink(layout, kept, "magnitude"))
+    rows = found["fc2.weight"].sum(1).tolist()
+    assert sum(int(mask.sum()) for mask in found.values()) == kept and rows[3] == 0
+    assert (rows[0], rows[7]) == ((1, 1) if spared else (0, 0))
+    if spared:
+        assert int(found["fc2.weight"][0].nonzero()) == int(lenet.fc2.weight[0].abs().argmax())
+
+
 def test_the_shrinking_is_cubic_and_ends_where_it_should(layout):
     shrink = Shrink(layout, 100, "magnitude", until=0.5, first=0.2)
     kept = [shrink.kept_at(step, 1000, 10_000, 10_000) for step in range(1001)]

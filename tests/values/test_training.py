@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from evoprune import accuracy
-from evoprune.inputs.models import resnet18
+from evoprune.inputs.models import last_layer, resnet18
 from evoprune.inputs.splits import as_split
 from evoprune.inputs.tasks import TASKS
 from evoprune.values.fast import has_bf16, in_fp32
@@ -28,6 +28,26 @@ def test_pruned_weights_stay_zero_and_the_others_move(optimizer, lenet, digits):
         if name in masks:
             assert torch.equal(p[~masks[name]], torch.zeros_like(p[~masks[name]]))
             assert (p[masks[name]] != dict(lenet.named_parameters())[name][masks[name]]).float().mean() > 0.5
+
+
+class Wrapped(nn.Module):
+    """Returns what others do, in a dict, or changed."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.first, self.second, self.change = nn.Linear(4, 4), nn.Linear(4, 3), change
+
+    def forward(self, x):
+        return self.change(self.second(self.first(x)))
+
+
+@pytest.mark.parametrize(("model", "size", "name"), [
+    (nn.Linear(4, 3), (4,), "weight"), (Wrapped(lambda x: {"logits": x}), (4,), "second.weight"),
+    (Wrapped(lambda x: x.softmax(1)), (4,), None), (nn.Sequential(nn.Conv2d(1, 3, 1), nn.Flatten()), (1, 1, 1), None),
+    (Wrapped(lambda x: x), (5, 4), None), (resnet18().eval(), (3, 8, 8), "fc.weight")], ids=range(6))
+def test_the_last_layer_is_the_one_whose_outputs_are_the_logits(model, size, name):
+    assert last_layer(model, torch.randn(2, *size)) == name
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_training_brings_accuracy_back(lenet, digits):
