@@ -9,11 +9,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import EvopruneError, first_line
-from .nested import Inputs, applied
 
 
 class LeNet(nn.Module):
@@ -100,22 +98,6 @@ def logits_of(output: Any) -> Tensor:
         return logits_of(output[0])
     raise EvopruneError(f"model: returned {type(output).__name__}, expected logits: a tensor, or one in a tuple, "
                         f"a dict or an object with .logits")
-
-
-def last_layer(model: nn.Module, inputs: Inputs) -> str | None:
-    """Return the name of the weight of the linear layer whose outputs (batch, classes) are what a model in eval mode returns as
-    logits, None where there is no such layer."""
-    made: dict[nn.Module, Tensor] = {}
-    layers: dict[nn.Module, str] = {module: f"{name}.weight".lstrip(".") for name, module in model.named_modules()
-                                    if isinstance(module, nn.Linear)}
-    hooks = [module.register_forward_hook(lambda module, args, output: made.update({module: output})) for module in layers]
-    try:
-        with torch.no_grad():
-            logits = logits_of(applied(model, inputs))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return next((layers[module] for module, output in made.items() if output is logits and logits.dim() == 2), None)
 
 
 def off_by(expected: Tensor, outputs: Tensor) -> float:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..inputs.models import last_layer, set_state
-from ..inputs.nested import applied
+from ..inputs.models import logits_of, set_state
+from ..inputs.nested import Inputs, applied
 from ..inputs.splits import Split
 from ..inputs.tasks import CLASSIFICATION
 from ..masks.layout import Layout
@@ -202,6 +202,22 @@ def shrunk(parameters: Sequence[Tensor], masks: Sequence[Tensor], shrink: Shrink
                 best = score.max(1, keepdim=True)
                 score.scatter_(1, best.indices, best.values.masked_fill(best.values >= 0, math.inf))
     return expanded(keep_top(left, count, shrink.layout), shrink.layout)
+
+
+def last_layer(model: nn.Module, inputs: Inputs) -> str | None:
+    """Return the name of the weight of the linear layer whose outputs (batch, classes) are what a model in eval mode returns as
+    logits, None where there is no such layer."""
+    made: dict[nn.Module, Tensor] = {}
+    layers: dict[nn.Module, str] = {module: f"{name}.weight".lstrip(".") for name, module in model.named_modules()
+                                    if isinstance(module, nn.Linear)}
+    hooks = [module.register_forward_hook(lambda module, args, output: made.update({module: output})) for module in layers]
+    try:
+        with torch.no_grad():
+            logits = logits_of(applied(model, inputs))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return next((layers[module] for module, output in made.items() if output is logits and logits.dim() == 2), None)
 
 
 def grown(model: nn.Module, train: Split, masks: Mapping[str, Tensor], layout: Layout, more: int, images: int,

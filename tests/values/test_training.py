@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from evoprune import accuracy
-from evoprune.inputs.models import last_layer, resnet18
+from evoprune.inputs.models import resnet18
 from evoprune.inputs.splits import as_split
 from evoprune.inputs.tasks import TASKS
 from evoprune.values.fast import has_bf16, in_fp32
-from evoprune.values.training import Recipe, augmented, moves_freely, recipe_for, schedule, tune
+from evoprune.values.training import Recipe, augmented, last_layer, moves_freely, recipe_for, schedule, tune
 
 RECIPE = Recipe(1, "adam", 0.01, 64, seed=0, augment=True)
 
