@@ -190,8 +190,10 @@ def say_searched(run: Run, state: State) -> None:
     full = options()["population"].default * (options()["generations"].default + 1)
     evolves = config.total_epochs is None and read_method(config.method).kind == "evolve"
     usual = min(5000, (images + len(run.data.train or ())) // 5)  # as many as are searched on unless told
-    if evolves and config.population * (config.generations + 1) < full and images <= usual:
-        say_full_size(full, usual, state.log[-1]["seconds"] / state.evaluations / images)
+    first, last = state.log[0], state.log[-1]  # the seconds of the first count making its masks
+    measured = last["evaluations"] - first["evaluations"]
+    if evolves and measured >= config.population // 2 and config.population * (config.generations + 1) < full and images <= usual:
+        say_full_size(full, usual, (last["seconds"] - first["seconds"]) / measured / images)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from evoprune.evolution.starts import first_population
 from evoprune.evolution.toolbox import default_toolbox
 from evoprune.pruning import how_to_go_on, prune
 from evoprune.results.folder import Folder
-from evoprune.results.written import CHECKPOINT, DOMINATED, DONE, FILES, FRONT, MODELS
+from evoprune.results.written import CHECKPOINT, DOMINATED, DONE, FILES, FRONT, LOG, MODELS
 
 ALWAYS = {*FILES, CHECKPOINT} - {DOMINATED, MODELS}
 SMALL = {"population": 8, "generations": 6, "threads": 1}
@@ -252,6 +252,25 @@ def test_a_tuned_run_replaces_nothing_before_its_first_child(lenet, digits, tmp_
     with pytest.raises(KeyboardInterrupt):
         prune(lenet, digits, out=str(tmp_path / "run"), overwrite=True, total_epochs=5, targets="0.8,0.9")
     assert results(tmp_path / "run") == before and evoprune.load_front(tmp_path / "run").finished
+
+
+def test_a_regression_as_bad_as_can_be_is_warned_about(tmp_path, caplog):
+    x, model = torch.randn(60, 4), torch.nn.Linear(4, 1)
+    for shift, warned in ((0.0, False), (9.0, True)):
+        caplog.clear()
+        evoprune.prune(model, (x, model(x).detach() + shift), out=tmp_path / str(shift), population=4, generations=0, threads=1)
+        assert ("that is as low as it is counted, and no pruned model can be worse" in caplog.text) is warned
+
+
+def test_how_long_a_full_search_takes_goes_by_the_masks_after_the_first(lenet, digits, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr("evoprune.pruning.say_full_size", lambda masks, images, each: said.append(each))
+    front = evoprune.prune(lenet, digits, out=tmp_path / "run", population=6, generations=2, threads=1)
+    first, *_, last = front.written.rows(LOG, ("seconds", "evaluations"))
+    masks, seconds = (float(last[name]) - float(first[name]) for name in ("evaluations", "seconds"))
+    assert said == [pytest.approx(seconds / masks / len(digits.search))] and masks >= 3
+    evoprune.prune(lenet, digits, out=tmp_path / "none", population=6, generations=0, threads=1)
+    assert len(said) == 1
 
 
 def test_a_search_near_chance_is_warned_about(digits, tmp_path, caplog):

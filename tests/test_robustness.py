@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import warnings
 import zipfile
 
 import numpy as np
@@ -142,12 +143,20 @@ def test_two_samples_in_a_list_are_a_dataset(tmp_path):
 
 @pytest.mark.parametrize(("model", "said"), [
     (None, "model: found None, expected an nn.Module"), (nn.Linear, "model: found <class"),
-    (nn.LazyLinear(3), "model: weight has no values yet"), (nn.Linear(16, 3, device="meta"), "model: Linear cannot be copied"),
+    (nn.LazyLinear(3), "model: weight has no values yet"), (nn.Linear(16, 3, device="meta"), "model: weight has no values yet"),
 ])
 def test_things_that_are_no_model_are_one_line(model, said, tmp_path):
     with pytest.raises(EvopruneError) as error:
         prune(model, split_of(), out=tmp_path / "run", **small())
     assert str(error.value).startswith(said) and not (tmp_path / "run").exists()
+
+
+def test_a_model_of_torchscript_is_one_line(tmp_path):
+    with warnings.catch_warnings(action="ignore"):
+        model = torch.jit.trace(nn.Linear(16, 3), torch.zeros(1, 16))
+    with pytest.raises(EvopruneError) as error:
+        prune(model, split_of(), out=tmp_path / "run", **small())
+    assert str(error.value) == "model: found TopLevelTracedModule of TorchScript, expected the module that it was made of"
 
 
 def test_users_code_that_fails_is_one_line_with_its_place(tmp_path, capsys, monkeypatch):

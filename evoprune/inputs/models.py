@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, jit, nn
 
 from ..errors import EvopruneError, first_line
 
@@ -68,7 +68,11 @@ def copied(model: nn.Module) -> nn.Module:
 
 
 def private_copy(model: nn.Module) -> nn.Module:
-    """Return a copy of the user's model on the CPU; raise `EvopruneError` where Python cannot copy it."""
+    """Return a copy of the user's model on the CPU; raise `EvopruneError` where it cannot be copied or is no module of Python."""
+    if isinstance(model, jit.ScriptModule):
+        raise EvopruneError(f"model: found {type(model).__name__} of TorchScript, expected the module that it was made of")
+    if lacks := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
+        raise EvopruneError(f"model: {lacks[0]} has no values yet, expected a model that has been run or loaded once")
     try:
         with warnings.catch_warnings(action="ignore"):  # of tensors that are odd to copy
             return copied(model).cpu()

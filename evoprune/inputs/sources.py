@@ -198,15 +198,19 @@ def read_folder(root: str) -> Source:
 
 
 def from_files(paths: list[str]) -> Callable[[Index, Transform | None], Tensor]:
-    """Read image files when they are needed, as RGB."""
+    """Read image files when they are needed, as RGB; of 16 bits a channel the upper 8, where Pillow cuts values off at 255."""
     from PIL import Image
 
     def read_one(path: str, transform: Transform | None) -> Tensor:
         try:
             with Image.open(path) as file:
-                image = file.convert("RGB")
+                mode = file.mode
+                deep = Image.fromarray((np.asarray(file) >> 8).astype(np.uint8)) if mode.startswith("I;16") else file
+                image = deep.convert("RGB")
         except Exception as error:  # noqa: BLE001  # Pillow has exceptions of its own
             raise EvopruneError(f"data: {path}: {first_line(error)}; expected an image") from None
+        if mode in ("I", "F"):
+            raise EvopruneError(f"data: {path}: found pixels of 32 bits, expected 8 or 16 a channel")
         return as_tensor(transform(image) if transform else image)
 
     def read(index: Index, transform: Transform | None) -> Tensor:

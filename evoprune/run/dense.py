@@ -77,4 +77,7 @@ def measure_dense(net: nn.Module, splits: Data, batch_size: int, outputs: int, l
     if task.name == CLASSIFICATION.name and found < 1.5 / outputs < 1:
         log.warning("warning: that is near chance (%.2f %%): are these the weights, the classes and the normalisation "
                     "(--mean, --std) that the model was trained with?", 100 / outputs)
+    if task.name == "regression" and found <= task.worst:
+        log.warning("warning: that is as low as it is counted, and no pruned model can be worse: are these the weights, the "
+                    "targets and their scale?")
     return dense_row(objectives.measured(found, dense_individual(layout), layout), tested, objectives)

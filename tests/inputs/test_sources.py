@@ -66,6 +66,21 @@ def test_subsets_are_seeded_and_as_large_as_asked():
     assert torch.equal(a.train.images, b.train.images)
 
 
+def test_pictures_of_16_bits_keep_what_they_show_and_of_32_are_refused(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 65536, (8, 8), dtype=np.uint16)
+    for name in ("train/a/1.png", "train/b/1.tif", "test/a/1.png", "test/b/1.tif"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / name)
+    data = load_data(Config(model="resnet18", data=f"folder:{tmp_path}", search_images=1, train_epochs=1), None)
+    for split in (data.train, data.search, data.test):
+        assert torch.equal(split.images, torch.from_numpy((pixels >> 8).astype(np.uint8)).expand(len(split), 3, 8, 8))
+    for kind in (np.int32, np.float32):
+        Image.fromarray(pixels.astype(kind)).save(tmp_path / "test/b/1.tif")
+        with pytest.raises(EvopruneError) as error:
+            load_data(Config(model="resnet18", data=f"folder:{tmp_path}", search_images=1, train_epochs=1), None)
+        assert str(error.value) == f"data: {tmp_path}/test/b/1.tif: found pixels of 32 bits, expected 8 or 16 a channel"
+
+
 def test_folders_are_read_as_torchvision_does(tmp_path):
     data = load_data(Config(data=folders(tmp_path), mean="0.5", std="0.25", search_images=5), most=None)
     assert data.sizes() == {"train": 19, "search": 5, "test": 12} and data.classes == 2
