@@ -15,8 +15,8 @@ STEPS, USUAL_STEPS = 32, 14  # of conjugate gradients, at most and as a rule, un
 LITTLE, SLOWER = 2e-4, 8  # they go where they are cheaper than a system a row, whose operations take `SLOWER` as long
 WIDE, PARTS = 1024, 4  # inputs from which a symmetric product is made in parts, those above the diagonal once
 EVEN_SHARE = 0.05  # of an error's weight, the same for all images and places (tanh wants less, ReLU 0.1: results/LOG.md)
-ROWS = 12_288  # of activations that a convolution's moments are taken over at least, drawn from all images evenly,
-POSITIONS = 16  # and positions of an image
+ROWS = 12_288  # of activations that moments are taken over at least, drawn from all images evenly, where there are more,
+POSITIONS = 16  # and positions or tokens of an image
 LARGEST_PRODUCT = {"cpu": 1 << 20, "cuda": 1 << 26}  # values, where errors are weighed; a core's cache, or few kernels
 FIT_STEPS = 15  # of L-BFGS, on the weights of the last layer
 FIT_DAMPING = 2  # over the number of images, times the squared distance to what least squares gives
@@ -36,7 +36,8 @@ class Solved:
     normed: bool = False  # it is a batch norm, which takes the mean that all images and places make alike
     targets: Tensor = field(default_factory=lambda: torch.empty(0))  # the dense model's outputs, (rows, out)
     size: int = 0  # numbers that it makes of one image
-    positions: Tensor | None = None  # (images, positions) drawn, of a convolution
+    positions: Tensor | None = None  # (images, positions) drawn, of a convolution, or of a linear layer's
+    places: int = 1  # where there are many an image
     shares: Tensor | None = None  # of each error in the weight of all, (rows, out); None: alike
     moments: tuple[Tensor, ...] | None = None  # of the first layer, which no mask changes
     errors: Tensor = field(default_factory=lambda: torch.zeros(()))  # (out, p) that removing each weight would leave, or its part
@@ -47,10 +48,22 @@ class Solved:
         owner, dot, name = self.name.rpartition(".")
         return owner + dot + name.replace("weight", "bias")
 
+    def keep(self, output: Tensor, images: int) -> None:
+        """Keep what the dense model makes of so many images: of a convolution, or of very many tokens, rows that are drawn."""
+        self.centred = self.module.bias is not None
+        if isinstance(self.module, nn.Conv2d):
+            self.positions = draw_positions(len(output), output.shape[2:].numel(), output.device)
+        elif (rows := output.shape[:-1].numel()) > 2 * max(ROWS, POSITIONS * images):  # half of them: drawing takes time too
+            self.places = rows // images
+            self.positions = draw_positions(images, self.places, output.device)
+        self.targets, self.size = outputs_of(self.module, output, self.positions), output.numel() // images
+
     def takes(self, inputs: Tensor) -> bool:
         """Say whether as many rows enter as did in the dense model: where they are chosen on the way, masks may change which."""
-        rows = inputs.shape[:-1].numel() if self.positions is None else len(inputs) * self.positions.shape[1]
-        return 0 < rows == len(self.targets)
+        if self.positions is not None and isinstance(self.module, nn.Conv2d):
+            return 0 < len(inputs) * self.positions.shape[1] == len(self.targets)
+        among = len(self.targets) if self.positions is None else len(self.positions) * self.places
+        return 0 < inputs.shape[:-1].numel() == among
 
 
 def moments(rows: Tensor, targets: Tensor, centred: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -245,7 +258,7 @@ def draw_positions(images: int, places: int, device: torch.device) -> Tensor:
 def rows_of(module: nn.Linear | nn.Conv2d, inputs: Tensor, positions: Tensor | None) -> Tensor:
     """Return what enters a layer as rows that its weights multiply, (rows, p)."""
     if isinstance(module, nn.Linear):
-        return inputs.reshape(-1, inputs.shape[-1])
+        return drawn_rows(inputs, positions)
     assert positions is not None
     (kh, kw), (sh, sw), (dh, dw) = module.kernel_size, module.stride, module.dilation
     ph, pw = (int(p) for p in module.padding)
@@ -261,9 +274,17 @@ def rows_of(module: nn.Linear | nn.Conv2d, inputs: Tensor, positions: Tensor | N
     return patches.view(n, c, count, kh * kw).transpose(1, 2).reshape(n * count, c * kh * kw)
 
 
-def outputs_of(outputs: Tensor, positions: Tensor | None) -> Tensor:
-    """Return what a layer makes of those rows, (rows, out), float32, no view of it."""
+def drawn_rows(values: Tensor, positions: Tensor | None) -> Tensor:
+    """Return the rows (..., features) that are drawn, or all, (rows, features)."""
     if positions is None:
-        return outputs.reshape(-1, outputs.shape[-1]).float().clone()
+        return values.reshape(-1, values.shape[-1])
+    among = values.reshape(len(positions), -1, values.shape[-1])  # (images, places, features)
+    return among.gather(1, positions[:, :, None].expand(-1, -1, among.shape[2])).flatten(0, 1)
+
+
+def outputs_of(module: nn.Module, outputs: Tensor, positions: Tensor | None) -> Tensor:
+    """Return what a layer makes of those rows, (rows, out), float32, no view of it."""
+    if positions is None or isinstance(module, nn.Linear):
+        return drawn_rows(outputs, positions).float().clone()
     index = positions[:, None].expand(-1, outputs.shape[1], -1)
     return outputs.flatten(2).gather(2, index).transpose(1, 2).reshape(-1, outputs.shape[1]).float()

@@ -20,6 +20,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ from ..inputs.tasks import CLASSIFICATION, Task
 from ..masks.channels import NORMS
 from ..masks.layout import Layout
 from .attention import Plain, plain_attention
-from .least_squares import STEPS, Errors, Solved, draw_positions, fitted, moments, outputs_of, rows_of, solve_rows, solve_weighed
+from .least_squares import STEPS, Errors, Solved, fitted, moments, rows_of, solve_rows, solve_weighed
 from .norms import Fitting, Normed, fit_norms, norms_of, scales_and_shifts
 from .sensitivity import batch_for, saliency_of, weigh_errors
 
@@ -120,13 +121,17 @@ class Repairer:
     def study_dense(self) -> None:
         """Run the dense model once: keep the outputs of the layers to solve; leave out what cannot be."""
         called: dict[nn.Module, int] = {}
-        outputs: dict[int, Solved] = {}
+        outputs: dict[int, tuple[ReferenceType[Tensor], Solved]] = {}  # by id: no two that are there have the same
         images = len(leaves(self.inputs)[0])
+
+        def maker(tensor: Tensor) -> Solved | None:
+            made, solved = outputs.get(id(tensor), (None, None))
+            return solved if made is not None and made() is tensor else None
 
         def before(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             called[module] = called.get(module, 0) + 1
-            if isinstance(module, NORMS) and id(args[0]) in outputs:
-                normed[module] = outputs[id(args[0])]
+            if isinstance(module, NORMS) and (solved := maker(args[0])) is not None:
+                normed[module] = solved
             if module in self.layers:
                 self.layers[module].least = LEAST * float(args[0].float().var())
 
@@ -136,14 +141,9 @@ class Repairer:
             if rows % images or not is_plain(module, args[0], output):
                 odd.add(module)
                 return
-            outputs[id(output)] = solved
-            alive.append(output)  # so that no other tensor gets its id
-            solved.centred = solved.module.bias is not None
-            if isinstance(module, nn.Conv2d):
-                solved.positions = draw_positions(len(output), output.shape[2:].numel(), output.device)
-            solved.targets, solved.size = outputs_of(output.detach(), solved.positions), output.numel() // images
+            outputs[id(output)] = ref(output), solved
+            solved.keep(output.detach(), images)
 
-        alive: list[Tensor] = []
         odd: set[nn.Module] = set()
         normed: dict[nn.Module, Solved] = {}
         masked = self.owners()
@@ -151,7 +151,7 @@ class Repairer:
         hooks += [norm.register_forward_pre_hook(self.keep_statistics) for norm in self.norms]
         hooks += [module.register_forward_hook(after) for module in self.layers]
         logits = logits_of(self.forward(hooks))
-        last = outputs.get(id(logits))
+        last = maker(logits)
         if last is not None and called[last.module] == 1 and self.classifies(last, logits):
             self.classifier = last
         self.leave_out(called, masked, odd)

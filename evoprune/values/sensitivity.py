@@ -24,6 +24,7 @@ from .least_squares import Solved, outputs_of, shares_of
 
 GRADIENT_IMAGES = 512  # of the calibration images, evenly, that saliency takes gradients by outputs of
 LEAST_BATCH, MOST_BATCH, OUTPUTS = 32, 256, 1 << 20  # of images that gradients are taken of at once: their outputs fit a cache
+MOST_OUTPUTS = 1 << 27  # numbers of all solved layers that a batch makes at most, for memory's sake: it has their gradients too
 DIRECTIONS = 4  # of the logits, drawn at random, in which an error is felt
 Layers = Mapping[nn.Module, Solved]  # that least squares solves
 Outputs = dict[nn.Module, Tensor]  # of each of them
@@ -50,10 +51,11 @@ def weigh_errors(model: nn.Module, layers: Layers, images: Inputs, task: Task, c
             for module in [module for module in weighing if module in outputs]:
                 layer, at = layers[module], sum(map(len, sensitivities[module]))
                 drawn = None if layer.positions is None else layer.positions[here]
-                rows = outputs_of(outputs[module].detach(), drawn)
+                rows = outputs_of(module, outputs[module].detach(), drawn)
                 if len(wanted := layer.targets[at:at + len(rows)]) == len(rows):
                     off[module] = off[module] + (rows - wanted).square().sum()
-                    sensitivities[module].append(reduce(torch.add, [outputs_of(g[module], drawn).square_() for g in found]))
+                    sensitivities[module].append(reduce(torch.add, [outputs_of(module, g[module], drawn).square_()
+                                                                           for g in found]))
     except torch.cuda.OutOfMemoryError:
         raise
     except (RuntimeError, IndexError, TypeError, ValueError) as error:
@@ -72,7 +74,8 @@ def weigh_errors(model: nn.Module, layers: Layers, images: Inputs, task: Task, c
 def batch_for(layers: Layers) -> int:
     """Return of how many images gradients are taken at once."""
     each = max(1, sum(layer.size for layer in layers.values()))
-    return min(MOST_BATCH, max(LEAST_BATCH, 1 << (OUTPUTS // each).bit_length() >> 1))
+    usual = min(MOST_BATCH, max(LEAST_BATCH, 1 << (OUTPUTS // each).bit_length() >> 1))
+    return max(1, min(usual, MOST_OUTPUTS // each))
 
 
 def gradients(model: nn.Module, layers: Layers, images: Inputs,

@@ -361,8 +361,8 @@ def test_rows_solved_together_equal_rows_solved_alone(density, monkeypatch):
 
 def test_a_product_in_parts_is_the_whole_one(monkeypatch):
     monkeypatch.setattr("evoprune.values.least_squares.WIDE", 7)
-    rows = torch.randn(30, 11)
-    assert torch.allclose(gram(rows), rows.T @ rows, atol=1e-5) and torch.equal(gram(rows), gram(rows).T)
+    rows = torch.randn(30, 11, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(gram(rows), rows.T @ rows, atol=1e-5) and torch.allclose(gram(rows), gram(rows).T, atol=1e-5)
 
 
 def test_what_is_not_asked_for_is_not_computed(lenet, digits):
@@ -384,10 +384,72 @@ def test_what_is_not_asked_for_is_not_computed(lenet, digits):
 
 
 @pytest.mark.parametrize(("sizes", "images"), [((6,), 256), ((4000, 96), 256), ((12_000, 5000), 32), ((1 << 21,), 32), ((), 256),
-                                               ((10_000,), 64)])
+                                               ((10_000,), 64), ((1 << 23, 1 << 23), 8), ((1 << 30,), 1)])
 def test_gradients_are_taken_of_as_many_images_as_a_cache_holds(sizes, images):
     layers = {nn.Identity(): Solved("a", nn.Linear(1, 1), torch.zeros(1, 1), size=size) for size in sizes}
     assert batch_for(layers) == images
+
+
+class ByToken(nn.Module):
+    """Linear layers of 20 tokens an image."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(12, 16), nn.Linear(16, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.last(self.second(self.first(x).relu()).relu().mean(1))
+
+
+@pytest.fixture
+def few_rows(monkeypatch):
+    monkeypatch.setattr("evoprune.values.least_squares.ROWS", 300)
+    monkeypatch.setattr("evoprune.values.least_squares.POSITIONS", 3)
+
+
+def by_token(images):
+    torch.manual_seed(0)
+    net, x = ByToken().eval().requires_grad_(False), torch.randn(images, 20, 12)
+    return net, x, Repairer("least-squares", net, find_layers(net), x)
+
+
+@pytest.mark.parametrize(("images", "count"), [(60, 5), (150, 3), (15, None)])
+def test_of_many_tokens_some_are_looked_at(images, count, few_rows):
+    net, x, repairer = by_token(images)
+    layer, last = repairer.layers[net.first], repairer.layers[net.last]
+    assert last.positions is None and last.takes(torch.zeros(images, 8)) and not last.takes(torch.zeros(images - 1, 8))
+    assert not layer.takes(torch.zeros(images, 19, 12)) and layer.takes(x)
+    if count is None:
+        assert layer.positions is None
+        return
+    assert layer.positions.shape == (images, count) and len(layer.shares) == images * count
+    rows = torch.stack([x[i, place] for i, places in enumerate(layer.positions.tolist()) for place in places]).double()
+    layer.shares = None  # all errors alike: the usual equation
+    dense = copy.deepcopy(net).double()
+    kept = {each.name: torch.rand(each.shape) < 0.5 for each in repairer.layout}
+    for name, mask in kept.items():
+        net.get_parameter(name).mul_(mask)
+    repairer(kept)
+    wanted = dense.first(rows)
+    centred, off = rows - rows.mean(0), wanted - wanted.mean(0)
+    covariance, cross = centred.T @ centred / len(rows), centred.T @ off / len(rows)
+    damping = 0.01 * covariance.trace() / 12
+    for row, mask in enumerate(kept["first.weight"]):
+        at = mask.nonzero()[:, 0]
+        found = torch.linalg.solve(covariance[at][:, at] + damping * torch.eye(len(at)),
+                                   cross[at, row] + damping * dense.first.weight[row, at])
+        assert torch.allclose(net.first.weight[row, at].double(), found, atol=1e-4)
+
+
+def test_errors_of_the_tokens_looked_at_weigh_what_they_do_among_all(few_rows, monkeypatch):
+    monkeypatch.setattr("evoprune.values.sensitivity.shares_of", torch.clone)
+    monkeypatch.setattr("evoprune.values.sensitivity.batch_for", lambda layers: 7)
+    net, _, repairer = by_token(60)
+    some = repairer.layers[net.first]
+    monkeypatch.setattr("evoprune.values.least_squares.ROWS", 10_000)
+    net, _, repairer = by_token(60)
+    among = repairer.layers[net.first].shares.view(60, 20, 16)
+    assert torch.allclose(some.shares.view(60, 5, 16), torch.stack([among[i, row] for i, row in enumerate(some.positions)]))
 
 
 def test_an_images_size_counts_all_its_tokens():
