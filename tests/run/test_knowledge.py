@@ -54,7 +54,7 @@ def test_every_repair_runs_with_any_knowledge(knowledge, repair, mixed, digits, 
     monkeypatch.setattr("evoprune.values.repair.fit_norms", lambda *given: fitted.append(fit_norms(*given)))
     front = evoprune.prune(mixed, digits, out=tmp_path / "run", knowledge=knowledge, repair=repair, **SMALL)
     keeps_its_promises(front, digits)
-    assert {p.repair for p in front} == {repair}
+    assert {p.repair for p in front if p.density < 1} == {repair}  # the dense model may be as good as any
     pruned = sum(p.density < 1 for p in front)  # the search fits nothing
     assert pruned <= len(fitted) < 24 if repair == "least-squares" else not fitted
     assert (tmp_path / "run" / "models").exists() == (repair != "none")
