@@ -151,6 +151,14 @@ def test_things_that_are_no_model_are_one_line(model, said, tmp_path):
     assert str(error.value).startswith(said) and not (tmp_path / "run").exists()
 
 
+def test_a_compiled_model_is_pruned_as_what_was_compiled(tmp_path):
+    net, fronts = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)), []
+    for name, model in (("plain", net), ("compiled", torch.compile(net, backend="eager"))):
+        fronts.append(prune(model, split_of(), out=tmp_path / name, **small()))
+    plain, compiled = ((front.path / "front.csv").read_bytes() for front in fronts)
+    assert plain == compiled and not isinstance(fronts[1][0].model(), type(torch.compile(net, backend="eager")))
+
+
 def test_a_model_of_torchscript_is_one_line(tmp_path):
     with warnings.catch_warnings(action="ignore"):
         model = torch.jit.trace(nn.Linear(16, 3), torch.zeros(1, 16))

@@ -69,6 +69,7 @@ def copied(model: nn.Module) -> nn.Module:
 
 def private_copy(model: nn.Module) -> nn.Module:
     """Return a copy of the user's model on the CPU; raise `EvopruneError` where it cannot be copied or is no module of Python."""
+    model = getattr(model, "_orig_mod", model)  # of torch.compile, whose own module torch cannot look into
     if isinstance(model, jit.ScriptModule):
         raise EvopruneError(f"model: found {type(model).__name__} of TorchScript, expected the module that it was made of")
     if lacks := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
