@@ -99,7 +99,8 @@ class Folder:
             elif not self.kept and error is not None and not isinstance(error, (Stopped, KeyboardInterrupt)):
                 self.clear()
             self.kept = self.kept or (not self.holds_run and (self.path / written.CONFIG).exists())
-            if self.kept and not self.intact():
+            refused = error is not None and not isinstance(error, (Stopped, KeyboardInterrupt))
+            if self.kept and not refused and not self.intact():
                 with suppress(OSError):  # a full disk, which has been told
                     self.watch.note()
             if not (self.path / written.CONFIG).exists():  # nothing was begun: leave no trace
