@@ -4,7 +4,7 @@
 
 Random weights, masks and images: nothing is said of accuracy. `first` is what a process does once, before its first repair (the
 dense model's outputs, and how much its logits feel errors), `repair` one mask with what weights are worth, `plain` one without,
-`norms` what fitting batch norms takes then, in four passes, of the points of a front alone; seconds of the clock. `mb` is
+`norms` what fitting norms takes then, in four passes, of the points of a front alone; seconds of the clock. `mb` is
 the most memory that the process had.
 """
 

@@ -106,7 +106,7 @@ def tune(model: nn.Module, train: Split, recipe: Recipe, masks: Mapping[str, Ten
 
     Returns the masks as they are at the end, which with `shrink` have lost weights. What `pieces.keep` raises ends it.
     """
-    # 7 arguments: what, on what, how, and three ways to look in; 52 lines: one loop, in which nothing stands twice
+    # 7 arguments: what, on what, how, and three ways to look in; 54 lines: one loop, in which nothing stands twice
     device = train.labels.device
     parameters = dict(model.named_parameters())
     kept = {name: mask.to(parameters[name].device) for name, mask in (masks or {}).items()}
