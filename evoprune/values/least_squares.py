@@ -17,6 +17,8 @@ WIDE, PARTS = 1024, 4  # inputs from which a symmetric product is made in parts,
 EVEN_SHARE = 0.05  # of an error's weight, the same for all images and places (tanh wants less, ReLU 0.1: results/LOG.md)
 ROWS = 12_288  # of activations that moments are taken over at least, drawn from all images evenly, where there are more,
 POSITIONS = 16  # and positions or tokens of an image
+MOST_KEPT = 1 << 29  # numbers of all layers' outputs that are kept, 2 GiB, and as many that say how much they are felt
+MOST_SYSTEMS = 1 << 25  # values of the systems of rows that are solved at once, of which there are some copies
 LARGEST_PRODUCT = {"cpu": 1 << 20, "cuda": 1 << 26}  # values, where errors are weighed; a core's cache, or few kernels
 FIT_STEPS = 15  # of L-BFGS, on the weights of the last layer
 FIT_DAMPING = 2  # over the number of images, times the squared distance to what least squares gives
@@ -48,14 +50,16 @@ class Solved:
         owner, dot, name = self.name.rpartition(".")
         return owner + dot + name.replace("weight", "bias")
 
-    def keep(self, output: Tensor, images: int) -> None:
-        """Keep what the dense model makes of so many images: of a convolution, or of very many tokens, rows that are drawn."""
+    def keep(self, output: Tensor, images: int, most: int) -> None:
+        """Keep what the dense model makes of so many images: of a convolution, or of very many tokens, rows that are drawn, at
+        most so many, but one an image."""
         self.centred = self.module.bias is not None
+        count = max(1, min(max(POSITIONS, -(-ROWS // images)), most // images))
         if isinstance(self.module, nn.Conv2d):
-            self.positions = draw_positions(len(output), output.shape[2:].numel(), output.device)
-        elif (rows := output.shape[:-1].numel()) > 2 * max(ROWS, POSITIONS * images):  # half of them: drawing takes time too
+            self.positions = draw_positions(len(output), output.shape[2:].numel(), count, output.device)
+        elif (rows := output.shape[:-1].numel()) > min(most, 2 * max(ROWS, POSITIONS * images)):  # drawing takes time too
             self.places = rows // images
-            self.positions = draw_positions(images, self.places, output.device)
+            self.positions = draw_positions(images, self.places, count, output.device)
         self.targets, self.size = outputs_of(self.module, output, self.positions), output.numel() // images
 
     def takes(self, inputs: Tensor) -> bool:
@@ -118,7 +122,7 @@ def solve_rows(covariance: Tensor, cross: Tensor, dense: Tensor, mask: Tensor, l
         inverse = diagonal_of_inverse(torch.linalg.cholesky_ex(damped).L[None])[0] if asked and not by_row else damped
     else:
         weights, inverse = torch.zeros_like(dense), torch.ones_like(dense)
-        for rows, at, there in grouped(mask):
+        for rows, at, there in grouped(mask, MOST_SYSTEMS):
             systems = damped[at[:, :, None], at[:, None, :]]
             weights[rows[:, None], at], factors = solved(systems, wanted[rows[:, None], at], there)
             if asked and not by_row:
@@ -169,7 +173,7 @@ def shares_of(squares: Tensor) -> Tensor:
     return shares.div_(shares.sum(0))
 
 
-def grouped(mask: Tensor, most: int | None = None, among: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def grouped(mask: Tensor, most: int, among: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield rows that keep nearly equally many inputs, (r,), where those are, (r, size), and whether they are kept: False where
     a row keeps fewer. Rows that keep none are passed over; r * size * (size or `among`) is at most `most`, or r is 1."""
     kept = mask.sum(1)
@@ -180,7 +184,7 @@ def grouped(mask: Tensor, most: int | None = None, among: int = 0) -> Iterator[t
     while start < len(order):
         end = start + 1
         while end < len(order) and sizes[end] <= 1.25 * sizes[start] + 4 and (
-                most is None or (end + 1 - start) * sizes[end] * max(sizes[end], among) <= most):
+                end + 1 - start) * sizes[end] * max(sizes[end], among) <= most:
             end += 1
         rows, at = order[start:end], places[start:end, :sizes[end - 1]]
         yield rows, at, mask[rows[:, None], at]
@@ -248,11 +252,10 @@ def conjugate_gradients(damped: Tensor, wanted: Tensor, start: Tensor, mask: Ten
     return x
 
 
-def draw_positions(images: int, places: int, device: torch.device) -> Tensor:
-    """Return which places of its output a convolution is looked at, (images, count)."""
-    count = min(places, max(POSITIONS, -(-ROWS // images)))
+def draw_positions(images: int, places: int, count: int, device: torch.device) -> Tensor:
+    """Return which places of its output a layer is looked at, (images, count), or all of them."""
     scores = torch.rand(images, places, generator=torch.Generator().manual_seed(0))
-    return scores.topk(count, 1).indices.sort(1).values.to(device)
+    return scores.topk(min(count, places), 1).indices.sort(1).values.to(device)
 
 
 def rows_of(module: nn.Linear | nn.Conv2d, inputs: Tensor, positions: Tensor | None) -> Tensor:

@@ -33,7 +33,7 @@ from ..inputs.tasks import CLASSIFICATION, Task
 from ..masks.channels import NORMS
 from ..masks.layout import Layout
 from .attention import Plain, plain_attention
-from .least_squares import STEPS, Errors, Solved, fitted, moments, rows_of, solve_rows, solve_weighed
+from .least_squares import MOST_KEPT, STEPS, Errors, Solved, fitted, moments, rows_of, solve_rows, solve_weighed
 from .norms import Fitting, Normed, fit_norms, norms_of, scales_and_shifts
 from .sensitivity import batch_for, saliency_of, weigh_errors
 
@@ -123,6 +123,7 @@ class Repairer:
         called: dict[nn.Module, int] = {}
         outputs: dict[int, tuple[ReferenceType[Tensor], Solved]] = {}  # by id: no two that are there have the same
         images = len(leaves(self.inputs)[0])
+        most = MOST_KEPT // max(1, sum(len(solved.dense) for solved in self.layers.values()))
 
         def maker(tensor: Tensor) -> Solved | None:
             made, solved = outputs.get(id(tensor), (None, None))
@@ -142,7 +143,7 @@ class Repairer:
                 odd.add(module)
                 return
             outputs[id(output)] = ref(output), solved
-            solved.keep(output.detach(), images)
+            solved.keep(output.detach(), images, most)
 
         odd: set[nn.Module] = set()
         normed: dict[nn.Module, Solved] = {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import reduce
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from .least_squares import Solved, outputs_of, shares_of
 
 GRADIENT_IMAGES = 512  # of the calibration images, evenly, that saliency takes gradients by outputs of
 LEAST_BATCH, MOST_BATCH, OUTPUTS = 32, 256, 1 << 20  # of images that gradients are taken of at once: their outputs fit a cache
-MOST_OUTPUTS = 1 << 27  # numbers of all solved layers that a batch makes at most, for memory's sake: it has their gradients too
+MOST_OUTPUTS = 1 << 26  # numbers of all solved layers that a batch makes at most, for memory's sake: it has their gradients too
 DIRECTIONS = 4  # of the logits, drawn at random, in which an error is felt
 Layers = Mapping[nn.Module, Solved]  # that least squares solves
 Outputs = dict[nn.Module, Tensor]  # of each of them
@@ -33,29 +33,27 @@ log = logging.getLogger("evoprune")
 
 def weigh_errors(model: nn.Module, layers: Layers, images: Inputs, task: Task, classifier: Solved | None) -> bool:
     """Let each layer but the classifier know how much the logits feel its errors; return whether there are gradients."""
-    generator = torch.Generator().manual_seed(0)
-
-    def sums(logits: Tensor) -> list[Tensor]:
-        drawn = torch.randn(DIRECTIONS, *logits.shape, generator=generator).to(logits.device)
-        if task.link == "softmax":  # what all logits share is not felt
-            drawn = drawn - drawn.mean(1 + task.dimension if task.dimension > 0 else task.dimension, keepdim=True)
-        return [(way * logits).sum() for way in drawn]
-
+    ways = partial(along_ways, task=task, generator=torch.Generator().manual_seed(0))
     weighing = [module for module, layer in layers.items() if layer is not classifier]
-    sensitivities: dict[nn.Module, list[Tensor]] = {module: [] for module in weighing}
+    squares = {module: torch.zeros_like(layers[module].targets) for module in weighing}
+    counts = dict.fromkeys(weighing, 0)  # of rows that have them
     off = dict.fromkeys(weighing, torch.zeros(()))  # squares: where batches are no rows of what all images made together
     try:
         done, size = 0, batch_for(layers)
-        for outputs, found in gradients(model, layers, images, sums):
+        for outputs, found in gradients(model, layers, images, ways):
             here, done = slice(done, done + size), done + size
+            felt: dict[nn.Module, tuple[Tensor, Tensor | None]] = {}
             for module in [module for module in weighing if module in outputs]:
-                layer, at = layers[module], sum(map(len, sensitivities[module]))
+                layer, at = layers[module], counts[module]
                 drawn = None if layer.positions is None else layer.positions[here]
                 rows = outputs_of(module, outputs[module].detach(), drawn)
                 if len(wanted := layer.targets[at:at + len(rows)]) == len(rows):
                     off[module] = off[module] + (rows - wanted).square().sum()
-                    sensitivities[module].append(reduce(torch.add, [outputs_of(module, g[module], drawn).square_()
-                                                                           for g in found]))
+                    counts[module] += len(rows)
+                    felt[module] = squares[module][at:counts[module]], drawn
+            for gradient in found:
+                for module, (summed, drawn) in felt.items():
+                    summed.add_(outputs_of(module, gradient[module], drawn).square_())
     except torch.cuda.OutOfMemoryError:
         raise
     except (RuntimeError, IndexError, TypeError, ValueError) as error:
@@ -66,9 +64,17 @@ def weigh_errors(model: nn.Module, layers: Layers, images: Inputs, task: Task, c
         return False
     for module in weighing:
         layer, spread = layers[module], (layers[module].targets - layers[module].targets.mean(0)).norm()
-        if sum(map(len, sensitivities[module])) == len(layer.targets) and off[module].sqrt() <= 0.1 * spread:
-            layer.shares = shares_of(torch.cat(sensitivities.pop(module)))
+        if counts[module] == len(layer.targets) and off[module].sqrt() <= 0.1 * spread:
+            layer.shares = shares_of(squares.pop(module))
     return True
+
+
+def along_ways(logits: Tensor, task: Task, generator: torch.Generator) -> list[Tensor]:
+    """Return how far logits go in each of `DIRECTIONS`, ()."""
+    drawn = torch.randn(DIRECTIONS, *logits.shape, generator=generator).to(logits.device)
+    if task.link == "softmax":  # what all logits share is not felt
+        drawn = drawn - drawn.mean(1 + task.dimension if task.dimension > 0 else task.dimension, keepdim=True)
+    return [(way * logits).sum() for way in drawn]
 
 
 def batch_for(layers: Layers) -> int:
@@ -79,9 +85,15 @@ def batch_for(layers: Layers) -> int:
 
 
 def gradients(model: nn.Module, layers: Layers, images: Inputs,
-              losses: Callable[[Tensor], Sequence[Tensor]]) -> Iterator[tuple[Outputs, list[Outputs]]]:
-    """Yield, for each batch of the images, each solved layer's output, and its gradients of each loss made of the logits."""
+              losses: Callable[[Tensor], Sequence[Tensor]]) -> Iterator[tuple[Outputs, Iterator[Outputs]]]:
+    """Yield, for each batch of the images, each solved layer's output, and its gradients of each loss made of the logits, one
+    after the other."""
     outputs: Outputs = {}
+
+    def by_outputs(loss: Tensor) -> Outputs:
+        with deterministic():
+            return dict(zip(outputs, torch.autograd.grad(loss, list(outputs.values()), retain_graph=True,
+                                                         materialize_grads=True)))
 
     def note(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         outputs[module] = output + torch.zeros((), device=output.device, requires_grad=True)
@@ -92,10 +104,8 @@ def gradients(model: nn.Module, layers: Layers, images: Inputs,
         for batch in batches(images, batch_for(layers)):
             outputs.clear()
             with torch.enable_grad(), deterministic():
-                found = [dict(zip(outputs, torch.autograd.grad(loss, list(outputs.values()), retain_graph=True,
-                                                               materialize_grads=True)))
-                         for loss in losses(logits_of(applied(model, batch)).float())]
-            yield outputs, found
+                found = iter(losses(logits_of(applied(model, batch)).float()))  # at its end it lets go of the graph
+            yield outputs, map(by_outputs, found)
     finally:
         for hook in hooks:
             hook.remove()

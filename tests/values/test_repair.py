@@ -262,7 +262,7 @@ def test_what_the_machine_lacks_is_not_taken_for_the_models_fault(mixed, monkeyp
 
 def test_rows_are_solved_in_groups_of_a_size():
     mask = torch.arange(40)[None] < torch.arange(20, 40)[:, None]
-    together, apart = list(grouped(mask)), list(grouped(mask, 3 * 40 * 50, 50))
+    together, apart = list(grouped(mask, 1 << 20)), list(grouped(mask, 3 * 40 * 50, 50))
     assert len(together) < 5 and all(rows.numel() in (1, 2, 3, 4, 5) for rows, _, _ in apart) and len(apart) > 5
     for groups in (together, apart):
         assert sorted(torch.cat([rows for rows, _, _ in groups]).tolist()) == list(range(20))
@@ -384,7 +384,7 @@ def test_what_is_not_asked_for_is_not_computed(lenet, digits):
 
 
 @pytest.mark.parametrize(("sizes", "images"), [((6,), 256), ((4000, 96), 256), ((12_000, 5000), 32), ((1 << 21,), 32), ((), 256),
-                                               ((10_000,), 64), ((1 << 23, 1 << 23), 8), ((1 << 30,), 1)])
+                                               ((10_000,), 64), ((1 << 23, 1 << 23), 4), ((1 << 30,), 1)])
 def test_gradients_are_taken_of_as_many_images_as_a_cache_holds(sizes, images):
     layers = {nn.Identity(): Solved("a", nn.Linear(1, 1), torch.zeros(1, 1), size=size) for size in sizes}
     assert batch_for(layers) == images
@@ -439,6 +439,12 @@ def test_of_many_tokens_some_are_looked_at(images, count, few_rows):
         found = torch.linalg.solve(covariance[at][:, at] + damping * torch.eye(len(at)),
                                    cross[at, row] + damping * dense.first.weight[row, at])
         assert torch.allclose(net.first.weight[row, at].double(), found, atol=1e-4)
+
+
+def test_layers_that_make_much_are_looked_at_in_fewer_places(monkeypatch):
+    monkeypatch.setattr("evoprune.values.repair.MOST_KEPT", 120 * (16 + 8 + 4))
+    net, _, repairer = by_token(60)
+    assert [len(layer.targets) for layer in repairer.layers.values()] == [120, 120, 60]
 
 
 def test_errors_of_the_tokens_looked_at_weigh_what_they_do_among_all(few_rows, monkeypatch):
@@ -580,11 +586,20 @@ def test_values_stay_small_behind_a_layer_that_is_dead(mixed):
 
 
 def test_positions_are_different_places_of_the_output():
-    places = draw_positions(600, 100, torch.device("cpu"))
+    places = draw_positions(600, 100, 21, torch.device("cpu"))
     assert places.shape == (600, 21) and all(len(set(row.tolist())) == 21 for row in places)
-    assert draw_positions(1000, 100, torch.device("cpu")).shape == (1000, 16)
     assert places.min() == 0 and places.max() == 99
-    assert draw_positions(10, 100, torch.device("cpu")).tolist() == [list(range(100))] * 10
+    assert draw_positions(10, 100, 1229, torch.device("cpu")).tolist() == [list(range(100))] * 10
+
+
+@pytest.mark.parametrize(("images", "most", "count"), [(600, 10**6, 21), (1000, 10**6, 16), (10, 10**6, 100), (600, 6000, 10),
+                                                       (600, 100, 1), (64, 6472, 100)])
+@pytest.mark.parametrize("convolution", [True, False])
+def test_so_many_rows_of_an_image_are_kept(images, most, count, convolution):
+    module = nn.Conv2d(2, 3, 1) if convolution else nn.Linear(2, 3)
+    layer = Solved("a.weight", module, torch.zeros(3, 2))
+    layer.keep(torch.zeros((images, 3, 10, 10) if convolution else (images, 100, 3)), images, most)
+    assert layer.targets.shape == (images * count, 3)
 
 
 @pytest.mark.parametrize("worth", ["lamp", "obs"])
