@@ -33,7 +33,7 @@ from evoprune.values.repair import Repairer
 OUT = Path(__file__).resolve().parent.parent / "results" / "repair_cost"
 DENSITIES = (0.5, 0.2, 0.05)
 NETWORKS = {"resnet20": (32, (768, 2048)), "resnet56": (32, (768,)), "resnet18": (32, (768,)), "resnet50": (64, (256,)),
-            "vit_b_16": (224, (64,))}  # pixels a side, and images
+            "vit_b_16": (224, (16,))}  # pixels a side, and images
 COLUMNS = ("network", "weights", "widest", "density", "images", "threads", "first", "repair", "plain", "norms", "mb", "left",
            "device", "torch", "commit")
 
