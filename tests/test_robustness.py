@@ -121,6 +121,8 @@ def test_models_of_all_kinds_are_pruned_trained_and_resumed(make, tmp_path):
 @pytest.mark.parametrize(("data", "said"), [
     (None, "data: found NoneType, expected"), ({"a": 1}, "data: found dict, expected"), (("a", "b"), "data: images and labels"),
     ((np.array([None, "x"], object), np.arange(2)), "data: images and labels cannot be read as tensors"),
+    ((torch.randn(4, 16), np.array(["cat", "dog"] * 2)), "data: images and labels cannot be read as tensors: TypeError: found "
+                                                         "'cat', expected numbers"),
     ((torch.randn(4, 16), None), "data: images and labels cannot be read"),
     ([(torch.randn(16), 0.5), (torch.randn(16), 1)], "data: search: found labels of type torch.float32, expected"),
     (iter([1]), "data: found list_iterator, expected"),

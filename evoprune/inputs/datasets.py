@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, SubsetRandomSampler
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, SubsetRandomSampler
 
 from ..errors import EvopruneError, shown
 from .nested import Inputs, joined, mapped, shapes
@@ -96,6 +96,9 @@ def items_of(loader: DataLoader[Any], name: str) -> Sequence[int]:
     Raises:
         EvopruneError: it has another sampler, which may read anything.
     """
+    if isinstance(loader.dataset, IterableDataset):
+        raise EvopruneError(f"{name}: found a DataLoader of an IterableDataset, expected one of a Dataset with a length and "
+                            f"items by their index; list(dataset) is one, if memory holds it")
     all_items = range(len(loader.dataset))  # type: ignore[arg-type]  # one without a length raises
     own = loader.batch_sampler if loader.batch_sampler is not None and loader.batch_size is None else loader.sampler
     if type(own) is SubsetRandomSampler:
@@ -115,4 +118,6 @@ def as_tensor(value: Any) -> Tensor:
     array = np.asarray(value)
     if isinstance(value, Image.Image):
         array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+    if array.dtype.kind in "USO":
+        raise TypeError(f"found {', '.join(map(shown, array.ravel()[:1].tolist()))}, expected numbers")
     return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C", copy=True))

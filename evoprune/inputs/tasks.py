@@ -214,6 +214,14 @@ def guessed(outputs: Tensor, targets: Tensor) -> Task:
     return CLASSIFICATION
 
 
+def in_words(task: Task, targets: Tensor) -> str:
+    """Return a task that was guessed, how it is measured, and why it is this one."""
+    why = "as the targets look"
+    if task.name == "multilabel" and targets.dim() == 2 and bool((targets.sum(1) == 1).all()):
+        why = "as each target has several numbers; if the one that is 1 is a class, hand in targets.argmax(1)"
+    return f"{task.name}, measured by {task.metric}, {why}"
+
+
 def check_task(task: Task, outputs: Tensor, targets: Tensor, name: str) -> None:
     """Raise `EvopruneError` where a split's targets are none that the task knows, for such outputs."""
     found = f"{name}: found targets of shape {tuple(targets.shape)} and type {targets.dtype}"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler, TensorDataset, WeightedRandomSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomSampler, TensorDataset, WeightedRandomSampler
 
 import evoprune
 from evoprune import EvopruneError
@@ -140,6 +140,17 @@ def test_a_loader_that_reads_some_items_gives_these():
     for options in ({"sampler": WeightedRandomSampler([1] * 20, 5)}, {"batch_sampler": [[0, 1]]}):
         with pytest.raises(EvopruneError, match="x: found a DataLoader with a .*, which is not followed; hand in one without"):
             as_split(DataLoader(items, **options), "x")
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter([(torch.zeros(1), 0)])
+
+
+def test_a_loader_of_a_stream_says_what_to_hand_in():
+    with pytest.raises(EvopruneError, match=r"x: found a DataLoader of an IterableDataset, expected .*; list\(dataset\) is one"):
+        as_split(DataLoader(Stream()), "x")
+    assert len(as_split(list(Stream()), "x")) == 1
 
 
 def test_images_in_bytes_are_normalised_beside_other_inputs():

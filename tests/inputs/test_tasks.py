@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import evoprune
 from evoprune import EvopruneError
 from evoprune.config import Config
-from evoprune.inputs.tasks import DRAWS, TASKS, Task, check_task, guessed
+from evoprune.inputs.tasks import DRAWS, TASKS, Task, check_task, guessed, in_words
 from evoprune.main import main
 from evoprune.results.points import columns
 from evoprune.run.prepare import outputs_of, with_task
@@ -66,6 +66,15 @@ def test_the_score_is_what_sklearn_says_however_the_examples_are_cut(name):
         assert task.score(total.tolist()) == pytest.approx(by_sklearn(name, outputs, targets), abs=1e-9)
         score, low, high = task.tested(sums)
         assert low <= score <= high and (low < high or score == task.worst)
+
+
+def test_classes_that_are_one_hot_are_told():
+    one_hot = torch.eye(5)[torch.arange(20) % 5]
+    task = guessed(torch.randn(20, 5), one_hot)
+    assert in_words(task, one_hot) == ("multilabel, measured by F1, as each target has several numbers; if the one that is 1 is "
+                                       "a class, hand in targets.argmax(1)")
+    one_hot[0] = 1
+    assert in_words(task, one_hot) == "multilabel, measured by F1, as the targets look"
 
 
 @pytest.mark.parametrize("name", ["binary", "multilabel", "regression"])
