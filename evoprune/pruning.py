@@ -9,6 +9,7 @@ import shlex
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -103,8 +104,10 @@ def dry_run(model: nn.Module | str = "lenet", data: Any = "digits", *, resume: s
     """
     if resume is not None:
         raise EvopruneError("dry_run: found together with --resume, whose run is planned; expected one of them")
+    config = settle(model, data, None, {**settings, "max_seconds": None})
+    Folder(Path(str(config.out)), overwrite=config.overwrite)  # refuses what the run would
     with tempfile.TemporaryDirectory() as empty:
-        config = settle(model, data, None, {**settings, "out": f"{empty}/run", "max_seconds": None})
+        config = replace(config, out=f"{empty}/run")
         folder = Folder(Path(str(config.out)))
         with told(folder, True, ""), with_threads(config.threads), folder:
             prepare(config, model, data, folder)

@@ -250,6 +250,9 @@ def test_a_dry_run_says_the_plan_and_leaves_nothing(quick, capsys, tmp_path, mon
     with pytest.raises(EvopruneError, match="dry_run: found together with --resume, whose run is planned; expected one of them"):
         dry_run(resume="run")
     assert not list(tmp_path.iterdir())
+    (tmp_path / "other").write_text("")
+    with pytest.raises(EvopruneError, match="holds other files and no run, expected a new or an empty folder"):
+        dry_run(out=tmp_path)
 
 
 def test_costs_are_those_of_the_model_and_the_data(small, digits, tmp_path, caplog):
