@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import re
 import shlex
 import tempfile
@@ -17,8 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .config import PROGRAM, keywords, options
+from .config import PROGRAM, Config, keywords, options
 from .engines.engine import Engine, Local, open_engine
+from .engines.processes import workers_of
 from .errors import EvopruneError, Stopped, first_line, shown, where_raised, with_type
 from .evolution.generations import State
 from .evolution.toolbox import Evaluation, Make, default_toolbox, made, name_of
@@ -67,7 +69,7 @@ def prune(model: nn.Module | str = "lenet", data: Any = "digits", *, resume: str
         assert config.out is not None
         folder = Folder(Path(config.out), resume is not None, config.overwrite)
         again = how_to_go_on(config.out, command, model, data)
-        with told(folder, toolbox is default_toolbox, again), with_threads(config.threads), progress_shown(progress), folder:
+        with told(folder, toolbox is default_toolbox, again), with_threads(config), progress_shown(progress), folder:
             finished = config.more_epochs is None and folder.finished(config.generations)
             handed_in = not (isinstance(model, str) or isinstance(data, str))
             if handed_in or not (finished and folder.resuming):  # else functions that the folder names would be called
@@ -109,7 +111,7 @@ def dry_run(model: nn.Module | str = "lenet", data: Any = "digits", *, resume: s
     with tempfile.TemporaryDirectory() as empty:
         config = replace(config, out=f"{empty}/run")
         folder = Folder(Path(str(config.out)))
-        with told(folder, True, ""), with_threads(config.threads), folder:
+        with told(folder, True, ""), with_threads(config), folder:
             prepare(config, model, data, folder)
     log.info("a dry run: nothing is written")
 
@@ -270,10 +272,15 @@ def after_a_stop(folder: Folder, again: str) -> str:
 
 
 @contextmanager
-def with_threads(threads: int | None) -> Iterator[None]:
-    """Let torch use so many threads for a while."""
+def with_threads(config: Config) -> Iterator[None]:
+    """Let torch use as many threads as the settings say for a while; tell of more than there are cores on this machine."""
     before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
+    threads, cores = config.threads or before, len(os.sched_getaffinity(0))
+    here = workers_of(config.workers) if config.engine == "processes" else 1
+    if threads * here > cores and threads > 1:
+        log.warning("%d threads%s on %d core%s wait for one another, which may take several times as long; --threads %d does not",
+                    threads, f" in each of {here} workers" * (here > 1), cores, "s" * (cores > 1), max(1, cores // here))
+    torch.set_num_threads(threads)
     try:
         yield
     finally:

@@ -19,7 +19,7 @@ from torch import nn
 import evoprune
 from evoprune.evolution.starts import first_population
 from evoprune.evolution.toolbox import default_toolbox
-from evoprune.pruning import how_to_go_on, prune
+from evoprune.pruning import how_to_go_on, prune, with_threads
 from evoprune.results.folder import Folder
 from evoprune.results.written import CHECKPOINT, DOMINATED, DONE, FILES, FRONT, LOG, MODELS
 
@@ -415,3 +415,15 @@ def test_a_front_of_nothing_better_than_one_label_says_so(tmp_path, caplog):
                     "--population, --generations or training may find some"]
     evoprune.prune(model, data, out=tmp_path / "floor", population=4, generations=0, accuracy_floor=0.9)
     assert "warning: no pruned model reaches --accuracy-floor, 90.00 %: lower it, search longer or train" in caplog.messages
+
+
+@pytest.mark.parametrize(("settings", "said"), [
+    ({"threads": 2}, None), ({"threads": 1, "engine": "processes", "workers": 4}, None),
+    ({"threads": 3}, "3 threads on 2 cores wait for one another, which may take several times as long; --threads 2 does not"),
+    ({"threads": 2, "engine": "processes", "workers": 4}, "2 threads in each of 4 workers on 2 cores wait for one another, which "
+                                                          "may take several times as long; --threads 1 does not")])
+def test_more_threads_than_cores_are_told(settings, said, caplog, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
+    with with_threads(evoprune.Config(**settings)):
+        assert torch.get_num_threads() == settings["threads"]
+    assert caplog.messages == ([said] if said else [])
