@@ -93,14 +93,14 @@ def plot(rows: list[dict[str, str]]) -> None:
     """Draw seconds a repair against density, a line a network and number of images."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     for name, images in sorted({(row["network"], row["images"]) for row in rows}):
         mine = sorted((float(row["density"]), float(row["repair"])) for row in rows
                       if (row["network"], row["images"]) == (name, images))
         axes.plot(*zip(*mine), marker="o", label=f"{name}, {images} images")
     axes.set(xscale="log", yscale="log", xlabel="density", ylabel="seconds a repair")
-    axes.legend()
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))  # beside the lines
     figure.savefig(OUT / "cost.png", dpi=120, metadata={"Software": None})
 
 
