@@ -219,7 +219,7 @@ USED: dict[str, tuple[str, Callable[[Config], bool]]] = {  # settings that only 
     **dict.fromkeys(("listen", "hostfile"), ("--engine scoop", lambda config: config.engine == "scoop")),
     "choice_images": ("all layers searched together", lambda config: not config.layerwise),
     "train_precision": ("training", lambda config: config.trains or config.plan is not None),
-    "job_timeout": ("--engine processes, scoop or dask", lambda config: config.engine != "local")}
+    **dict.fromkeys(("workers", "job_timeout"), ("--engine processes, scoop or dask", lambda config: config.engine != "local"))}
 
 
 def check_used(given: Iterable[str], config: Config) -> None:

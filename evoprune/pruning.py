@@ -230,8 +230,11 @@ def told(folder: Folder, usual: bool, again: str) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise EvopruneError(f"{error.filename or out}: {error.strerror}; all files written before are whole: "
                                 f"make room, then {after_a_stop(folder, again)}") from None
-        if str(error.filename or "").startswith(out):
-            raise EvopruneError(f"{error.filename}: {error.strerror}, expected a folder that can be written") from None
+        name = str(error.filename or "")
+        if name.startswith(out):
+            raise EvopruneError(f"{name}: {error.strerror}, expected a folder that can be written") from None
+        if name and folder.path.is_relative_to(name):
+            raise EvopruneError(f"{out}: cannot be made in {name}: {error.strerror}; choose another --out") from None
         tell_theirs(error, usual)
         raise
     except EvopruneError:

@@ -93,7 +93,7 @@ def rows(name: str, kind: str, share: float, batches: list[int]) -> Iterator[dic
     with tempfile.TemporaryDirectory() as folder:
         programs = []
         for i, model in enumerate((net, small)):
-            write_program(".onnx", copy.deepcopy(model), few, Path(folder) / f"{i}.onnx")
+            write_program(".onnx", copy.deepcopy(model), few, Path(folder) / f"{i}.onnx", {})
             programs.append(program(".onnx", Path(folder) / f"{i}.onnx", ["0"]))
         for batch in batches:
             yield {**common, "batch": batch,

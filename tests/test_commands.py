@@ -64,6 +64,7 @@ def test_pick_takes_what_a_front_takes_and_says_what_it_is(wish, expected, named
     for text in (f"accuracy: {100 * point.accuracy:.2f} % on 287 search images",
                  f", {100 * point.test_accuracy:.2f} % on 359 test images",
                  f"sparsity: {100 * point.sparsity:.2f} %", f"weights: {point.kept:,} of 11,208",
+                 "the model takes images in 0..1, less a mean of 0.3053, over a standard deviation of 0.3762",
                  f"before pruning: {100 * named.record.measured.score:.2f} %", f"pick {named.path} --id {point.id} --export "):
         assert text in said
     line = said[said.index("in Python: ") + 11:].splitlines()[0]
@@ -76,7 +77,8 @@ def test_pick_takes_what_a_front_takes_and_says_what_it_is(wish, expected, named
     (["--accuracy", "0.99999"], r"front: no point has accuracy >= 0\.99999; the front reaches accuracy 0\.\d{4}"),
     (["--sparsity", "0.99999"], r"front: no point has sparsity >= 0\.99999; the front reaches sparsity 0\.\d{4}"),
     (["--sparsity", "50"], r"best: found --sparsity 50\.0, expected a number from 0 to 1"),
-    (["--drop", "-1"], r"best: found --drop -1\.0, expected a number from 0 to inf"),
+    (["--drop", "-1"], r"best: found --drop -1\.0, expected a number from 0 to 1"),
+    (["--drop", "2"], r"best: found --drop 2\.0, expected a number from 0 to 1"),
     (["--knee", "--bits", "8"], r"--bits: does nothing without --export; leave it out, or give that too"),
     (["--knee", "--slim", "--overwrite"], r"--overwrite, --slim: does nothing without --export; .*"),
     (["--knee", "--export", "a.foo"], r"export: found 'a\.foo', expected a name that ends in \.packed\.safetensors, .*"),
@@ -94,7 +96,7 @@ def test_pick_takes_what_a_front_takes_and_says_what_it_is(wish, expected, named
     ([], r"one of the arguments --drop --accuracy/--score --sparsity --bytes --latency --knee --id is required; see --help"),
     (["--knee", "--id", "000"], r"argument --id: not allowed with argument --knee; see --help"),
     (["--knee", "--bits", "7"], r"argument --bits: found '7', expected 32, 16 or 8; see --help"),
-    (["--drop", "nan"], r"best: found --drop nan, expected a number from 0 to inf")])
+    (["--drop", "nan"], r"best: found --drop nan, expected a number from 0 to 1")])
 def test_what_cannot_be_picked_is_one_line_that_says_how_near_the_front_comes(arguments, said, named, capsys):
     assert re.fullmatch(said, refused(capsys, "pick", named.path, *arguments))
 

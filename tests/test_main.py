@@ -159,6 +159,7 @@ def test_help_works_from_the_file_as_a_launcher_runs_it():
     (["--scheduler", "tcp://127.0.0.1:1"], "scheduler: found 'tcp://127.0.0.1:1', which does nothing without --engine dask"),
     (["--listen", "127.0.0.1"], "listen: found '127.0.0.1', which does nothing without --engine scoop"),
     (["--hostfile", "hosts"], "hostfile: found 'hosts', which does nothing without --engine scoop"),
+    (["--workers", "2"], "workers: found 2, which does nothing without --engine processes, scoop or dask"),
     (["--job-timeout", "5"], "job_timeout: found 5.0, which does nothing without --engine processes, scoop or dask"),
     (["--skip="], "skip: found 0 characters, expected 1 to 4,096"), (["--out", ""], "out: found 0 characters"),
     (["--include="], "include: found 0 characters"), (['--include', ' ,'], "include: found ' ,'"),

@@ -73,6 +73,17 @@ def frozen():
     return Small().requires_grad_(False)
 
 
+class Indexed(nn.Module):
+    """Has whole numbers among its parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.index, self.fc = nn.Parameter(torch.arange(15, -1, -1), requires_grad=False), nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.fc(x[:, self.index])
+
+
 class Tokens(nn.Module):
     """Tied embedding and head, attention, int64 inputs."""
 
@@ -100,7 +111,7 @@ class Shared(nn.Module):
 
 @pytest.mark.parametrize("make", [
     lambda: (Tokens(), torch.randint(20, (60, 5)), torch.arange(60) % 20),
-    lambda: (Shared(), *split_of()),
+    lambda: (Shared(), *split_of()), lambda: (Indexed(), *split_of()),
     lambda: (Shared().double(), *split_of()),
     lambda: (nn.Sequential(nn.Conv1d(2, 4, 3), nn.BatchNorm1d(4), nn.Flatten(), nn.Linear(24, 3)).bfloat16(),
              torch.randn(60, 2, 8), torch.arange(60) % 3),
@@ -123,6 +134,9 @@ def test_models_of_all_kinds_are_pruned_trained_and_resumed(make, tmp_path):
     ((np.array([None, "x"], object), np.arange(2)), "data: images and labels cannot be read as tensors"),
     ((torch.randn(4, 16), np.array(["cat", "dog"] * 2)), "data: images and labels cannot be read as tensors: TypeError: found "
                                                          "'cat', expected numbers"),
+    (((torch.randn(4, 8), torch.randn(4, 8)), torch.arange(3)), "data: found labels of shape (3,) for 4 images, expected"),
+    ((torch.randn(4, 8), torch.randn(4, 8), torch.arange(4)), "data: found a tuple of 3, expected (inputs, labels)"),
+    (torch.randn(4, 16), "data: found Tensor, expected (images, labels)"),
     ((torch.randn(4, 16), None), "data: images and labels cannot be read"),
     ([(torch.randn(16), 0.5), (torch.randn(16), 1)], "data: search: found labels of type torch.float32, expected"),
     (iter([1]), "data: found list_iterator, expected"),
@@ -201,6 +215,8 @@ def test_wrong_flags_are_one_line(arguments, said, capsys):
     (["--data", "npz:cut.npz"], "data: cut.npz: "), (["--data", "npz:one.npy"], "data: one.npy: "),
     (["--weights", "numbers.pt"], "weights: numbers.pt: found dict of other things"),
     (["--out", "mine.txt/run"], "mine.txt/run/checkpoint: Not a directory, expected a folder that can be written"),
+    (["--out", "dangling/run"], "dangling/run: cannot be made in dangling: File exists; choose another --out"),
+    (["--model", "nowhere.py:net"], "model: nowhere.py: no such file, expected FILE.py:function"),
     (["--out", "x" * 300], "xxx"), (["--out", "a\0b"], "out: found a NUL character, expected none"),
     (["--resume", "damaged"], "damaged/config.json: "),
     (["--resume", "whole", "--out", "elsewhere"], "out: found 'elsewhere' together with --resume whole"),
@@ -208,6 +224,7 @@ def test_wrong_flags_are_one_line(arguments, said, capsys):
 def test_more_bad_input_is_one_line(arguments, said, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "dangling").symlink_to("nothing")
     np.savez(tmp_path / "cut.npz", x_train=np.zeros(1000))
     (tmp_path / "cut.npz").write_bytes((tmp_path / "cut.npz").read_bytes()[:500])
     assert not zipfile.is_zipfile(tmp_path / "cut.npz")

@@ -21,6 +21,19 @@ WORKER = "evoprune.engines.worker"  # the module whose `dask_setup` each worker 
 QUIET = {"distributed.worker.profile.enabled": False, "distributed.admin.tick.interval": "1s"}  # costs 1 % of each core
 
 
+def connected(address: str) -> Any:
+    """Return a client of the scheduler at an address.
+
+    Raises:
+        EvopruneError: there is none.
+    """
+    try:
+        return import_module("distributed").Client(address, timeout=CONNECT)
+    except (OSError, ValueError) as error:
+        raise EvopruneError(f"scheduler: {address}: {first_line(error)}; expected the address of a Dask scheduler, like "
+                            f"tcp://127.0.0.1:8786") from None
+
+
 class Dask:
     """A Dask cluster on this machine, or the one whose scheduler is named.
 
@@ -47,11 +60,7 @@ class Dask:
             self.team = Team([command] * workers,
                              {**quiet, "DASK_LOGGING__DISTRIBUTED": "critical", PARENT: str(os.getpid()),
                               "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
-        try:
-            self.client = distributed.Client(address, timeout=CONNECT)
-        except (OSError, ValueError) as error:
-            raise EvopruneError(f"scheduler: {address}: {first_line(error)}; expected the address of a Dask scheduler, like "
-                                f"tcp://127.0.0.1:8786") from None
+        self.client = connected(address)
 
     def run(self, function: Function, items: Sequence[Any]) -> Generator[tuple[int, Outcome], None, None]:
         """Yield (index, outcome) of every item once, as they come."""

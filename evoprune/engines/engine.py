@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from ..config import Config
 from ..errors import EvopruneError, first_line
-from .dask_pool import Dask
+from .dask_pool import Dask, connected
 from .processes import Processes, workers_of
 from .scoop_pool import Scoop, under_scoop
 from .worker import DONE, FAILED, LOST, Function, Outcome, Start, ignore
@@ -142,6 +142,8 @@ def check_runs(config: Config, named: bool = True) -> None:
                             "python -m evoprune.main --engine scoop, or engine processes from Python")
     if config.engine == "dask" and find_spec("distributed") is None:
         raise EvopruneError("engine: dask is not installed; pip install 'evoprune[dask]'")
+    if config.engine == "dask" and config.scheduler is not None:  # now, and not once the dense model is trained
+        connected(config.scheduler).close()
     if config.engine in ("scoop", "dask") and not named:
         raise EvopruneError(f"engine: {config.engine} needs a model and data that its workers can import or read, found some "
                             f"handed in; name them (package.module:function, files), or use engine processes")

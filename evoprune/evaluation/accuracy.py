@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import replace
 from typing import Any
@@ -17,6 +18,7 @@ from ..inputs.tasks import check_task, guessed, task_of
 
 ACTIVATION_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}  # largest activation of a batch; page faults slow a CPU far beyond
 LARGEST_BATCH = {"cpu": 256, "cuda": 8192}
+log = logging.getLogger("evoprune")
 
 
 def accuracy(model: nn.Module, data: Any, batch_size: int | None = None, task: str | None = None) -> float:
@@ -75,6 +77,7 @@ def probe(model: nn.Module, split: Split) -> tuple[Tensor, int]:
     try:
         with torch.inference_mode():
             outputs = logits_of(applied(model.eval(), batch))
+            again = logits_of(applied(model, mapped(Tensor.clone, split.inputs(slice(0, 2)))))
     except (EvopruneError, KeyboardInterrupt):
         raise
     except BaseException as error:  # noqa: BLE001  # the user's model
@@ -85,6 +88,9 @@ def probe(model: nn.Module, split: Split) -> tuple[Tensor, int]:
     if not all(a.shape == b.shape and ((a == b) | (a != a)).all() for a, b in zip(before, leaves(batch))):
         raise EvopruneError("model: writes over its inputs, which are read more than once; expected that it makes new tensors: "
                             "x = x - mean, say, not x -= mean")
+    if again.shape != outputs.shape or not torch.allclose(again, outputs, rtol=1e-3, atol=1e-3, equal_nan=True):
+        log.warning("model: returns other outputs for the same inputs each time, in eval mode (dropout or noise that stays on?): "
+                    "what is measured of it differs from call to call, and runs do not repeat")
     return outputs, max(sizes)
 
 

@@ -35,7 +35,8 @@ def unreached_parameters(net: nn.Module, inputs: Inputs) -> set[str]:
     there is none, of parameters of modules that were not called."""
     called: set[nn.Module] = set()
     hooks = [module.register_forward_pre_hook(lambda module, args: called.add(module)) for module in net.modules()]
-    net.requires_grad_(True)
+    for parameter in net.parameters():
+        parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
     try:
         with torch.enable_grad():
             waiting = [output.grad_fn for output in tensors(applied(net, inputs)) if output.grad_fn is not None]

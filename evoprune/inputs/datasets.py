@@ -19,8 +19,7 @@ def is_nested(source: Any) -> bool:
     first, labels = source
     if isinstance(first, dict):
         return True
-    return isinstance(first, tuple) and not isinstance(labels, tuple) and \
-        all(hasattr(each, "__len__") and len(each) == len(labels) for each in first)
+    return isinstance(first, tuple) and not isinstance(labels, tuple) and all(hasattr(each, "__len__") for each in first)
 
 
 def nested_tensors(value: Any) -> Inputs:
@@ -80,8 +79,9 @@ def read_loader(loader: DataLoader[Any], name: str, inputs: int) -> tuple[Inputs
     """Read what a DataLoader reads, in order, through its collate function; short batches are filled with zeros."""
     parts, labels = [], []
     size, items = loader.batch_size or 64, items_of(loader, name)
-    for i in range(0, len(items), size):
-        collated = loader.collate_fn([loader.dataset[j] for j in items[i:i + size]])
+    batched = loader.batch_size is None and loader.batch_sampler is None  # each item is a batch
+    for i in range(0, len(items), 1 if batched else size):
+        collated = loader.collate_fn(loader.dataset[items[i]] if batched else [loader.dataset[j] for j in items[i:i + size]])
         image, label = parted(collated, f"{name}: what the DataLoader collates", inputs)
         parts.append(nested_tensors(image))
         labels.append(as_tensor(label))  # (batch, ...)

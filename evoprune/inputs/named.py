@@ -100,6 +100,8 @@ def find(spec: str, setting: str) -> Any:
     where, _, name = spec.rpartition(":")
     if not where or not name or where.startswith("."):
         raise EvopruneError(f"{setting}: found {spec!r}, expected package.module:function or FILE.py:function")
+    if where.endswith(".py") and not Path(where).is_file():
+        raise EvopruneError(f"{setting}: {where}: no such file, expected FILE.py:function")
     try:
         if where.endswith(".py"):
             file = importlib.util.spec_from_file_location(Path(where).stem, where)
@@ -112,6 +114,9 @@ def find(spec: str, setting: str) -> Any:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001  # the user's code
+        if isinstance(error, ModuleNotFoundError) and f"{where}.".startswith(f"{error.name}."):
+            raise EvopruneError(f"{setting}: found no module {error.name}, neither in this folder nor installed; expected "
+                                f"package.module:function or FILE.py:function") from None
         raise EvopruneError(f"{setting}: {spec}: {told(error)}") from None
     function = getattr(module, name, None)
     if not callable(function):

@@ -123,7 +123,7 @@ def examples(like: Any, count: int) -> Inputs:
             low, high = one.get("range", (None, None))  # older runs have none
             return (torch.randn(shape, generator=generator) if low is None else
                     torch.rand(shape, generator=generator) * (high - low) + low).to(dtype)
-        return torch.randint(one["largest"] + 1, shape, generator=generator).to(dtype)
+        return torch.randint(max(1, one["largest"] + 1), shape, generator=generator).to(dtype)
 
     try:
         return made(like)

@@ -164,7 +164,11 @@ def as_split(source: Any, name: str, mean: Sequence[float] | None = None, std: S
         return source
     pair = isinstance(source, (tuple, list)) and len(source) == 2 and not isinstance(source[0], tuple)
     pair = pair or (isinstance(source, tuple) and len(source) == 2 and is_nested(source))
-    sized = hasattr(source, "__getitem__") and hasattr(source, "__len__") and not isinstance(source, (dict, str))
+    arrays, sized = (Tensor, np.ndarray), hasattr(source, "__getitem__") and hasattr(source, "__len__")
+    sized = sized and not isinstance(source, (dict, str, *arrays))
+    if isinstance(source, tuple) and not pair and any(isinstance(each, arrays) for each in source):
+        raise EvopruneError(f"{name}: found a tuple of {len(source)}, expected (inputs, labels), with several inputs as a tuple: "
+                            f"((a, b), labels)")
     loads = isinstance(source, DataLoader)
     if not (pair or sized or loads):
         raise EvopruneError(f"{name}: found {type(source).__name__}, expected (images, labels), a Dataset with a length, a "

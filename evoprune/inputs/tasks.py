@@ -6,6 +6,7 @@ know what they are.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from .models import logits_of
 from .named import call
 from .scores import f1, mean_iou, r2, share, wilson
 
+log = logging.getLogger("evoprune")
 DRAWS = 1000  # of test examples, with replacement, of an interval by bootstrap (Efron, 1979, doi:10.1214/aos/1176344552)
 IGNORED = 255  # a label of segmentation that counts for nothing, as negative ones do
 
@@ -82,10 +84,16 @@ class Task:
 def logits_for(output: Any, targets: Tensor) -> Tensor:
     """Return what the model says of each target: outputs in the shape of the targets, but for a dimension of 1."""
     outputs = logits_of(output)
-    if outputs.numel() != targets.numel() or len(outputs) != len(targets):
+    if len(outputs) != len(targets) or not alike(outputs, targets):
         raise EvopruneError(f"model: returned outputs of shape {tuple(outputs.shape)} for targets of shape "
                             f"{tuple(targets.shape)}, expected as many")
     return outputs.reshape(targets.shape)
+
+
+def alike(outputs: Tensor, targets: Tensor) -> bool:
+    """Say whether outputs are targets in the same order: of the same shape but for dimensions of 1, or flat."""
+    shapes = [[size for size in each.shape[1:] if size != 1] for each in (outputs, targets)]
+    return outputs.numel() == targets.numel() and (shapes[0] == shapes[1] or min(map(len, shapes)) <= 1)
 
 
 def right_answers(output: Any, labels: Tensor) -> Tensor:
@@ -199,6 +207,15 @@ def task_of(spec: str | None) -> Task:
 
 def guessed(outputs: Tensor, targets: Tensor) -> Task:
     """Return the task that outputs and targets of some examples are like; classification where no other is."""
+    task = like(outputs, targets)
+    if task.name == "multilabel" and targets.dim() == 2 and bool((targets.sum(1) == 1).all()):
+        log.warning("each target is 1 in one of %d places, which is taken for the task multilabel; if that place is a class, "
+                    "hand in targets.argmax(1)", targets.shape[1])
+    return task
+
+
+def like(outputs: Tensor, targets: Tensor) -> Task:
+    """Return the task of `guessed`."""
     whole = not targets.is_floating_point()
     binary = bool(((targets == 0) | (targets == 1)).all())
     logits = TASKS["regression" if not binary else "binary" if targets[0].numel() == 1 else "multilabel"]
@@ -214,14 +231,6 @@ def guessed(outputs: Tensor, targets: Tensor) -> Task:
     return CLASSIFICATION
 
 
-def in_words(task: Task, targets: Tensor) -> str:
-    """Return a task that was guessed, how it is measured, and why it is this one."""
-    why = "as the targets look"
-    if task.name == "multilabel" and targets.dim() == 2 and bool((targets.sum(1) == 1).all()):
-        why = "as each target has several numbers; if the one that is 1 is a class, hand in targets.argmax(1)"
-    return f"{task.name}, measured by {task.metric}, {why}"
-
-
 def check_task(task: Task, outputs: Tensor, targets: Tensor, name: str) -> None:
     """Raise `EvopruneError` where a split's targets are none that the task knows, for such outputs."""
     found = f"{name}: found targets of shape {tuple(targets.shape)} and type {targets.dtype}"
@@ -235,7 +244,7 @@ def check_task(task: Task, outputs: Tensor, targets: Tensor, name: str) -> None:
                                 f"expected ({len(outputs)}, classes)")
     if task.name in ("binary", "multilabel") and not bool(((targets == 0) | (targets == 1)).all()):
         raise EvopruneError(f"{found}, expected 0 and 1 for the task {task.name}")
-    if task.name in ("binary", "multilabel", "regression") and outputs[0].numel() != targets[0].numel():
+    if task.name in ("binary", "multilabel", "regression") and not alike(outputs[:1], targets[:1]):
         raise EvopruneError(f"{found} for outputs of shape {one} each, expected as many for the task {task.name}")
     if task.name == "binary" and targets[0].numel() > 1:
         raise EvopruneError(f"{found}, expected one target each for the task binary; several are multilabel")
@@ -263,6 +272,13 @@ def constant_score(task: Task, targets: Tensor) -> float | None:
     if task.name in (CLASSIFICATION.name, "binary", "tokens"):
         labels = targets.flatten()[targets.flatten() >= 0].long()
         return int(labels.bincount().max()) / len(labels) if len(labels) else None
+    if task.name == "multilabel":  # yes to so many of the most frequent labels
+        there = targets.flatten(1).sum(0).sort(descending=True).values.double()
+        said = torch.arange(1, len(there) + 1) * len(targets)
+        return float((2 * there.cumsum(0) / (said + there.sum())).max())
+    if task.name == "segmentation":  # one class everywhere
+        there = targets[counted(targets)].bincount()
+        return float(there.max() / there.sum() / (there > 0).sum()) if there.any() else None
     return 0.0 if task.name == "regression" else None
 
 

@@ -29,6 +29,8 @@ from ..errors import EvopruneError, first_line
 
 FORMAT = "evoprune packed 1"
 BITS = (32, 16, 8)
+NOTHING = 1e-6  # times the largest value of a tensor: a row without larger ones need not be right
+SCALED = 1e-3  # of the largest value of a row: from here on what multiplies it is right to 0.4 % in float16
 LARGEST = 1 << 34  # values of a tensor: a file that says more is damaged
 Bytes = npt.NDArray[np.uint8]
 
@@ -128,10 +130,16 @@ def reduced(values: npt.NDArray[Any], bits: int) -> tuple[npt.NDArray[Any], npt.
     largest = np.abs(values).max(initial=0)
     if not largest < np.finfo(np.float16).max or (values.ndim < 2 and smallest(values) < np.finfo(np.float16).tiny):
         return values, None
-    if bits == 16 or values.ndim < 2 or not values.size:
+    if values.ndim < 2 or not values.size:
         return values.astype("<f2"), None
     rows = values.reshape(len(values), -1)
-    scale = (np.abs(rows).max(1, initial=0) / 127).astype("<f2")
+    most = np.abs(rows).max(1, initial=0)
+    least = most[most >= NOTHING * largest].min() if largest else math.inf
+    if least < np.finfo(np.float16).tiny:
+        return values, None
+    if bits == 16 or least < SCALED:
+        return values.astype("<f2"), None
+    scale = (most / 127).astype("<f2")
     scale[scale == 0] = np.finfo(np.float16).tiny
     whole = np.clip(np.rint(rows / scale.astype(np.float32)[:, None]), -127, 127).astype(np.int8)
     return whole.reshape(values.shape), scale

@@ -80,7 +80,7 @@ def export(point: Point, path: str | Path, bits: int = 32, slim: bool = False, d
                 made = Made(kind, path, model_of(point, state), state, inputs, split, batch)
             else:
                 made = Made(kind, path, point.model(slim=slim), state, inputs, split, batch)
-                write_program(kind, made.model, inputs, part)  # type: ignore[arg-type]  # a model there is
+                write_program(kind, made.model, inputs, part, facts_of(point))  # type: ignore[arg-type]  # a model there is
             told = reopened(made, part, point)
             write_file(path, part.read_bytes())
     except OSError as error:
@@ -141,7 +141,8 @@ def as_content(kind: str, state: dict[str, Tensor], bits: int, point: Point, spl
 
 def facts_of(point: Point) -> dict[str, str]:
     """Return what the head of a file says of its point."""
-    return {"run": point.front.path.name, "point": point.id, "kept": f"{point.kept} of {point.weights} weights"}
+    inputs = {} if (said := point.front.record.normalised) is None else {"inputs": said}
+    return {"run": point.front.path.name, "point": point.id, "kept": f"{point.kept} of {point.weights} weights", **inputs}
 
 
 def model_of(point: Point, state: dict[str, Tensor]) -> nn.Module | None:
@@ -153,8 +154,8 @@ def model_of(point: Point, state: dict[str, Tensor]) -> nn.Module | None:
     return model.eval()
 
 
-def write_program(kind: str, model: nn.Module, inputs: Inputs, path: Path) -> None:
-    """Write a model as a program for any number of examples."""
+def write_program(kind: str, model: nn.Module, inputs: Inputs, path: Path, facts: dict[str, str]) -> None:
+    """Write a model as a program for any number of examples, and facts beside it."""
     arguments, named = ((), inputs) if isinstance(inputs, dict) else (inputs if isinstance(inputs, tuple) else (inputs,), {})
     sizes = {0: torch.export.Dim("batch", min=1)}
     shapes: Any = {name: sizes for name in named} if named else tuple(sizes for _ in arguments)
@@ -162,10 +163,11 @@ def write_program(kind: str, model: nn.Module, inputs: Inputs, path: Path) -> No
     try:
         with warnings.catch_warnings(action="ignore"), redirect_stdout(said), redirect_stderr(said), torch.no_grad():
             if kind == ".pt2":
-                torch.export.save(torch.export.export(model, arguments, named, dynamic_shapes=shapes), path)
+                torch.export.save(torch.export.export(model, arguments, named, dynamic_shapes=shapes), path, extra_files=facts)
             else:
-                torch.onnx.export(model, arguments, path, kwargs=named, dynamic_shapes=shapes, dynamo=True, external_data=False,
-                                  verbose=False)
+                made = torch.onnx.export(model, arguments, kwargs=named, dynamic_shapes=shapes, dynamo=True, verbose=False)
+                made.model.metadata_props.update(facts)  # type: ignore[union-attr]  # with dynamo it is no None
+                made.save(path, external_data=False)  # type: ignore[union-attr]
     except Exception as error:  # noqa: BLE001  # torch runs the user's code on stand-ins
         raise EvopruneError(f"export: torch cannot write the model as {kind}: {first_line(error)}") from None
 
@@ -239,6 +241,8 @@ def say(point: Point, made: Made, told: str) -> None:
     values = ", ".join(f"{o.title} {o.shown(value)}" for o, value in zip(objectives, point.values))
     log.info("%s: %s bytes, point %s, %s of %s weights, %s%s; %s", made.path, f"{made.path.stat().st_size:,}", point.id,
              f"{point.kept:,}", f"{point.weights:,}", values, tested, told)
+    if (inputs := point.front.record.normalised) is not None:
+        log.info("it takes %s", inputs)
     if made.model is None or made.inputs is None:
         missing = no_model(point) if made.model is None else "the run has not recorded what inputs are like"
         log.info("not timed: %s", missing)

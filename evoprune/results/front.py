@@ -121,10 +121,9 @@ class Front(Sequence[Point]):
 
     def __getitem__(self, key):  # type: ignore[no-untyped-def]  # int, slice or id
         if isinstance(key, str):
-            for point in self.points:
-                if point.id == key:
-                    return point
-            raise KeyError(key)
+            if key not in (found := {point.id: point for point in self.points}):
+                raise KeyError(f"no point {key!r}, expected one of {', '.join(found)}")
+            return found[key]
         return self.points[key]
 
     def __iter__(self) -> Iterator[Point]:
@@ -144,12 +143,13 @@ class Front(Sequence[Point]):
         wishes = {objectives[objectives.score].name if name == "score" else name: wish for name, wish in wishes.items()}
         if unknown := set(wishes) - set(objectives.names):
             raise TypeError(f"best: found {', '.join(sorted(unknown))}, expected {', '.join(objectives.names)} or drop")
-        bounds = {o.name: (o.worst, o.best) for o in (objectives[objectives.score], objectives[objectives.axis])}
+        score, axis = objectives[objectives.score], objectives[objectives.axis]
+        bounds = {"drop": (0.0, score.best - score.worst), **{o.name: (o.worst, o.best) for o in (score, axis)}}
         for name, wish in {"drop": drop, **wishes}.items():
-            low, high = bounds.get(name, (0.0 if name == "drop" else -math.inf, math.inf))
+            low, high = bounds.get(name, (-math.inf, math.inf))
             number = isinstance(wish, (int, float, np.number)) and math.isfinite(wish)
             if wish is not None and not (number and low <= wish <= high):
-                expected = f"a number from {low:g} to {high:g}" if name in bounds or name == "drop" else "a finite number"
+                expected = f"a number from {low:g} to {high:g}" if name in bounds else "a finite number"
                 raise EvopruneError(f"best: found {name}={shown(wish)}, expected {expected}")
         asked = {i: wish for i, o in enumerate(objectives) if (wish := wishes.get(o.name)) is not None}
         if drop is not None:

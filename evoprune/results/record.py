@@ -88,6 +88,14 @@ class Record:
         return " on ".join(name if len(name) <= 32 else f"...{name[-29:]}" for name in (self.config.model, data))
 
     @property
+    def normalised(self) -> str | None:
+        """What is done to images before the model has them, in words, None where nothing is."""
+        if self.mean is None or self.std is None:
+            return None
+        mean, std = (", ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        return f"images in 0..1, less a mean of {mean}, over a standard deviation of {std}"
+
+    @property
     def unused(self) -> list[str]:
         """Parameters that the forward pass does not use: neither searched nor counted."""
         return [name for name, _ in (self.left_out or {}).get(UNUSED, ())]

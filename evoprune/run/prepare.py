@@ -26,7 +26,7 @@ from ..inputs.named import build_model, load_model, load_objectives
 from ..inputs.nested import described, leaves, shapes
 from ..inputs.sources import limit, load_data
 from ..inputs.splits import Data, Split
-from ..inputs.tasks import CLASSIFICATION, check_task, constant_score, guessed, in_words, optimised, task_of
+from ..inputs.tasks import CLASSIFICATION, check_task, constant_score, guessed, optimised, task_of
 from ..inputs.weights import STRANGE, kind_of, load_weights, read_weights
 from ..masks.layers import USUAL, LeftOut, aliases, find_layers, left_out, prunable_parameters
 from ..masks.layout import Layout
@@ -120,7 +120,7 @@ def with_task(config: Config, splits: Data, outputs: torch.Tensor) -> tuple[Conf
         raise EvopruneError(f"data: found {splits.classes} classes, expected at most {outputs.shape[task.dimension]}, as many as "
                             f"the model has outputs")
     if config.task is None and task.name != CLASSIFICATION.name:
-        log.info("task: %s; --task, in Python task=, says otherwise", in_words(task, splits.search.labels))
+        log.info("task: %s, measured by %s, as the targets look; --task, in Python task=, says otherwise", task.name, task.metric)
     return replace(config, task=config.task or task.name), splits.for_task(task)
 
 

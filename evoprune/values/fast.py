@@ -176,6 +176,8 @@ def in_fp32(output: Any) -> Any:
         return output.float() if output.dtype == torch.bfloat16 else output
     if isinstance(output, dict):  # of transformers too, whose attributes these are
         return {name: in_fp32(value) for name, value in output.items()}
+    if isinstance(output, tuple) and hasattr(output, "_fields"):
+        return type(output)(*map(in_fp32, output))
     return tuple(map(in_fp32, output)) if isinstance(output, (tuple, list)) else output
 
 

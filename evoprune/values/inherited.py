@@ -18,7 +18,8 @@ def values_of(net: nn.Module, masks: Mapping[str, Tensor]) -> Arrays:
     """Return the values of a trained model as arrays: those that the masks keep, in order, and everything else whole."""
     state = {**dict(net.named_parameters()), **dict(net.named_buffers())}
     values = {name: value.detach()[masks[name]] if name in masks else value.detach() for name, value in state.items()}
-    return {name: (value.float() if value.is_floating_point() else value).cpu().numpy() for name, value in values.items()}
+    short = (torch.float16, torch.bfloat16)  # the latter numpy has not
+    return {name: (value.float() if value.dtype in short else value).cpu().numpy() for name, value in values.items()}
 
 
 def with_values(model: nn.Module, layout: Layout, individual: Individual) -> nn.Module:

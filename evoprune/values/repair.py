@@ -71,6 +71,7 @@ class Repairer:
         self.free: dict[nn.Parameter, Tensor] = {}  # scales and shifts to fit, and what the dense model has
         self.asked = True  # whether `saliency` will be
         self.study_dense()
+        self.written = {value: value.clone() for value in self.what_is_written()}
         with plain_attention(self.attention):
             self.differentiable = bool(self.layers) and weigh_errors(self.model, self.layers, self.inputs, self.task,
                                                                      self.classifier)
@@ -129,17 +130,17 @@ class Repairer:
             made, solved = outputs.get(id(tensor), (None, None))
             return solved if made is not None and made() is tensor else None
 
-        def before(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        def before(module: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
             called[module] = called.get(module, 0) + 1
-            if isinstance(module, NORMS) and (solved := maker(args[0])) is not None:
+            if isinstance(module, NORMS) and (solved := maker(entering(args, named))) is not None:
                 normed[module] = solved
             if module in self.layers:
-                self.layers[module].least = LEAST * float(args[0].float().var())
+                self.layers[module].least = LEAST * float(entering(args, named).float().var())
 
-        def after(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        def after(module: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:
             solved = self.layers[module]
             rows = len(output) if isinstance(module, nn.Conv2d) else output.shape[:-1].numel()
-            if rows % images or not is_plain(module, args[0], output):
+            if rows % images or not is_plain(module, entering(args, named), output):
                 odd.add(module)
                 return
             outputs[id(output)] = ref(output), solved
@@ -148,9 +149,9 @@ class Repairer:
         odd: set[nn.Module] = set()
         normed: dict[nn.Module, Solved] = {}
         masked = self.owners()
-        hooks = [module.register_forward_pre_hook(before) for module in {*self.norms, *self.layers, *masked}]
-        hooks += [norm.register_forward_pre_hook(self.keep_statistics) for norm in self.norms]
-        hooks += [module.register_forward_hook(after) for module in self.layers]
+        hooks = [module.register_forward_pre_hook(before, with_kwargs=True) for module in {*self.norms, *self.layers, *masked}]
+        hooks += [norm.register_forward_pre_hook(self.keep_statistics, with_kwargs=True) for norm in self.norms]
+        hooks += [module.register_forward_hook(after, with_kwargs=True) for module in self.layers]
         logits = logits_of(self.forward(hooks))
         last = maker(logits)
         if last is not None and called[last.module] == 1 and self.classifies(last, logits):
@@ -181,26 +182,33 @@ class Repairer:
         return {layer.name for layer in self.layers.values() if layer.module.bias is not None and layer.bias not in self.searched
                 and (isinstance(layer.module, nn.Linear) or not any(layer.module.padding))}
 
+    def what_is_written(self) -> list[Tensor]:
+        """Return what a repair writes beside masked weights: that of a layer which this mask's images do not reach is the dense
+        model's, not that of the mask before."""
+        biases = [layer.module.bias for layer in self.layers.values() if layer.bias not in self.searched]
+        statistics = [value for norm in self.norms for value in (norm.running_mean, norm.running_var)]
+        return [value.detach() for value in (*biases, *statistics) if isinstance(value, Tensor)]
+
     def __call__(self, masks: Mapping[str, Tensor]) -> None:
         """Repair the model, whose masked weights are set; `masks` are bool, by name, shaped like the weights."""
-        def solve(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        def solve(module: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
             layer = self.layers[module]
-            if layer.takes(args[0]):
-                self.solve(layer, args[0], masks[layer.name], masks.get(layer.bias))
+            if layer.takes(inputs := entering(args, named)):
+                self.solve(layer, inputs, masks[layer.name], masks.get(layer.bias))
 
-        for parameter, dense in self.free.items():
-            parameter.data.copy_(dense)
-        hooks = [module.register_forward_pre_hook(solve) for module in self.layers]
-        hooks += [module.register_forward_pre_hook(self.take_statistics) for module in self.norms]
+        for value, dense in (*self.free.items(), *self.written.items()):
+            value.data.copy_(dense)
+        hooks = [module.register_forward_pre_hook(solve, with_kwargs=True) for module in self.layers]
+        hooks += [module.register_forward_pre_hook(self.take_statistics, with_kwargs=True) for module in self.norms]
         self.forward(hooks)
 
-    def keep_statistics(self, norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def keep_statistics(self, norm: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
         """Keep what a batch norm of the dense model has, and what enters it."""
-        self.dense_norms[norm] = Normed.of(norm, args[0])
+        self.dense_norms[norm] = Normed.of(norm, entering(args, named))
 
-    def take_statistics(self, norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def take_statistics(self, norm: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
         """Give a batch norm what belongs to what enters it."""
-        self.dense_norms[norm].take(norm, args[0])
+        self.dense_norms[norm].take(norm, entering(args, named))
 
     def study(self, fitting: Fitting) -> None:
         """Keep what the model, still dense, says of images for `fit_norms`, where it has norms to fit that no mask changes."""
@@ -268,6 +276,11 @@ class Repairer:
         """Return what each weight is worth under the newest mask, see `sensitivity.saliency_of`."""
         with plain_attention(self.attention):
             return saliency_of(self.model, self.layers, self.inputs, self.task)
+
+
+def entering(args: tuple[Tensor, ...], named: dict[str, Tensor]) -> Tensor:
+    """Return what enters a module of one input, by place or by name."""
+    return args[0] if args else next(iter(named.values()))
 
 
 def is_plain(module: nn.Module, inputs: Tensor, output: Tensor) -> bool:

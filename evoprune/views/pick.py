@@ -118,7 +118,7 @@ def described(point: Point) -> dict[str, Any]:
     front, record = point.front, point.front.record
     return {"run": str(front.path), "finished": front.finished, **point.row(), "dense": record.measured.row(),
             "search_interval": search_interval(point), "differ": differ(point), "calls": calls(front),
-            "python": python(front, point)}
+            "inputs": record.normalised, "python": python(front, point)}
 
 
 def search_interval(point: Point) -> tuple[float, float] | None:
@@ -174,6 +174,8 @@ def in_words(point: Point) -> str:
                      f"images): go by the test split")
     if (chance := record.chance) is not None and point.score <= chance and point.kept < point.weights:
         lines.append(f"  no better than one answer for all examples, which has {score.said(chance)}")
+    if record.normalised is not None:
+        lines.append(f"  the model takes {record.normalised}")
     lines.append(f"in Python: {python(front, point)}")
     if (function := calls(front)) is not None:
         lines.append(f"building the model calls the function {function}, as the run's folder says: only if you trust it")

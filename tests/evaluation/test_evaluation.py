@@ -50,6 +50,29 @@ def test_counts_equal_the_obvious_way(lenet, digits, layout):
     assert len(counts) > 8  # masks that tell classes apart
 
 
+@pytest.mark.parametrize("include", ["0.bias", "1.weight", "1.weight,1.bias"])
+def test_masked_biases_and_norms_are_not_folded_away(digits, include):
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), *with_batch_norm().eval()[1:])
+    model[1].weight.data.uniform_(0.5, 2), model[1].bias.data.normal_()
+    layout, rng = find_layers(model, include=include), np.random.default_rng(0)
+    evaluator = Evaluator(model, layout, digits.search, 64)
+    for _ in range(5):
+        individual = from_masks([rng.random(layer.genes) < 0.6 for layer in layout], "x")
+        right = count_obviously(model, layout, individual, digits.search, 64)
+        assert evaluator(individual)[0] == right / len(digits.search)
+
+
+def test_a_model_that_says_something_else_each_time_is_told(digits, caplog):
+    for layer, said in ((nn.Identity(), 0), (nn.Dropout(0.0), 0), (Noise(), 1)):
+        probe(nn.Sequential(nn.Flatten(), nn.Linear(64, 10), layer), digits.search)
+        assert sum("returns other outputs for the same inputs each time" in each for each in caplog.messages) == said
+
+
+class Noise(nn.Module):
+    def forward(self, x):
+        return x + torch.randn_like(x)
+
+
 def with_batch_norm():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(),

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomS
 
 import evoprune
 from evoprune import EvopruneError
-from evoprune.inputs.nested import applied, joined, leaves, mapped, taken
+from evoprune.inputs.nested import applied, described, examples, joined, leaves, mapped, taken
 from evoprune.inputs.splits import as_split
 
 
@@ -140,6 +140,16 @@ def test_a_loader_that_reads_some_items_gives_these():
     for options in ({"sampler": WeightedRandomSampler([1] * 20, 5)}, {"batch_sampler": [[0, 1]]}):
         with pytest.raises(EvopruneError, match="x: found a DataLoader with a .*, which is not followed; hand in one without"):
             as_split(DataLoader(items, **options), "x")
+
+
+def test_items_that_are_batches_are_read_as_such():
+    batches = [(torch.full((4, 2), float(i)), torch.arange(4) % 3) for i in range(3)]
+    split = as_split(DataLoader(batches, batch_size=None), "x")
+    assert split.images[:, 0].tolist() == [0.0] * 4 + [1.0] * 4 + [2.0] * 4 and split.labels.tolist() == [0, 1, 2, 0] * 3
+
+
+def test_examples_of_whole_numbers_below_zero_can_be_made():
+    assert examples(described(torch.tensor([[-3], [-1]])), 5).shape == (5, 1)
 
 
 class Stream(IterableDataset):

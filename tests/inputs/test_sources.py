@@ -228,8 +228,8 @@ def test_wrong_data_says_what_was_expected(tmp_path, monkeypatch):
         ({"search_images": 5000}, "search_images: found 5000, expected at most the 1438 images there are"),
         ({"mean": "0.5"}, "mean, std: found only one of the two, expected both or none"),
         ({"mean": "a,b", "std": "1"}, "mean: found 'a,b', expected numbers with commas between"),
-        ({"data": "no_such_package:data"}, "data: no_such_package:data: No module named 'no_such_package'"),
-        ({"data": "nowhere.py:data"}, "data: nowhere.py:data: "),
+        ({"data": "no_such_package:data"}, "data: found no module no_such_package, neither in this folder nor installed"),
+        ({"data": "nowhere.py:data"}, "data: nowhere.py: no such file, expected FILE.py:function"),
     ]:
         with pytest.raises(EvopruneError) as error:
             load_data(Config(**settings), most=None)

@@ -1,6 +1,7 @@
 """Tasks: their metrics against scikit-learn's, guessing, and whole runs of each."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 import evoprune
 from evoprune import EvopruneError
 from evoprune.config import Config
-from evoprune.inputs.tasks import DRAWS, TASKS, Task, check_task, guessed, in_words
+from evoprune.inputs.tasks import DRAWS, TASKS, Task, check_task, constant_score, guessed
 from evoprune.main import main
 from evoprune.results.points import columns
 from evoprune.run.prepare import outputs_of, with_task
@@ -68,13 +69,38 @@ def test_the_score_is_what_sklearn_says_however_the_examples_are_cut(name):
         assert low <= score <= high and (low < high or score == task.worst)
 
 
-def test_classes_that_are_one_hot_are_told():
+def test_classes_that_are_one_hot_are_told(caplog):
     one_hot = torch.eye(5)[torch.arange(20) % 5]
-    task = guessed(torch.randn(20, 5), one_hot)
-    assert in_words(task, one_hot) == ("multilabel, measured by F1, as each target has several numbers; if the one that is 1 is "
-                                       "a class, hand in targets.argmax(1)")
+    assert guessed(torch.randn(20, 5), one_hot).name == "multilabel"
+    assert caplog.messages == ["each target is 1 in one of 5 places, which is taken for the task multilabel; if that place is a "
+                               "class, hand in targets.argmax(1)"]
     one_hot[0] = 1
-    assert in_words(task, one_hot) == "multilabel, measured by F1, as the targets look"
+    assert guessed(torch.randn(20, 5), one_hot).name == "multilabel" and len(caplog.messages) == 1
+
+
+def test_outputs_in_another_order_than_targets_are_refused():
+    outputs, targets = torch.randn(20, 4, 6), torch.randn(20, 4, 6)
+    check_task(TASKS["regression"], outputs, targets, "x")
+    check_task(TASKS["regression"], outputs.flatten(1), targets, "x")
+    check_task(TASKS["regression"], outputs[:, None], targets, "x")
+    with pytest.raises(EvopruneError, match=r"x: found targets of shape \(20, 6, 4\) and type torch.float32"):
+        check_task(TASKS["regression"], outputs, targets.transpose(1, 2), "x")
+    with pytest.raises(EvopruneError, match=r"model: returned outputs of shape \(20, 4, 6\) for targets of shape \(20, 6, 4\)"):
+        TASKS["regression"].sums(outputs, targets.transpose(1, 2))
+
+
+@pytest.mark.parametrize("name", ["classification", "binary", "multilabel", "segmentation", "tokens"])
+def test_no_answer_that_is_the_same_for_all_scores_more_than_the_constant_one(name):
+    outputs, targets = batch(name)
+    task = TASKS[name]
+    if task.link == "softmax":
+        answers = [torch.eye(outputs.shape[task.dimension])[c] for c in range(outputs.shape[task.dimension])]
+        shape = [-1 if i == task.dimension % outputs.dim() else 1 for i in range(outputs.dim())]
+    else:
+        answers = [torch.tensor(each) - 0.5 for each in itertools.product((0.0, 1.0), repeat=outputs[0].numel())]
+        shape = [1, *outputs.shape[1:]]
+    scores = [task.score(task.sums(answer.view(shape).expand(outputs.shape), targets).sum(0).tolist()) for answer in answers]
+    assert constant_score(task, targets) == pytest.approx(max(scores))
 
 
 @pytest.mark.parametrize("name", ["binary", "multilabel", "regression"])

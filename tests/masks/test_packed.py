@@ -69,6 +69,18 @@ def test_fewer_bits_round_by_what_they_must_and_keep_zeros(bits, most):
     assert int(found["norm.num_batches_tracked"]) == 7 and size < written(content)[2]
 
 
+@pytest.mark.parametrize("bits", [16, 8])
+@pytest.mark.parametrize("size", [1.0, 1e-2, 1e-4, 1e-6, 1e-9])
+def test_small_values_are_as_right_as_large_ones(bits, size):
+    rows = size * torch.randn(6, 50, generator=torch.Generator().manual_seed(0))
+    rows[1] *= 1e-2
+    rows[2] *= 1e-20  # a dead row keeps nothing from being small
+    entries, metadata, _ = written({"fc.weight": rows}, bits)
+    found = unpack(entries, metadata, "file")["fc.weight"]
+    most = rows.abs().amax(1, keepdim=True)
+    assert ((found - rows).abs() <= 0.008 * most)[[0, 1, 3, 4, 5]].all() and found[2].abs().max() <= 1e-6 * size
+
+
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("density", [1.0, 0.3, 0.002])
 def test_readmes_lines_of_numpy_read_it(density, bits, tmp_path):

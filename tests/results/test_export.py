@@ -17,6 +17,7 @@ from torch import nn
 import evoprune
 from evoprune import files
 from evoprune.errors import EvopruneError
+from evoprune.files import metadata_of
 from evoprune.inputs.nested import described, examples
 from evoprune.results import export, reload
 from evoprune.values import sparse
@@ -36,6 +37,19 @@ def said(caplog):
     return caplog
 
 
+def facts_in(path):
+    """What a file says of itself beside its values."""
+    if path.suffix == ".onnx":
+        import onnx
+
+        return {each.key: each.value for each in onnx.load(path).metadata_props}
+    if path.suffix == ".pt2":
+        found = dict.fromkeys(("run", "point", "kept", "inputs"), "")
+        torch.export.load(path, extra_files=found)
+        return found
+    return metadata_of(path.read_bytes())
+
+
 @pytest.mark.parametrize(("name", "options"), [
     ("a.safetensors", {}), ("a.pt", {}), ("a.packed.safetensors", {}), ("a.packed.safetensors", {"bits": 16}),
     ("a.packed.safetensors", {"bits": 8}), ("a.pt2", {"slim": True}), ("a.onnx", {"slim": True}), ("a.onnx", {})])
@@ -51,6 +65,10 @@ def test_every_kind_of_file_counts_what_front_csv_states(name, options, named, s
         assert f"opened in a fresh process, {test} ({low}-{high}) on 359 examples, {test} in the run's front" in line
     assert f"{path.stat().st_size:,} bytes, point {point.id}, {point.kept:,} of 11,208 weights, accuracy " \
         f"{100 * point.accuracy:.2f}, sparsity {100 * point.sparsity:.2f}, test {test} ({low}-{high}) (95 %); accuracy of" in line
+    taken = "images in 0..1, less a mean of 0.3053, over a standard deviation of 0.3762"
+    assert said.messages[-2] == f"it takes {taken}"
+    facts = {"run": named.path.name, "point": point.id, "kept": f"{point.kept} of 11208 weights", "inputs": taken}
+    assert name.endswith(".pt") or facts.items() <= facts_in(path).items()
     assert re.fullmatch(r"1 at a time take [\d.]+ ms, dense [\d.]+ ms \(medians of turns, 1 thread, .+\)", said.messages[-1])
     if options.get("slim"):
         assert any(m.startswith("slim: ") and "cut out of" in m for m in said.messages)

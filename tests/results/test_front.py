@@ -81,7 +81,7 @@ def test_an_empty_front_says_that_there_is_nothing_to_choose_from(run_folder, tm
 
 def test_points_are_found_by_id_and_place(front):
     assert front["000"] is front[0] and front[-1] in front
-    with pytest.raises(KeyError):
+    with pytest.raises(KeyError, match="no point '.*', expected one of 000"):
         front["nothing"]
 
 

@@ -287,7 +287,7 @@ def test_tied_weights_of_an_older_run_are_found_in_the_model(received):
     (lambda out: load_front(out, "lenet"), "load_front: found 'lenet' for a model, expected an nn.Module"),
     (lambda out: load_front(out, torch.nn.Linear(3, 3))[0].model(), r"weights: .*run, point 000: .* is missing|has no"),
     (lambda out: load_front(out).best(accuracy="a"), "best: found accuracy='a', expected a number from 0 to 1"),
-    (lambda out: load_front(out).best(drop=float("nan")), "best: found drop=nan, expected a number from 0 to inf"),
+    (lambda out: load_front(out).best(drop=float("nan")), "best: found drop=nan, expected a number from 0 to 1"),
     (lambda out: prune(resume=5), "resume: found 5, expected the folder of a run"),
 ])
 def test_misuse_is_one_line(call, said, copied):

@@ -251,6 +251,54 @@ def test_a_layer_that_some_images_pass_by_is_repaired(mixed, monkeypatch):
     assert repairer.differentiable and all(layer.shares is None for layer in repairer.layers.values())
 
 
+def test_a_layer_that_a_mask_does_not_reach_has_what_the_dense_model_has(mixed):
+    class Gated(Mixed):
+        open = True
+
+        def forward(self, x):
+            x = self.norm1(self.conv1(x)).tanh() if self.open else x.expand(-1, 6, -1, -1)
+            return self.fc2(self.fc1(self.norm2(self.grouped(self.conv2(x).tanh())).flatten(1)).relu())
+
+    model = Gated(bias=True).eval().requires_grad_(False)
+    model.norm1.load_state_dict(mixed.norm1.state_dict())
+    layout = find_layers(model)
+    repairer = Repairer("least-squares", model, layout, torch.randn(90, 1, 8, 8))
+    before = copy.deepcopy({**model.norm1.state_dict(), **model.conv1.state_dict()})
+    for Gated.open in (True, False):
+        changed, kept = masked(model, layout, 0.3)
+        model.load_state_dict({**model.state_dict(), **{name: changed.get_parameter(name) for name in kept}})
+        repairer(kept)
+        found = {**model.norm1.state_dict(), **model.conv1.state_dict()}
+        same = [torch.equal(found[name], before[name]) for name in ("bias", "running_mean", "running_var")]
+        assert same == [not Gated.open] * 3
+
+
+def test_layers_may_be_called_by_name(mixed):
+    class ByName(Mixed):
+        def forward(self, x):
+            x = self.norm1(input=self.conv1(input=x)).tanh()
+            return self.fc2(input=self.fc1(input=self.norm2(input=self.grouped(self.conv2(x).tanh())).flatten(1)).relu())
+
+    class ByPlace(Mixed):
+        def forward(self, x):
+            x = self.norm1(self.conv1(x)).tanh()
+            return self.fc2(self.fc1(self.norm2(self.grouped(self.conv2(x).tanh())).flatten(1)).relu())
+
+    images, found = torch.randn(90, 1, 8, 8), []
+    torch.manual_seed(0)
+    first = ByPlace().state_dict()
+    for kind in (ByName, ByPlace):
+        model = kind().eval().requires_grad_(False)
+        model.load_state_dict(first)
+        repairer = Repairer("least-squares", model, layout := find_layers(model), images)
+        assert repairer.differentiable and [each.rpartition(".")[0] for each in repairer.left()] == ["grouped"]
+        changed, kept = masked(model, layout, 0.3)
+        model.load_state_dict(changed.state_dict())
+        repairer(kept)
+        found.append(model.state_dict())
+    assert all(torch.equal(found[0][name], found[1][name]) for name in first)
+
+
 def test_what_the_machine_lacks_is_not_taken_for_the_models_fault(mixed, monkeypatch):
     def fails(*args, **kwargs):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")

@@ -1,4 +1,5 @@
 import copy
+from collections import namedtuple
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from evoprune import accuracy
 from evoprune.inputs.models import resnet18
 from evoprune.inputs.splits import as_split
 from evoprune.inputs.tasks import TASKS
+from evoprune.values import inherited
 from evoprune.values.fast import has_bf16, in_fp32
 from evoprune.values.training import Recipe, augmented, last_layer, moves_freely, recipe_for, schedule, tune
 
@@ -189,6 +191,15 @@ def test_a_loss_gets_fp32(wide_images):
 
 def test_what_a_model_returns_is_judged_in_fp32():
     x = torch.ones(2, dtype=torch.bfloat16)
+    said = in_fp32(namedtuple("Said", "features logits")(x, 2 * x))
+    assert said.logits.dtype == torch.float32 and said.logits[0] == 2
     found = in_fp32({"logits": x, "more": (x, [x, None])})
     assert found["logits"].dtype == found["more"][0].dtype == found["more"][1][0].dtype == torch.float32
     assert found["more"][1][1] is None and in_fp32(torch.ones(2, dtype=torch.float64)).dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_values_that_travel_are_those_of_the_model(dtype):
+    net = nn.Linear(5, 3).to(dtype)
+    found = inherited.values_of(net, {"weight": torch.ones(3, 5, dtype=torch.bool)})
+    assert torch.equal(torch.from_numpy(found["weight"]).double(), net.weight.flatten().double())
