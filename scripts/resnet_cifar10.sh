@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Real pretrained nets at full size: the published ResNet-20 or ResNet-56, adapted to CIFAR-10 (JPEG), 32x32 pixels, 45,000 images to
-# train on. ResNet-20 without training, by a path and by evolution from it, and with 40 epochs in all, by masks from NSGA-II and one
-# line of descent, by evolution that trains its children, and by rules; ResNet-56 with 20. Rebuilds results/NET_cifar10/; what is
-# there already stays.
+# train on. ResNet-20 without training, by a path and by evolution from it, and with 40 epochs in all, by masks from NSGA-II that are
+# then trained, by evolution that trains its children, and by rules; ResNet-56 with 20. Rebuilds results/NET_cifar10/; what is there
+# already stays.
 # usage: scripts/resnet_cifar10.sh NET FOLDER WEIGHTS [SEED...]
 #   NET is resnet20 or resnet56;  FOLDER has train/CLASS/* and test/CLASS/*;  WEIGHTS is NET-jpeg.safetensors;  seeds are 0 1 2, or 0
 set -euo pipefail

@@ -179,15 +179,15 @@ def test_a_packed_file_is_read_into_a_model_that_skips_zeros(run_folder, lenet, 
 def test_a_model_and_data_handed_in(run_folder, lenet, digits, said, tmp_path):
     point = evoprune.load_front(run_folder, model=lenet)[1]
     point.export(tmp_path / "a.pt2")
-    assert "was not counted again, for want of data: Python can hand in data= (outputs for 64 random" in said.messages[-2]
+    assert "was not counted again, for want of data: Python can hand in data= (outputs for 64 random" in said.messages[-3]
     point.export(tmp_path / "b.safetensors", data=(digits.test.images, digits.test.labels))
-    assert f"{100 * point.test:.2f} (" in said.messages[-2] and ") on 359 examples" in said.messages[-2]
+    assert f"{100 * point.test:.2f} (" in said.messages[-3] and ") on 359 examples" in said.messages[-3]
     alone = evoprune.load_front(run_folder)[1]
     alone.export(tmp_path / "c.pt")  # no model of it is here
-    assert "was not counted again, for want of data" in said.messages[-2]
+    assert "was not counted again, for want of data" in said.messages[-3]
     assert said.messages[-1] == "not timed: its model is not here: load_front can be given it"
     alone.export(tmp_path / "d.pt", data=(digits.test.images, digits.test.labels))
-    assert said.messages[-2].endswith("; accuracy was not counted again, for its model is not here: load_front can be given it")
+    assert said.messages[-3].endswith("; accuracy was not counted again, for its model is not here: load_front can be given it")
     assert torch.load(tmp_path / "c.pt", weights_only=True).keys() == load_file(tmp_path / "b.safetensors").keys()
 
 
@@ -296,10 +296,10 @@ def test_a_file_with_other_values_is_refused_and_nothing_is_left(kind, run_folde
     def other_values(state, bits):
         return real_pack({name: value + 1 if value.dim() > 1 else value for name, value in state.items()}, bits)
 
-    def other_program(kind, model, inputs, path):
+    def other_program(kind, model, inputs, path, facts):
         with torch.no_grad():
             next(model.parameters()).add_(1)
-        real_program(kind, model, inputs, path)
+        real_program(kind, model, inputs, path, facts)
         with torch.no_grad():
             next(model.parameters()).sub_(1)
 

@@ -53,7 +53,7 @@ REFUSED_LATE = [  # everything that can be refused once model and data have been
     (["--method", "oneshot:lamp", "--total-epochs", "0.01"], "total_epochs: found 0.01, which is 0 steps for"),
     (["--layer", "nothing"], "layer: nothing is called 'nothing'"), (["--skip", "*"], "layer, skip: nothing is left to search"),
     (["--include", "nothing"], "include: nothing is called"), (["--unit", "nothing=filter"], "unit: nothing is called"),
-    (["--objectives", "accuracy,sparsity,nothing.py:f"], "objectives: nothing.py:f:"),
+    (["--objectives", "accuracy,sparsity,nothing.py:f"], "objectives: nothing.py: no such file"),
     (["--train-images", "100000"], "train_images: found 100000"), (["--search-images", "100000"], "search_images: found 100000"),
     (["--test-images", "100000"], "test_images: found 100000"), (["--mean", "0.5"], "mean, std: found only one"),
     (["--engine", "dask", "--scheduler", "tcp://127.0.0.1:1"], "scheduler: tcp://127.0.0.1:1"),
@@ -103,7 +103,7 @@ def measuring(*found):
 
 @pytest.mark.parametrize("holds", [True, False])
 @pytest.mark.parametrize(("changes", "said"), [
-    ({"model": Raises(3)}, "enough"), ({"model": Raises(6)}, "test_replacing.py, line .*, in forward: ValueError: enough"),
+    ({"model": Raises(3)}, "enough"), ({"model": Raises(7)}, "test_replacing.py, line .*, in forward: ValueError: enough"),
     ({"toolbox": None}, "toolbox: found None, expected a function"),
     ({"toolbox": none}, r"none\(\) returned None, expected a deap"),
     ({"toolbox": raising}, "in raising: ZeroDivisionError: in the toolbox"),
