@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .config import PROGRAM, Config, keywords, options
+from .config import AUTO, PROGRAM, Config, flags, keywords, options
 from .engines.engine import Engine, Local, open_engine
 from .engines.processes import workers_of
 from .errors import EvopruneError, Stopped, first_line, shown, where_raised, with_type
@@ -42,6 +42,8 @@ from .run.search import map_measured, search
 from .run.settings import settle
 from .views.pictures import write_views
 
+SAID = ("method", "start", "repair", "population", "generations", "layerwise", "finetune_epochs", "total_epochs", "refine_epochs")
+NOTHING = (None, 0, False)  # values of these: nothing is done
 log = logging.getLogger("evoprune")
 
 
@@ -112,7 +114,9 @@ def dry_run(model: nn.Module | str = "lenet", data: Any = "digits", *, resume: s
         config = replace(config, out=f"{empty}/run")
         folder = Folder(Path(str(config.out)))
         with told(folder, True, ""), with_threads(config), folder:
-            prepare(config, model, data, folder)
+            settings = prepare(config, model, data, folder).config.settings()
+    if config.plan != AUTO:  # whose plan has been said
+        log.info("would run with %s", " ".join(flags({name: settings[name] for name in SAID if settings[name] not in NOTHING})))
     log.info("a dry run: nothing is written")
 
 

@@ -138,8 +138,8 @@ def check_runs(config: Config, named: bool = True) -> None:
     if config.engine != "local":
         workers_of(config.workers)
     if config.engine == "scoop" and not under_scoop():
-        raise EvopruneError("engine: scoop runs programs that were started under it, and this one was not; use "
-                            "python -m evoprune.main --engine scoop, or engine processes from Python")
+        raise EvopruneError("engine: scoop runs programs that were started under it, and this one was not; python -m "
+                            "evoprune.main starts itself under it, a program of your own has engine processes")
     if config.engine == "dask" and find_spec("distributed") is None:
         raise EvopruneError("engine: dask is not installed; pip install 'evoprune[dask]'")
     if config.engine == "dask" and config.scheduler is not None:  # now, and not once the dense model is trained

@@ -39,7 +39,8 @@ def pack(state: Mapping[str, Tensor], bits: int = 32) -> tuple[dict[str, Bytes],
     """Return a state dict as the entries and the metadata of a packed file.
 
     With 16 `bits` values are rounded to float16, with 8 those of tensors with rows to whole numbers of -127 to 127 times a scale
-    a row; a tensor that holds what float16 does not, counters and running variances say, stays as it is.
+    a row, or to float16 where a row is too small for its scale; a tensor that holds what float16 does not, counters, running
+    variances and rows of small values say, stays as it is.
     """
     entries: dict[str, Bytes] = {}
     types: dict[str, str] = {}

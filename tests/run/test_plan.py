@@ -247,6 +247,10 @@ def test_a_dry_run_says_the_plan_and_leaves_nothing(quick, capsys, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     assert main(["--dry-run", "--minutes", "1", "--train-epochs", "1"]) == 0
     assert "plan for 1 minute: " in (said := capsys.readouterr().out) and said.endswith("a dry run: nothing is written\n")
+    assert "would run with" not in said
+    assert main(["--dry-run", "--population", "8", "--generations", "1", "--train-epochs", "1"]) == 0
+    said = "\nwould run with --method evolve --start random,magnitude,erk,lamp --repair none --population 8 --generations 1\n"
+    assert said in capsys.readouterr().out
     with pytest.raises(EvopruneError, match="dry_run: found together with --resume, whose run is planned; expected one of them"):
         dry_run(resume="run")
     assert not list(tmp_path.iterdir())
