@@ -6,9 +6,11 @@ import copy
 import math
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, jit, nn
 
 from ..errors import EvopruneError, first_line
@@ -89,6 +91,17 @@ def set_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     versions = getattr(state, "_metadata", None) or getattr(model.state_dict(), "_metadata", {})
     versioned._metadata = versions  # type: ignore[attr-defined]  # that is where torch looks for it
     model.load_state_dict(versioned)
+
+
+@contextmanager
+def differentiable(model: nn.Module) -> Iterator[None]:
+    """Let recurrent layers in eval mode pass gradients back for a while: on a GPU cuDNN's do not."""
+    before = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = before and not any(isinstance(module, nn.RNNBase) for module in model.modules())
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = before
 
 
 def logits_of(output: Any) -> Tensor:

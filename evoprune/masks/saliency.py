@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..inputs.models import copied
+from ..inputs.models import copied, differentiable
 from ..inputs.nested import applied
 from ..inputs.splits import Split
 from .layout import Layer, Layout
@@ -95,7 +95,8 @@ def gradient_squares(model: nn.Module, names: Sequence[str], split: Split, batch
     starts = range(0, min(images, len(split)), batch_size)
     for start in starts:
         batch = slice(start, min(start + batch_size, images))
-        loss = split.task.loss(applied(net, split.inputs(batch)), split.labels[batch])
+        with differentiable(net):
+            loss = split.task.loss(applied(net, split.inputs(batch)), split.labels[batch])
         for square, gradient in zip(squares, torch.autograd.grad(loss, parameters, materialize_grads=True)):
             square.addcmul_(gradient, gradient, value=1 / len(starts))
     return squares

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
+from ..errors import EvopruneError
+
 MOMENTUM, DECAY = 0.9, 0.999  # of the running means of gradients and of their squares
 WEIGHT_DECAY = 5e-4  # SGD's
 
@@ -19,10 +21,16 @@ class Optimizer:
 
     `squares` are running means of squared gradients, of use only beside each other, since they start at zero: Adam's own, or the
     same kept beside SGD if asked for. Those of `frozen` parameters are kept too, which no step changes.
+
+    Raises:
+        EvopruneError: parameters are complex.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], kind: str, squares: bool = False, frozen: Sequence[Tensor] = ()):
         self.parameters: list[Tensor] = [p for p in parameters if p.requires_grad]
+        if any(p.is_complex() for p in self.parameters):
+            raise EvopruneError("model: found complex parameters, which cannot be trained; freeze them with requires_grad_(False), "
+                                "or leave training out")
         self.frozen = frozen
         self.adam, self.squared = kind == "adam", squares or kind == "adam"
         self.means: dict[Tensor, Tensor] = {}  # of the gradients of those that have had one, as are the others

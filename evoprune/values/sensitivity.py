@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import first_line
-from ..inputs.models import logits_of
+from ..inputs.models import differentiable, logits_of
 from ..inputs.nested import Inputs, applied, batches, leaves, taken
 from ..inputs.tasks import Task
 from .fast import deterministic
@@ -103,7 +103,7 @@ def gradients(model: nn.Module, layers: Layers, images: Inputs,
     try:
         for batch in batches(images, batch_for(layers)):
             outputs.clear()
-            with torch.enable_grad(), deterministic():
+            with torch.enable_grad(), deterministic(), differentiable(model):
                 found = iter(losses(logits_of(applied(model, batch)).float()))  # at its end it lets go of the graph
             yield outputs, map(by_outputs, found)
     finally:

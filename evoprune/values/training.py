@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..inputs.models import logits_of, set_state
+from ..inputs.models import differentiable, logits_of, set_state
 from ..inputs.nested import Inputs, applied
 from ..inputs.splits import Split
 from ..inputs.tasks import CLASSIFICATION
@@ -228,7 +228,7 @@ def grown(model: nn.Module, train: Split, masks: Mapping[str, Tensor], layout: L
     parameters = dict(model.named_parameters())
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:images].to(train.labels.device)
     model.eval()
-    with felt(parameters[name] for name in masks):
+    with felt(parameters[name] for name in masks), differentiable(model):
         loss = train.task.loss(applied(model, train.inputs(order)), train.labels[order])
         gradients = torch.autograd.grad(loss, [parameters[name] for name in masks], materialize_grads=True)
     scores = [torch.where(layer.any(mask), -1, layer.summed(gradient.abs()))

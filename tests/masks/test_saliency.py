@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from evoprune.inputs.models import differentiable
 from evoprune.masks.layers import find_layers
 from evoprune.masks.layout import Layer
 from evoprune.masks.saliency import NEEDS_DATA, SALIENCIES, gradient_squares, keep_top
@@ -66,6 +67,15 @@ class TwoHeads(nn.Module):
     def forward(self, x):
         x = self.body(x.flatten(1)).relu()
         return self.head(x), self.other(x)
+
+
+@pytest.mark.parametrize("model", [nn.Sequential(nn.LSTM(3, 4)), nn.Sequential(nn.Linear(3, 4))])
+def test_recurrent_layers_pass_gradients_back_in_eval_mode_without_cudnn(model):
+    before = torch.backends.cudnn.enabled
+    with pytest.raises(ZeroDivisionError), differentiable(model):
+        assert torch.backends.cudnn.enabled == (before and isinstance(model[0], nn.Linear))
+        1 / 0  # noqa: B018
+    assert torch.backends.cudnn.enabled == before
 
 
 def test_what_the_loss_does_not_reach_or_is_frozen_has_gradients(digits):

@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import nn
 
+from evoprune.errors import EvopruneError
 from evoprune.values.optimizer import Optimizer
+
+
+def test_complex_parameters_are_refused_unless_they_are_frozen():
+    values = nn.Parameter(torch.ones(3, dtype=torch.complex64))
+    with pytest.raises(EvopruneError, match="model: found complex parameters, which cannot be trained; freeze them"):
+        Optimizer([values], "adam")
+    assert not Optimizer([values.requires_grad_(False)], "adam").parameters
 
 
 @pytest.mark.parametrize("kind", ["adam", "sgd"])
