@@ -29,8 +29,8 @@ class Optimizer:
     def __init__(self, parameters: Iterable[nn.Parameter], kind: str, squares: bool = False, frozen: Sequence[Tensor] = ()):
         self.parameters: list[Tensor] = [p for p in parameters if p.requires_grad]
         if any(p.is_complex() for p in self.parameters):
-            raise EvopruneError("model: found complex parameters, which cannot be trained; freeze them with requires_grad_(False), "
-                                "or leave training out")
+            raise EvopruneError("model: found complex parameters, which cannot be trained; freeze them with "
+                                "requires_grad_(False), or leave training out")
         self.frozen = frozen
         self.adam, self.squared = kind == "adam", squares or kind == "adam"
         self.means: dict[Tensor, Tensor] = {}  # of the gradients of those that have had one, as are the others
