@@ -177,7 +177,7 @@ def test_a_resumed_run_with_repair_equals_one_that_never_stopped(model, request,
 def test_repair_in_other_processes_gives_the_same_bytes(model, workers, request, digits, tmp_path):
     model, settings = request.getfixturevalue(model), {**SMALL, "generations": 1, "repair": "least-squares"}
     for engine in ("local", "processes"):
-        evoprune.prune(model, digits, out=tmp_path / engine, engine=engine, workers=workers, **settings)
+        evoprune.prune(model, digits, out=tmp_path / engine, engine=engine, workers=None if engine == "local" else workers, **settings)
     assert files_of(tmp_path / "local") == files_of(tmp_path / "processes")
 
 
