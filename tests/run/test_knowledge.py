@@ -176,8 +176,8 @@ def test_a_resumed_run_with_repair_equals_one_that_never_stopped(model, request,
 @pytest.mark.parametrize(("model", "workers"), [("mixed", 1), ("lenet", 2)])
 def test_repair_in_other_processes_gives_the_same_bytes(model, workers, request, digits, tmp_path):
     model, settings = request.getfixturevalue(model), {**SMALL, "generations": 1, "repair": "least-squares"}
-    for engine in ("local", "processes"):
-        evoprune.prune(model, digits, out=tmp_path / engine, engine=engine, workers=None if engine == "local" else workers, **settings)
+    for engine, many in (("local", None), ("processes", workers)):
+        evoprune.prune(model, digits, out=tmp_path / engine, engine=engine, workers=many, **settings)
     assert files_of(tmp_path / "local") == files_of(tmp_path / "processes")
 
 
