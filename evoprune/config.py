@@ -219,7 +219,8 @@ USED: dict[str, tuple[str, Callable[[Config], bool]]] = {  # settings that only 
     **dict.fromkeys(("listen", "hostfile"), ("--engine scoop", lambda config: config.engine == "scoop")),
     "choice_images": ("all layers searched together", lambda config: not config.layerwise),
     "train_precision": ("training", lambda config: config.trains or config.plan is not None),
-    **dict.fromkeys(("workers", "job_timeout"), ("--engine processes, scoop or dask", lambda config: config.engine != "local"))}
+    "workers": ("--engine processes, scoop or dask", lambda config: config.engine != "local" or config.workers == 1),
+    "job_timeout": ("--engine processes, scoop or dask", lambda config: config.engine != "local")}
 
 
 def check_used(given: Iterable[str], config: Config) -> None:
