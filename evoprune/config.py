@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from typing import Any
@@ -223,11 +223,10 @@ USED: dict[str, tuple[str, Callable[[Config], bool]]] = {  # settings that only 
     "job_timeout": ("--engine processes, scoop or dask", lambda config: config.engine != "local")}
 
 
-def check_used(given: Iterable[str], config: Config) -> None:
+def check_used(given: Collection[str], config: Config) -> None:
     """Raise `EvopruneError` for a setting that was given and does nothing where it stands."""
-    for name in (each for each in given if each in USED):
-        needed, used = USED[name]
-        if getattr(config, name) != options()[name].default and not used(config):
+    for name, (needed, used) in USED.items():
+        if name in given and getattr(config, name) != options()[name].default and not used(config):
             raise EvopruneError(f"{name}: found {shown(getattr(config, name))}, which does nothing without {needed}; leave it "
                                 f"out, or give that too")
 
