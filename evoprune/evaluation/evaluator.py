@@ -60,7 +60,7 @@ class Evaluator:
         tied = {names[0]: names for names in aliases(model, layout)}
         self.names = [tied.get(layer.name, (layer.name,)) for layer in layout]  # of each layer's weights
         changed = [*(name for names in self.names for name in names), *norms]
-        folds = not norms and all(len(layer.shape) > 1 for layer in layout)  # else biases and norms are no masks'
+        folds = not norms and all(len(layer.shape) > 1 for layer in layout)  # what masks change stays apart
         self.prepare(lambda size: PreparedModel(model, split, size, changed, precision, cache_mb, plain, folds), batch_size)
 
     def prepare(self, make: Callable[[int], PreparedModel], batch_size: int) -> None:

@@ -274,7 +274,7 @@ def constant_score(task: Task, targets: Tensor) -> float | None:
         return int(labels.bincount().max()) / len(labels) if len(labels) else None
     if task.name == "multilabel":  # yes to so many of the most frequent labels
         there = targets.flatten(1).sum(0).sort(descending=True).values.double()
-        said = torch.arange(1, len(there) + 1) * len(targets)
+        said = torch.arange(1, len(there) + 1, device=there.device) * len(targets)
         return float((2 * there.cumsum(0) / (said + there.sum())).max())
     if task.name == "segmentation":  # one class everywhere
         there = targets[counted(targets)].bincount()
