@@ -215,7 +215,7 @@ def guessed(outputs: Tensor, targets: Tensor) -> Task:
 
 
 def like(outputs: Tensor, targets: Tensor) -> Task:
-    """Return the task of `guessed`."""
+    """Return the task that shapes and values are like."""
     whole = not targets.is_floating_point()
     binary = bool(((targets == 0) | (targets == 1)).all())
     logits = TASKS["regression" if not binary else "binary" if targets[0].numel() == 1 else "multilabel"]
