@@ -23,7 +23,8 @@ from torch import Tensor
 from evoprune import main
 from evoprune.config import Config
 from evoprune.evolution import default_toolbox
-from evoprune.evolution.tuned import Budget, Job, kept_at_targets, rule_jobs
+from evoprune.evolution.budget import Budget, kept_at_targets
+from evoprune.evolution.tuned import Job, rule_jobs
 from evoprune.inputs.named import read_weights
 from evoprune.masks.genome import Individual, from_masks, kept_weights
 from evoprune.masks.layout import Layout

@@ -20,7 +20,8 @@ from evoprune import main
 from evoprune.config import Config
 from evoprune.errors import EvopruneError
 from evoprune.evolution import default_toolbox
-from evoprune.evolution.tuned import FIRST_STRATEGY, Budget, Job
+from evoprune.evolution.budget import Budget
+from evoprune.evolution.tuned import FIRST_STRATEGY, Job
 from evoprune.masks.genome import Individual
 from evoprune.masks.layout import Layout
 from evoprune.rules import read_method

@@ -22,9 +22,10 @@ from scipy.stats import ttest_rel
 
 from evoprune.config import Config
 from evoprune.errors import EvopruneError
+from evoprune.evolution.budget import Budget, children_of, kept_at_targets
 from evoprune.evolution.generations import State
 from evoprune.evolution.toolbox import default_toolbox
-from evoprune.evolution.tuned import FIRST_STRATEGY, Budget, children_of, kept_at_targets, weakest_targets
+from evoprune.evolution.tuned import FIRST_STRATEGY, weakest_targets
 from evoprune.inputs.models import LeNet
 from evoprune.masks.genome import dense_individual, from_masks, kept_weights
 from evoprune.masks.layout import Layer, Layout
@@ -304,7 +305,7 @@ def bred(make, state, seed=0, aims=None, **more):
     config = Config(**SETTINGS)
     made = make(evaluate, LAYOUT, config, **more)
     made.register("before", Budget(1.0, 100, 50, len(kept_at_targets(config, LAYOUT)), 0.4, children_of(config)).before)
-    made.register("line", bool, False)
+    made.register("inherits", lambda generation: False)
     made.register("steps", lambda job: job)
     made.register("mate", lambda a, b, rng: (a, b))
     if aims is not None:

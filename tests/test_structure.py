@@ -25,7 +25,7 @@ WINGS = {
     "values": ["fast", "optimizer", "training", "attention", "least_squares", "sensitivity", "norms", "repair", "inherited",
                "spaces", "slim", "sparse"],
     "evaluation": ["accuracy", "graph", "usage", "prepared", "evaluator"],
-    "evolution": ["selection", "operators", "starts", "history", "generations", "tuned", "toolbox", "checkpoint"],
+    "evolution": ["selection", "operators", "starts", "history", "generations", "budget", "tuned", "toolbox", "checkpoint"],
     "results": ["points", "record", "machine", "written", "tables", "plots", "folder", "reload", "export", "front"],
     "views": ["page", "report", "pictures", "compare", "pick"],
     "run": ["settings", "run", "progress", "dense", "plan", "prepare", "rebuild", "jobs", "search", "layerwise",
@@ -35,8 +35,8 @@ ORDER = [*BELOW, *(f"{wing}.{name}" for wing, names in WINGS.items() for name in
 FORBIDDEN = {**{wing: {"evaluation", "evolution", "run"} for wing in ("results", "views")}, "masks": {"values"},
              "evaluation": {"evolution"}, "evolution": {"evaluation"},
              "engines": set(WINGS) - {"engines"}}  # beside what comes later
-GIVEN_CONFIG = {"inputs.named", "inputs.images", "inputs.sources", "engines.engine", "evolution.generations", "evolution.tuned",
-                "evolution.toolbox", "config", "pruning"}  # may take a `Config`, as may all of run
+GIVEN_CONFIG = {"inputs.named", "inputs.images", "inputs.sources", "engines.engine", "evolution.generations", "evolution.budget",
+                "evolution.tuned", "evolution.toolbox", "config", "pruning"}  # may take a `Config`, as may all of run
 ATTRIBUTES = {"evaluation.graph": {"output"}, "engines.scoop_launch": {"self.socket"}, "engines.scoop_worker": {"future"},
               "run.settings": {"config"}}  # objects that are asked by name what they have: none is an evaluator
 SOURCES = {".".join(p.relative_to(ROOT / "evoprune").with_suffix("").parts): p.read_text()

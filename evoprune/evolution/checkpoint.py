@@ -28,7 +28,7 @@ from ..objectives import Objectives
 from .generations import State
 from .history import SEGMENT, Log, Seen, read_log, read_seen
 
-MAGIC, OLDER = b"evoprune checkpoint 4\n", re.compile(rb"evoprune checkpoint \d\n")
+MAGIC, OLDER = b"evoprune checkpoint 5\n", re.compile(rb"evoprune checkpoint \d\n")
 KEPT = 2  # generations
 HASH = 32  # bytes
 Carried = dict[int, tuple[int, npt.NDArray[Any]]]  # by id: place, array

@@ -67,9 +67,9 @@ def evolve(state: State, toolbox: base.Toolbox, config: Config) -> Iterator[Stat
         survivors = toolbox.survive(state.population + children, config.population, rng=rng)
         archive = non_dominated(state.archive + children, config.accuracy_floor, always=state.archive[0])
         if config.keeps_first:
-            line = config.total_epochs is not None and toolbox.line()  # whose children are what seeds are elsewhere
-            stay = [*state.archive, *children] if line else [each for each in state.archive if not each.generation]
-            archive += [each for each in stay if not any(each is kept for kept in archive)]
+            first = [each for each in (*state.archive, *children) if not each.generation or
+                     (config.total_epochs is not None and toolbox.inherits(each.generation))]
+            archive += [each for each in first if not any(each is kept for kept in archive)]
         state = State(state.generation + 1, survivors, archive, state.seen.and_then(new), state.log)
         row = log_row(state, toolbox, config, state.log[-1]["seconds"] + perf_counter() - started)
         state = replace(state, log=state.log.and_then(row))

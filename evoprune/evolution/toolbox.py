@@ -6,8 +6,8 @@ loop: `breed(state, rng)` returns what is to be measured next, `measure(offsprin
 --total-epochs, offspring are jobs, and there are `aim(state, targets, children, layout)`, the targets of a generation's
 children, `seeds(found, budget)`, the first jobs of --refine-epochs, and `jobs(masks, budget)`, those of a rule to compare with.
 The run adds what only it knows: `first()`, what generation 0 is made of, an engine's `map` unless another was registered, how
-many jobs there are `before(generation)`, how long each trains, `steps(job)`, and whether they are one `line()`, for which
-none of `aim`, `select`, `mate` and `mutate` is asked.
+many jobs there are `before(generation)`, how long each trains, `steps(job)`, and whether a generation is one child that inherits
+from the one before, `inherits(generation)`, for which none of `aim`, `select`, `mate` and `mutate` is asked.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def register_masks(toolbox: base.Toolbox, evaluate: Evaluate, layout: Layout, co
 
 
 def register_jobs(toolbox: base.Toolbox, layout: Layout, config: Config) -> None:
-    """Register what only a tuned run has, but for those that its data decide: `before`, `steps`, `epochs`, `line`."""
+    """Register what only a tuned run has, but for those that its data decide: `before`, `steps`, `epochs`, `inherits`."""
     toolbox.register("mate", unite)  # training decides which weights a child loses, its strategy how it trains
     toolbox.register("mutate", mutate_strategy)
     toolbox.register("aim", weakest_targets)

@@ -1,11 +1,11 @@
 """Tuned runs: a child inherits its parent's values, grows back some weights, trains, loses as many again, and is measured.
 
-The first generation has a child of the dense model for each target; later ones have few children, so that lines of descent
-grow long, most of them where the front is weakest. A parent stands at the child's own target or at the next denser one, and
-NSGA-II says who stays. What --refine-epochs trains with few steps is one line, from the densest target to the sparsest, so that
-the steps of all count. How a child trains, its strategy, is inherited too and mutates: learning rate, growth, pace of pruning,
-saliency, and when its mask comes to rest (population-based training; Jaderberg et al., 2017, arXiv:1711.09846). The steps of all
-jobs together are the run's budget.
+The first generation has a child of the dense model for each target. With few steps the first children are one line instead, from
+the densest target to the sparsest, one a generation, so that the steps of all count. Later generations have few children, so that
+lines of descent grow long, most of them where the front is weakest. A parent stands at the child's own target or at the next
+denser one, and NSGA-II says who stays. How a child trains, its strategy, is inherited too and mutates: learning rate, growth,
+pace of pruning, saliency, and when its mask comes to rest (population-based training; Jaderberg et al., 2017, arXiv:1711.09846).
+The steps of all jobs together are the run's budget.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ import numpy as np
 from deap import base
 
 from ..config import Config
-from ..errors import EvopruneError
 from ..masks.genome import Fitness, Individual, Strategy, dense_individual, kept_weights
 from ..masks.layout import Layout
 from ..objectives import Objectives
-from ..rules import read_method, target_sparsities
+from ..rules import read_method
 from ..values.inherited import fit_values
-from ..values.training import steps_an_epoch
+from .budget import SEEDS, Budget, children_of, kept_at_targets
 from .generations import State
 from .selection import Values
 
@@ -33,10 +32,7 @@ FIRST_STRATEGY = np.array([0.5, 4.0, 0.6, 4.0, 0.75])  # that of the first child
 LAST_STRATEGY = np.array([1.0, 8.0, 0.6, 4.0, 0.75])  # and of the last
 LOW, HIGH = np.array([0.2, 1.5, 0.4, 1.0, 0.25]), np.array([2.0, 16.0, 0.85, 8.0, 1.0])
 SPREAD = np.array([0.15, 0.2, 0.08, 0.2, 0.1])  # of the logarithm of the factor by which each mutates
-FIRST_SHARE = 0.4  # of the budget, for the first children, one a target, of the dense model, or for `seed_jobs`
-SEEDS, SEED_STEPS = 3, 3000  # seed jobs a target, and children after them, if each seed has so many steps; otherwise one
 DENSE_STEPS, SPARSE = 700, 0.1  # steps from which on, and share of weights up to which, that one is a child of the dense model
-LINE_STEPS = 3000  # steps a target, below which all are one line of descent, from the densest target to the sparsest
 GENTLE = 0.5  # times the usual learning rate, from repaired values
 SHORT = 5  # epochs a target, below which a rule's learning rate is the usual one, and from which on half of it
 GOLDEN = 0.5 * (5**0.5 - 1)
@@ -79,101 +75,6 @@ class Job:
         return np.array([self.learning_rate, self.growth, self.until, self.pace, self.mix], float)
 
 
-def kept_at_targets(config: Config, layout: Layout) -> list[int]:
-    """Return how many of the searched weights are kept at each target, falling.
-
-    Raises:
-        EvopruneError: the layers that are searched cannot give so much sparsity.
-    """
-    found = []
-    for sparsity in target_sparsities(config.targets):
-        kept = layout.weights - (int(np.ceil(sparsity * layout.total - 1e-6)) - layout.pruned)
-        if kept < layout.least:
-            most = (layout.pruned + layout.weights - layout.least) / layout.total
-            what = "a weight" if layout.least == len(layout) else "a gene (see --unit)"
-            raise EvopruneError(f"targets: found {sparsity:.6g}, expected at most {most:.6g}: so much do the searched layers "
-                                f"allow, with {what} left in each")
-        found.append(min(kept, layout.weights))
-    return found
-
-
-@dataclass(frozen=True)
-class Budget:
-    """So many steps for so many jobs, to the step; the first `first` jobs share `share` of them."""
-
-    epochs: float
-    steps: int
-    jobs: int
-    first: int
-    share: float
-    children: int = 1  # that each generation after the first has
-    seeded: bool = False  # whether the first jobs are generation 0, made of what a search of masks found, not generation 1
-    line: bool = False  # whether each job inherits from the one before: one a generation, for the next target
-
-    def upto(self, job: int) -> int:
-        """Return the steps of all jobs before `job`."""
-        early = round(self.share * self.steps) if self.first < self.jobs else self.steps
-        if job <= self.first:
-            return early * job // self.first
-        return early + (self.steps - early) * (job - self.first) // (self.jobs - self.first)
-
-    def of(self, job: int) -> int:
-        """Return the steps of `job`, counted from 0."""
-        return self.upto(job + 1) - self.upto(job)
-
-    def before(self, generation: int) -> int:
-        """Return how many jobs there are before those of a generation."""
-        later = generation - (1 if self.seeded else 2)
-        return 0 if later < 0 else self.first + self.children * later
-
-    def spent(self, state: State) -> float:
-        """Return the epochs that all jobs up to a state took; those of a rule are its generation 0."""
-        if not (state.generation or (self.seeded and state.evaluations)):
-            return self.epochs if state.evaluations else 0
-        return self.epochs * self.upto(self.before(state.generation + 1)) / self.steps
-
-
-def budget_of(config: Config, images: int, batch_size: int) -> Budget:
-    """Return the budget of a run: a job a target, then, unless a rule makes the masks, the children of each generation.
-
-    Raises:
-        EvopruneError: it has not a step for each job.
-    """
-    first, epochs = len(target_sparsities(config.targets)), config.total_epochs or 0.0
-    jobs = first + children_of(config) * max(0, config.generations - 1)
-    budget = Budget(epochs, round(epochs * steps_an_epoch(images, batch_size)), jobs, first, FIRST_SHARE, children_of(config))
-    if not all(budget.of(job) for job in range(jobs)):
-        raise EvopruneError(f"total_epochs: found {epochs:g}, which is {budget.steps} steps for {jobs} jobs, expected at least "
-                            f"one each; raise it, or lower population, generations or targets")
-    return budget
-
-
-def seeded_budget(config: Config, images: int, batch_size: int) -> Budget:
-    """Return the budget of --refine-epochs: `SEEDS` jobs a target and then children, if each has `SEED_STEPS`: else they would
-    cost the front more than they bring, and all steps go to one job a target; where those are fewer than `LINE_STEPS`, each
-    inherits from that of the next denser target, so that the steps of all count.
-
-    Raises:
-        EvopruneError: it has not a step for each job.
-    """
-    epochs, children, targets = config.total_epochs or 0.0, children_of(config), len(target_sparsities(config.targets))
-    steps = round(epochs * steps_an_epoch(images, batch_size))
-    if steps < targets:
-        raise EvopruneError(f"refine_epochs: found {epochs:g}, which is {steps} steps for {targets} jobs, expected at least one "
-                            f"each; raise it, or lower targets")
-    if steps < LINE_STEPS * targets:
-        return Budget(epochs, steps, targets, 1, 1 / targets, seeded=True, line=True)
-    first, generations = targets, 0
-    if (each := int(FIRST_SHARE * steps) // (SEEDS * targets)) >= SEED_STEPS:
-        first, generations = SEEDS * targets, int((1 - FIRST_SHARE) * steps) // (each * children)
-    return Budget(epochs, steps, first + children * generations, first, FIRST_SHARE, children, seeded=True)
-
-
-def children_of(config: Config) -> int:
-    """Return how many children a generation has: the fewer, the longer the lines of descent that a budget allows."""
-    return max(1, config.population // 8)
-
-
 def rule_jobs(masks: Sequence[Individual], budget: Budget, config: Config, layout: Layout) -> list[Job]:
     """Return a job a target: from the mask of a rule, or from the dense model with the rule pruning on the way."""
     method = read_method(config.method)
@@ -194,7 +95,7 @@ def seed_jobs(found: Sequence[Individual], budget: Budget, config: Config, layou
     `DENSE_STEPS`, and of a line that at the densest target."""
     targets = kept_at_targets(config, layout)
     repairs, jobs = config.repair != "none", list[Job]()
-    for i, kept in enumerate(targets[:budget.first]):
+    for i, kept in enumerate(targets[:1 if budget.line else budget.first]):
         rate, growth, until, pace, mix = usual_strategy(i, len(targets)).tolist()
         seeds: list[tuple[Individual, str, dict[str, Any]]] = [
             (dense_individual(layout), "tune", {"learning_rate": rate, "growth": growth})]
@@ -220,11 +121,11 @@ def found_at(individuals: Sequence[Individual], kept: int, beyond: int, layout: 
 
 
 def breed_jobs(state: State, rng: np.random.Generator, toolbox: base.Toolbox, config: Config, layout: Layout) -> list[Job]:
-    """Return the jobs of the next generation: a child of the dense model a target, then children where `toolbox.aim` says, or, of
-    a line, the one of the next target."""
+    """Return the jobs of the next generation: of a line, that of the next target, otherwise first a child of the dense model a
+    target, then children where `toolbox.aim` says."""
     targets, children = kept_at_targets(config, layout), children_of(config)
     first = toolbox.before(state.generation + 1)
-    if toolbox.line():  # a job a target
+    if toolbox.inherits(state.generation + 1):
         return [heir(first, targets, state, layout, rng, toolbox.steps(first))]
     aims = range(len(targets)) if first == 0 else toolbox.aim(state, targets, children, layout)
     return [child_for(aim, targets, state, toolbox, layout, rng, toolbox.steps(first + i)) for i, aim in enumerate(aims)]

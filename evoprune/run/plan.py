@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..config import AUTO, Config, flags, options
 from ..errors import EvopruneError
 from ..evaluation.evaluator import Evaluator
-from ..evolution.tuned import SEED_STEPS, SEEDS, kept_at_targets, seeded_budget
+from ..evolution.budget import SEED_STEPS, SEEDS, kept_at_targets, seeded_budget
 from ..inputs.models import copied
 from ..inputs.splits import Data, Split
 from ..masks.genome import Individual, from_masks

@@ -17,8 +17,8 @@ from ..errors import EvopruneError
 from ..evaluation.accuracy import batch_size_for, dtype_of, probe
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.usage import unused_parameters
+from ..evolution.budget import budget_of, kept_at_targets
 from ..evolution.checkpoint import load
-from ..evolution.tuned import budget_of, kept_at_targets
 from ..files import as_bytes_of, fingerprint, piece_of, remove, to_safetensors
 from ..inputs.images import handed
 from ..inputs.models import private_copy
@@ -221,7 +221,7 @@ def check_together(net: nn.Module, splits: Data, config: Config, layout: Layout,
 def check_checkpoint(folder: Folder, layout: Layout, identity: str, config: Config) -> None:
     """Raise `EvopruneError` unless the newest checkpoint belongs to this run and is not beyond its generations."""
     state = load(folder.checkpoint, layout, optimised(config.objectives, config.task), identity)
-    if state is not None and state.generation > config.generations:
+    if state is not None and config.total_epochs is None and state.generation > config.generations:
         raise EvopruneError(f"generations: found {config.generations}, but the run in {folder.path} has had "
                             f"{state.generation}; expected at least that many")
 

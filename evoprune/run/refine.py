@@ -18,10 +18,10 @@ import torch
 
 from ..chance import paired_bootstrap, sign_test
 from ..engines.engine import Engine, Local
+from ..evolution.budget import seeded_budget
 from ..evolution.generations import State
 from ..evolution.selection import non_dominated
 from ..evolution.toolbox import Make, made
-from ..evolution.tuned import seeded_budget
 from ..files import fingerprint
 from ..inputs.splits import Split
 from ..results.folder import Folder

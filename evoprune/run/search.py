@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from time import monotonic, perf_counter
@@ -20,10 +21,11 @@ from ..engines.engine import Engine, Local, local
 from ..engines.worker import ignore
 from ..errors import Stopped
 from ..evaluation.evaluator import Evaluator
+from ..evolution.budget import Budget, budget_of, kept_at_targets, seeded_budget
 from ..evolution.checkpoint import load, save
 from ..evolution.generations import State, as_result, begin, evolve
 from ..evolution.starts import Known, at_targets, first_population
-from ..evolution.tuned import Budget, Job, budget_of, kept_at_targets, seeded_budget
+from ..evolution.tuned import Job
 from ..files import remove, uninterrupted
 from ..masks.genome import Fitness, Individual, Measurement, dense_individual
 from ..masks.saliency import gene_scores, gradient_squares
@@ -54,7 +56,14 @@ def search(run: Run, toolbox: base.Toolbox, checkpoint: Path, mapping: Callable[
         Stopped: `max_seconds` have passed.
     """
     config, trains = run.config, run.config.total_epochs is not None
-    planned = plan_jobs(run, toolbox, found) if trains else plan_masks(run, toolbox)
+    if trains:
+        budget = plan_jobs(run, toolbox, found)
+        planned = budget.epochs
+        if config.generations:  # of a line each child is one
+            config = replace(config, generations=budget.generations)
+            run = replace(run, config=config)
+    else:
+        planned = plan_masks(run, toolbox)
     state = load(checkpoint, run.layout, run.objectives, run.identity)
     started = perf_counter()
     measured, offspring = toolbox.first() if state is None else ([], [])
@@ -187,19 +196,20 @@ def first_masks(run: Run, toolbox: base.Toolbox) -> tuple[list[Individual], list
     return [], population
 
 
-def plan_jobs(run: Run, toolbox: base.Toolbox, found: Sequence[Individual]) -> float:
-    """Register the first jobs and how long each trains; return how many epochs are planned."""
+def plan_jobs(run: Run, toolbox: base.Toolbox, found: Sequence[Individual]) -> Budget:
+    """Register the first jobs and how long each trains; return that."""
     config = run.config
     assert run.data.train is not None
     budget = (seeded_budget if found else budget_of)(config, len(run.data.train), recipe_for(run.model, 0, 0).batch_size)
-    log.info("%s: %g epochs in all, %d jobs of %d steps%s", "training" if found else config.method, budget.epochs, budget.first,
-             budget.of(0), f", then {budget.jobs - budget.first} of {budget.of(budget.jobs - 1)}"
-             if budget.jobs > budget.first else "")
-    for name, function in (("steps", budget.of), ("before", budget.before), ("epochs", budget.spent)):
-        toolbox.register(name, function)
-    toolbox.register("line", bool, budget.line)
+    log.info("%s: %g epochs in all, %d jobs of %d steps%s%s", "training" if found else config.method, budget.epochs, budget.first,
+             budget.of(0), ", each from the one before" if budget.line else "",
+             f", then {budget.jobs - budget.first} of {budget.of(budget.jobs - 1)}" if budget.jobs > budget.first else "")
+    toolbox.register("steps", budget.of)
+    toolbox.register("before", budget.before)
+    toolbox.register("inherits", budget.inherits)
+    toolbox.register("epochs", budget.spent)
     toolbox.register("first", first_jobs, run, toolbox, budget, found)
-    return budget.epochs
+    return budget
 
 
 def first_jobs(run: Run, toolbox: base.Toolbox, budget: Budget,

@@ -17,7 +17,7 @@ from ..engines.engine import check_runs
 from ..engines.processes import workers_of
 from ..errors import EvopruneError, shown
 from ..evaluation.prepared import fastest_batch_size
-from ..evolution.tuned import FIRST_SHARE, children_of, seeded_budget
+from ..evolution.budget import FIRST_SHARE, children_of, seeded_budget
 from ..inputs.models import MODELS
 from ..inputs.sources import check_prepared
 from ..inputs.splits import Data
@@ -116,7 +116,7 @@ def training_config(config: Config, images: int, batch_size: int) -> Config:
     config = replace(config, total_epochs=config.refine_epochs, refine_epochs=None, population=population,
                      minutes=None, plan=None)
     budget = seeded_budget(config, images, batch_size)
-    return replace(config, generations=(budget.jobs - budget.first) // budget.children)
+    return replace(config, generations=budget.generations)
 
 
 def plain(value: Any) -> Any:

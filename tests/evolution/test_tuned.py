@@ -12,21 +12,12 @@ from torch import nn
 import evoprune
 from evoprune import EvopruneError
 from evoprune.config import Config, keywords
+from evoprune.evolution import budget as budgets
+from evoprune.evolution.budget import FIRST_SHARE, LINE_SHARE, Budget, budget_of, kept_at_targets
 from evoprune.evolution.generations import State
 from evoprune.evolution.starts import at_targets
 from evoprune.evolution.toolbox import default_toolbox
-from evoprune.evolution.tuned import (
-    FIRST_SHARE,
-    FIRST_STRATEGY,
-    HIGH,
-    LOW,
-    Budget,
-    budget_of,
-    kept_at_targets,
-    mutate_strategy,
-    unite,
-    weakest_targets,
-)
+from evoprune.evolution.tuned import FIRST_STRATEGY, HIGH, LOW, mutate_strategy, unite, weakest_targets
 from evoprune.inputs.models import LeNet
 from evoprune.masks.genome import Result, dense_individual, from_masks, get_bits, kept_genes
 from evoprune.masks.layers import find_layers
@@ -48,11 +39,26 @@ def content(out):
         path.read_bytes() for path in sorted((out / "models").iterdir())]
 
 
+@pytest.fixture(scope="module", params=[True, False], ids=["a line", "separate"])
+def line(request):
+    """Whether the first children are one."""
+    return request.param
+
+
+@pytest.fixture
+def few_steps(line, monkeypatch):
+    """Runs of so few steps that the first children are a line, or of as few that count as many."""
+    if not line:
+        monkeypatch.setattr(budgets, "LINE_STEPS", 0)
+
+
 @pytest.fixture(scope="module")
-def tuned_run(lenet, digits, tmp_path_factory):
+def tuned_run(line, lenet, digits, tmp_path_factory):
     """The folder of a finished tuned run and how many steps it trained; do not change it."""
     out, steps = tmp_path_factory.mktemp("tuned") / "run", []
     with pytest.MonkeyPatch.context() as patch:
+        if not line:
+            patch.setattr(budgets, "LINE_STEPS", 0)
         count_steps(patch, steps)
         tuned(lenet, digits, out)
     return out, sum(steps)
@@ -111,7 +117,7 @@ def test_the_written_accuracy_is_that_of_the_written_model(tuned_run, digits):
         assert evoprune.accuracy(point.model(), digits.test) == point.test_accuracy
 
 
-def test_a_resumed_run_ends_like_one_that_never_stopped(tuned_run, lenet, digits, tmp_path):
+def test_a_resumed_run_ends_like_one_that_never_stopped(tuned_run, few_steps, lenet, digits, tmp_path):
     def stopping(evaluate, layout, config):
         toolbox = default_toolbox(evaluate, layout, config)
         survive, calls = toolbox.survive, []
@@ -136,7 +142,7 @@ def test_a_resumed_run_ends_like_one_that_never_stopped(tuned_run, lenet, digits
     assert 0 < sum(steps) < tuned_run[1]
 
 
-def test_jobs_that_ended_are_not_repeated_when_the_generation_is_resumed(lenet, digits, tmp_path, tuned_run):
+def test_jobs_that_ended_are_not_repeated_when_the_generation_is_resumed(lenet, digits, tmp_path, tuned_run, line, few_steps):
     import evoprune.run.jobs as jobs
 
     calls = []
@@ -155,7 +161,7 @@ def test_jobs_that_ended_are_not_repeated_when_the_generation_is_resumed(lenet, 
     with pytest.MonkeyPatch.context() as patch:
         count_steps(patch, steps)
         evoprune.prune(lenet, digits, resume=tmp_path / "run")
-    budget = Budget(6.0, tuned_run[1], 3 + 3 * 2, 3, FIRST_SHARE)
+    budget = Budget(6.0, tuned_run[1], 3 + 3 * 2, 3, LINE_SHARE if line else FIRST_SHARE)
     assert sum(steps) == tuned_run[1] - budget.upto(2)
     assert content(tmp_path / "run") == content(tuned_run[0])
 
@@ -186,7 +192,7 @@ def test_a_stopped_run_of_a_net_with_batch_norm_repairs_nothing(digits, tmp_path
     assert {point.repair for point in front} == {"none"}
 
 
-def test_worker_processes_give_the_same_bytes(tuned_run, lenet, digits, tmp_path):
+def test_worker_processes_give_the_same_bytes(tuned_run, few_steps, lenet, digits, tmp_path):
     tuned(lenet, digits, tmp_path / "run", engine="processes", workers=2)
     assert content(tmp_path / "run") == content(tuned_run[0])
 
@@ -404,10 +410,16 @@ def test_fast_training_gives_the_gradients_of_the_plain_modules(size):
     assert "forward" not in vars(plain[1])
 
 
-def test_budget_of_counts_a_job_a_target_and_the_children():
-    config = Config(total_epochs=10.0, population=16, generations=6, targets="0.9,0.95")
+@pytest.mark.parametrize(("epochs", "method", "line"), [(10.0, "evolve", True), (59.9, "evolve", True), (60.0, "evolve", False),
+                                                        (10.0, "gradual:lamp", False)])
+def test_budget_of_counts_a_job_a_target_and_the_children(epochs, method, line):
+    config = Config(total_epochs=epochs, method=method, population=16, generations=6, targets="0.9,0.95")
     budget = budget_of(config, 6400, 64)
-    assert (budget.steps, budget.jobs, budget.first) == (1000, 2 + 5 * 2, 2)
+    assert (budget.steps, budget.jobs, budget.first, budget.line) == (100 * epochs, 2 + 5 * 2, 2, line)
+    assert [budget.before(g) for g in range(5)] == ([0, 0, 1, 2, 4] if line else [0, 0, 2, 4, 6])
+    assert [budget.inherits(g) for g in range(1, 5)] == [line, line, False, False]
+    assert budget.generations == (7 if line else 6) and budget.before(budget.generations + 1) == budget.jobs
+    assert budget.upto(2) == round((LINE_SHARE if line else FIRST_SHARE) * budget.steps)
 
 
 def test_a_script_registers_aim_and_jobs(lenet, digits, tmp_path):
@@ -422,6 +434,6 @@ def test_a_script_registers_aim_and_jobs(lenet, digits, tmp_path):
 
     asked, made = [], []
     tuned(lenet, digits, tmp_path / "aim", toolbox=make, generations=3)
-    assert asked == [1, 2]
+    assert asked == [3, 4]  # after a line of three targets
     tuned(lenet, digits, tmp_path / "jobs", toolbox=make, total_epochs=1.0, method="gradual:lamp")
     assert {job.what for job in made[-1].first()[1]} == {"mine"}

@@ -12,9 +12,10 @@ from torch import nn
 import evoprune
 from evoprune.errors import EvopruneError
 from evoprune.evaluation.evaluator import Evaluator
+from evoprune.evolution.budget import kept_at_targets
 from evoprune.evolution.operators import MOVES, mate, mutate, refine
 from evoprune.evolution.starts import STARTS, at_targets, first_population
-from evoprune.evolution.tuned import kept_at_targets, unite
+from evoprune.evolution.tuned import unite
 from evoprune.inputs.splits import as_split, calibration
 from evoprune.masks.channels import find_channels
 from evoprune.masks.genome import dense_individual, from_masks, get_bits, kept_genes, pruned_weights, set_bits, sparsity

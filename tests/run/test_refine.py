@@ -15,9 +15,10 @@ import evoprune
 from evoprune.chance import paired_bootstrap, sign_test
 from evoprune.config import Config
 from evoprune.evolution import toolbox, tuned
+from evoprune.evolution.budget import FIRST_SHARE, LINE_STEPS, SEED_STEPS, SEEDS, kept_at_targets, seeded_budget
 from evoprune.evolution.generations import State, evolve
 from evoprune.evolution.history import Log, Seen
-from evoprune.evolution.tuned import FIRST_SHARE, GENTLE, SEED_STEPS, SEEDS, kept_at_targets, seed_jobs, seeded_budget
+from evoprune.evolution.tuned import GENTLE, seed_jobs
 from evoprune.inputs.models import copied
 from evoprune.inputs.tasks import CLASSIFICATION
 from evoprune.masks.genome import dense_individual, from_masks, kept_weights
@@ -50,20 +51,19 @@ def test_the_bootstrap_tells_better_from_equal():
     assert 0.2 < paired_bootstrap(a, a[::-1], mean) < 0.8
 
 
-@pytest.mark.parametrize(("epochs", "first"), [(10.0, 1), (tuned.LINE_STEPS / 6 - 0.1, 1), (tuned.LINE_STEPS / 6, 3), (1000.0, 3),
+@pytest.mark.parametrize(("epochs", "first"), [(10.0, 3), (LINE_STEPS / 6 - 0.1, 3), (LINE_STEPS / 6, 3), (1000.0, 3),
                                                (SEED_EPOCHS - 0.1, 3), (SEED_EPOCHS, 3 * SEEDS)])
 def test_the_budget_is_kept_and_later_children_are_made_only_where_they_have_their_steps(epochs, first):
     config = Config(total_epochs=epochs, population=16, targets="0.8,0.9,0.95")
     budget = seeded_budget(config, 1151, 64)
     shares = [budget.of(job) for job in range(budget.jobs)]
     assert sum(shares) == round(epochs * 18) and budget.first == first
-    if first == 1:
-        assert budget.line and budget.jobs == 3 and max(shares) <= min(shares) + 1
-    else:
-        assert (budget.jobs > first) == (FIRST_SHARE * epochs * 18 / 3 / SEEDS >= SEED_STEPS) == (first == 3 * SEEDS)
-        assert not budget.line and (budget.jobs == first or min(shares[first:]) >= min(shares[:first]) - 1)
-    assert [budget.before(g) for g in range(3)] == [0, first, first + budget.children]
-    assert budget.spent(state_at(0, budget.first)) == pytest.approx(epochs * (FIRST_SHARE if first > 3 else first / 3), abs=0.1)
+    assert (budget.jobs > first) == (FIRST_SHARE * epochs * 18 / 3 / SEEDS >= SEED_STEPS) == (first == 3 * SEEDS)
+    assert budget.jobs == first or min(shares[first:]) >= min(shares[:first]) - 1
+    assert budget.line == (epochs < LINE_STEPS / 6) and (not budget.line or max(shares) <= min(shares) + 1)
+    assert [budget.before(g) for g in range(3)] == ([0, 1, 2] if budget.line else [0, first, first + budget.children])
+    spent = FIRST_SHARE if first > 3 else 1 / 3 if budget.line else 1
+    assert budget.spent(state_at(0, budget.first)) == pytest.approx(epochs * spent, abs=0.1)
 
 
 def state_at(generation, evaluations):
@@ -87,7 +87,7 @@ def test_seeds_are_what_was_found_at_each_target_and_a_child_of_the_dense_model(
     plain = seed_jobs(found[2:3], seeded_budget(config, 1151, 64), replace(config, repair="none"), layout)  # two have no mask
     assert [job.individual.origin for job in plain] == [*["tune"] * 3, *["at 0.18+tune"] * 2, *["tune"] * 4]
     assert sum(job.steps for job in plain) == round(FIRST_SHARE * 18 * SEED_EPOCHS) and not any(job.repaired for job in plain)
-    line, dense, least = tuned.LINE_STEPS, tuned.DENSE_STEPS, "0.9,0.95,0.97"
+    line, dense, least = LINE_STEPS, tuned.DENSE_STEPS, "0.9,0.95,0.97"
     for steps, aims, count, tuned_dense in ((line, "0.5,0.8,0.9", 3, [2]), (line - 1, "0.5,0.8,0.9", 1, []),  # one a target, or
                                             (dense, least, 1, [0]), (dense - 1, least, 1, [])):  # the first of a line
         few_targets = Config(total_epochs=3 * steps / 18, targets=aims)
@@ -262,7 +262,7 @@ def test_children_of_a_line_stay_where_more_images_choose(line):
     config = Config(total_epochs=1.0, generations=1, choice_images=9)
     dense, better, worse = dense_individual(Layout([Layer("weight", (8,))], 8)), born(0.9, 0), born(0.8, 1)
     dense.fitness.values = (1.0, 0.0)
-    made = SimpleNamespace(line=lambda: line, breed=lambda state, rng: [], measure=lambda jobs, seen: [worse],
+    made = SimpleNamespace(inherits=lambda generation: line, breed=lambda state, rng: [], measure=lambda jobs, seen: [worse],
                            survive=lambda found, size, rng: found, epochs=lambda state: 0)
     last, = evolve(State(0, [dense, better], [dense, better], Seen(), Log().and_then({"seconds": 0.0})), made, config)
     assert [[each is one for one in last.archive].count(True) for each in (dense, better, worse)] == [1, 1, line]
