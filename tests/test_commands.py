@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -52,6 +53,12 @@ def refused(capsys, *arguments):
     out, err = capsys.readouterr()
     assert status == 2 and err.startswith("evoprune: ") and err.count("\n") == 1 and "point " not in out
     return err.removeprefix("evoprune: ").rstrip("\n")
+
+
+def test_pick_says_that_bytes_are_divided_by_255(lenet, digits, tmp_path, capsys):
+    data = evoprune.Data(search=replace(digits.search, mean=None, std=None))
+    evoprune.prune(lenet, data, out=tmp_path / "run", generations=0, population=4)
+    assert "  the model takes images in 0..1\n" in command(capsys, "pick", tmp_path / "run", "--knee")
 
 
 @pytest.mark.parametrize(("wish", "expected"), [

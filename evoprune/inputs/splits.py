@@ -51,8 +51,8 @@ class Split:
 
     def normalised(self, batch: Tensor) -> Tensor:
         """Return floats in the type of the model, and uint8 images normalised by the arithmetic of torchvision's ToTensor and
-        Normalize; of several inputs, what has less than three dimensions is no image."""
-        if batch.dtype != torch.uint8 or (batch.dim() < 3 and not isinstance(self.images, Tensor)):
+        Normalize."""
+        if not self.in_bytes(batch):
             return batch.to(self.dtype) if batch.is_floating_point() else batch
         batch = batch.to(torch.float32).div_(255)
         if self.mean is None or self.std is None:
@@ -60,6 +60,15 @@ class Split:
         shape = (-1, *[1] * (batch.dim() - 2))  # (channels, 1, 1)
         mean, std = (torch.tensor(v, device=batch.device).view(shape) for v in (self.mean, self.std))
         return batch.sub_(mean).div_(std).to(self.dtype)
+
+    def in_bytes(self, value: Tensor) -> bool:
+        """Say whether inputs are uint8 images; of several, what has less than three dimensions is none."""
+        return value.dtype == torch.uint8 and (value.dim() >= 3 or isinstance(self.images, Tensor))
+
+    @property
+    def scaled(self) -> bool:
+        """Whether there are images in bytes, which models have in 0..1."""
+        return any(map(self.in_bytes, leaves(self.images)))
 
     def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Split:
         """Return the same on a device, for a model of this dtype."""
@@ -102,9 +111,9 @@ class Data:
         EvopruneError: a split is empty, or its images and labels do not go together.
     """
 
-    train: Any
-    search: Any
-    test: Any
+    train: Any = None
+    search: Any = None
+    test: Any = None
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
     classes: int = 0  # that the labels name, or numbers that each target has; found unless given

@@ -49,6 +49,7 @@ class Record:
     left_out: dict[str, Any] | None = None  # names and sizes of parameters that are not searched, by the reason
     more_from: int | None = None  # points that the finished run had, to which --more-epochs adds; None: nothing was added
     searched: str | None = None  # the name of the search images, see `Split`; None: not recorded
+    scaled: bool = False  # whether images came in bytes, which are divided by 255
     constant: float | None = None  # what the best answer scores that is the same for all search images; None: not known
 
     def to_json(self) -> str:
@@ -91,7 +92,7 @@ class Record:
     def normalised(self) -> str | None:
         """What is done to images before the model has them, in words, None where nothing is."""
         if self.mean is None or self.std is None:
-            return None
+            return "images in 0..1" if self.scaled else None
         mean, std = (", ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
         return f"images in 0..1, less a mean of {mean}, over a standard deviation of {std}"
 

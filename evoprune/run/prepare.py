@@ -75,7 +75,7 @@ def prepare(config: Config, model: nn.Module | str, data: Any, folder: Folder, c
         threads=config.threads or torch.get_num_threads(), weights=layout.total, batch_size=batch_size_for(activation, device),
         objectives=optimised(config.objectives, config.task), device=device_name(device), versions=versions(),
         aliases=aliases(net, layout), inputs=described(splits.search.inputs(slice(0, LIKE))), toolbox=toolbox, left_out=apart,
-        more_from=points_before(folder, old, config), searched=splits.search.name)
+        more_from=points_before(folder, old, config), searched=splits.search.name, scaled=splits.search.scaled)
     say(record, old)
     if config.train_epochs and resumed is None:
         train_first(net, splits, record, folder, deadline(config.max_seconds, started))

@@ -167,6 +167,7 @@ def test_images_in_bytes_are_normalised_beside_other_inputs():
     images, flags = torch.full((4, 8, 8), 255, dtype=torch.uint8), torch.ones(4, 2, dtype=torch.uint8)
     split = as_split(((images, flags), torch.zeros(4).long()), "x", mean=(0.5,), std=(0.5,))
     batch = split.inputs(slice(0, 2))
+    assert split.scaled and not as_split(((images / 255, flags), torch.zeros(4).long()), "x").scaled
     assert torch.equal(batch[0], torch.ones(2, 1, 8, 8)) and torch.equal(batch[1], flags[:2])
 
 

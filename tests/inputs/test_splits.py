@@ -83,3 +83,10 @@ def test_more_classes_than_outputs_are_refused(tmp_path):
     data = evoprune.Data(None, (images, labels), (images, labels), classes=4)
     with pytest.raises(EvopruneError, match=r"^data: found 4 classes, expected at most 3, as many as the model has outputs$"):
         evoprune.prune(nn.Linear(5, 3), data, out=tmp_path / "run")
+
+
+def test_only_the_search_split_has_to_be_named(digits):
+    alone = evoprune.Data(search=digits.search)
+    assert alone.search is digits.search and alone.train is None is alone.test
+    with pytest.raises(EvopruneError, match="data: no search split; Data\\(train, search, test\\) needs at least search"):
+        evoprune.Data(train=digits.train)
