@@ -14,7 +14,7 @@ from ..values.training import steps_an_epoch
 from .generations import State
 
 FIRST_SHARE = 0.4  # of the budget, for the first children, one a target, of the dense model, or for `seed_jobs`
-LINE_SHARE = 0.8  # the same where they are a line
+LINE_SHARE = 0.8  # the same where they are a line, after which there are half as many children: shorter ones brought nothing
 SEEDS, SEED_STEPS = 3, 3000  # seed jobs a target, and children after them, if each seed has so many steps; otherwise one
 LINE_STEPS = 3000  # steps a target, below which the first children are a line
 
@@ -84,16 +84,18 @@ class Budget:
 
 
 def budget_of(config: Config, images: int, batch_size: int) -> Budget:
-    """Return the budget of a run: a job a target, then, unless a rule makes the masks, the children of each generation. Those of
-    a target are a line where there are fewer than `LINE_STEPS` for each target.
+    """Return the budget of a run: a job a target, then, unless a rule makes the masks, the children of each generation. With
+    fewer steps than `LINE_STEPS` a target the first jobs are a line, and half as many follow at most, but one generation.
 
     Raises:
         EvopruneError: it has not a step for each job.
     """
     first, epochs = len(target_sparsities(config.targets)), config.total_epochs or 0.0
-    jobs, steps = first + children_of(config) * max(0, config.generations - 1), round(epochs * steps_an_epoch(images, batch_size))
+    steps = round(epochs * steps_an_epoch(images, batch_size))
+    children, later = children_of(config), max(0, config.generations - 1)
     line = read_method(config.method).kind == "evolve" and steps < LINE_STEPS * first
-    budget = Budget(epochs, steps, jobs, first, LINE_SHARE if line else FIRST_SHARE, children_of(config), line=line)
+    jobs = first + children * (min(later, max(1, first // 2 // children)) if line else later)
+    budget = Budget(epochs, steps, jobs, first, LINE_SHARE if line else FIRST_SHARE, children, line=line)
     if not all(budget.of(job) for job in range(jobs)):
         raise EvopruneError(f"total_epochs: found {epochs:g}, which is {budget.steps} steps for {jobs} jobs, expected at least "
                             f"one each; raise it, or lower population, generations or targets")

@@ -415,11 +415,21 @@ def test_fast_training_gives_the_gradients_of_the_plain_modules(size):
 def test_budget_of_counts_a_job_a_target_and_the_children(epochs, method, line):
     config = Config(total_epochs=epochs, method=method, population=16, generations=6, targets="0.9,0.95")
     budget = budget_of(config, 6400, 64)
-    assert (budget.steps, budget.jobs, budget.first, budget.line) == (100 * epochs, 2 + 5 * 2, 2, line)
+    assert (budget.steps, budget.jobs, budget.first, budget.line) == (100 * epochs, 2 + (1 if line else 5) * 2, 2, line)
     assert [budget.before(g) for g in range(5)] == ([0, 0, 1, 2, 4] if line else [0, 0, 2, 4, 6])
     assert [budget.inherits(g) for g in range(1, 5)] == [line, line, False, False]
-    assert budget.generations == (7 if line else 6) and budget.before(budget.generations + 1) == budget.jobs
+    assert budget.generations == (3 if line else 6) and budget.before(budget.generations + 1) == budget.jobs
     assert budget.upto(2) == round((LINE_SHARE if line else FIRST_SHARE) * budget.steps)
+
+
+@pytest.mark.parametrize(("generations", "targets", "later"), [(1, 8, 0), (2, 8, 1), (3, 8, 2), (20, 8, 2), (20, 7, 1),
+                                                               (20, 2, 1)])
+def test_children_after_a_line_have_half_of_its_steps_each_at_least_or_are_one_generation(generations, targets, later):
+    config = Config(total_epochs=10.0, population=16, generations=generations, targets=str(targets))
+    budget = budget_of(config, 6400, 64)
+    assert budget.jobs == targets + 2 * later and budget.generations == targets + later
+    if later * 2 <= targets / 2:
+        assert all(budget.of(job) >= budget.of(0) // 2 for job in range(budget.jobs))
 
 
 def test_a_script_registers_aim_and_jobs(lenet, digits, tmp_path):
@@ -434,6 +444,6 @@ def test_a_script_registers_aim_and_jobs(lenet, digits, tmp_path):
 
     asked, made = [], []
     tuned(lenet, digits, tmp_path / "aim", toolbox=make, generations=3)
-    assert asked == [3, 4]  # after a line of three targets
+    assert asked == [3]  # after a line of three targets
     tuned(lenet, digits, tmp_path / "jobs", toolbox=make, total_epochs=1.0, method="gradual:lamp")
     assert {job.what for job in made[-1].first()[1]} == {"mine"}
