@@ -16,6 +16,7 @@ dense resnet20 30 --threads 1
 for seed in 0 1 2; do
   program=(-m evoprune.main)
   run evolve-40 $seed --total-epochs 40 --targets $targets
+  run line-40 $seed --total-epochs 40 --targets $targets --generations 1
   run gradual-fisher-40 $seed --method gradual:fisher --total-epochs 40 --targets $targets
   program=(scripts/gradual_variants.py paced)
   run gradual-fisher-40-paced $seed --method gradual:fisher --total-epochs 40 --targets $targets

@@ -36,7 +36,7 @@ PAIRS = (("evolve-80", "gradual-fisher-80"), ("evolve-80", "gradual-fisher-80-pa
          ("evolve-80", "evolve-80-without-selection"), ("evolve-80", "evolve-80-random-targets"),
          ("evolve-80", "evolve-80-random-parents"), ("evolve-80-random-targets", "evolve-80-random-parents"),
          ("evolve-40", "gradual-fisher-40"), ("evolve-40", "gradual-fisher-40-paced"),
-         ("gradual-fisher-40-paced", "gradual-fisher-40"),
+         ("evolve-40", "line-40"), ("line-40", "gradual-fisher-40-paced"), ("gradual-fisher-40-paced", "gradual-fisher-40"),
          ("evolve", "uniform-random"), ("evolve", "filter-norm"),
          ("evolve", "filter-norm-over-mean"), ("evolve", "gradual-fisher"), ("evolve", "gradual-magnitude"),
          ("refined", "gradual-magnitude"), ("refined", "evolve"),
