@@ -85,7 +85,7 @@ class Budget:
 
 def budget_of(config: Config, images: int, batch_size: int) -> Budget:
     """Return the budget of a run: a job a target, then, unless a rule makes the masks, the children of each generation. With
-    fewer steps than `LINE_STEPS` a target the first jobs are a line, and half as many follow at most, but one generation.
+    fewer steps than `LINE_STEPS` a target the first jobs are a line, and at most half as many follow.
 
     Raises:
         EvopruneError: it has not a step for each job.
@@ -93,8 +93,11 @@ def budget_of(config: Config, images: int, batch_size: int) -> Budget:
     first, epochs = len(target_sparsities(config.targets)), config.total_epochs or 0.0
     steps = round(epochs * steps_an_epoch(images, batch_size))
     children, later = children_of(config), max(0, config.generations - 1)
-    line = read_method(config.method).kind == "evolve" and steps < LINE_STEPS * first
-    jobs = first + children * (min(later, max(1, first // 2 // children)) if line else later)
+    line = read_method(config.method).kind == "evolve" and first > 1 and steps < LINE_STEPS * first
+    if line:
+        children = min(children, first // 2)
+        later = min(later, first // 2 // children)
+    jobs = first + children * later
     budget = Budget(epochs, steps, jobs, first, LINE_SHARE if line else FIRST_SHARE, children, line=line)
     if not all(budget.of(job) for job in range(jobs)):
         raise EvopruneError(f"total_epochs: found {epochs:g}, which is {budget.steps} steps for {jobs} jobs, expected at least "

@@ -23,7 +23,7 @@ from ..masks.layout import Layout
 from ..objectives import Objectives
 from ..rules import read_method
 from ..values.inherited import fit_values
-from .budget import SEEDS, Budget, children_of, kept_at_targets
+from .budget import SEEDS, Budget, kept_at_targets
 from .generations import State
 from .selection import Values
 
@@ -95,7 +95,8 @@ def seed_jobs(found: Sequence[Individual], budget: Budget, config: Config, layou
     `DENSE_STEPS`, and of a line that at the densest target."""
     targets = kept_at_targets(config, layout)
     repairs, jobs = config.repair != "none", list[Job]()
-    for i, kept in enumerate(targets[:1 if budget.line else budget.first]):
+    count = 1 if budget.line else budget.first
+    for i, kept in enumerate(targets[:count]):
         rate, growth, until, pace, mix = usual_strategy(i, len(targets)).tolist()
         seeds: list[tuple[Individual, str, dict[str, Any]]] = [
             (dense_individual(layout), "tune", {"learning_rate": rate, "growth": growth})]
@@ -109,7 +110,7 @@ def seed_jobs(found: Sequence[Individual], budget: Budget, config: Config, layou
         for mask, origin, how in seeds:
             start = Individual(mask, origin)
             jobs.append(Job(start, min(kept, kept_weights(mask, layout)), budget.of(len(jobs)), config.seed + len(jobs),
-                            until=until, pace=pace, mix=mix, what=f"seed {len(jobs) + 1} of {budget.first}", **how))
+                            until=until, pace=pace, mix=mix, what=f"seed {len(jobs) + 1} of {count}", **how))
     return jobs
 
 
@@ -123,11 +124,11 @@ def found_at(individuals: Sequence[Individual], kept: int, beyond: int, layout: 
 def breed_jobs(state: State, rng: np.random.Generator, toolbox: base.Toolbox, config: Config, layout: Layout) -> list[Job]:
     """Return the jobs of the next generation: of a line, that of the next target, otherwise first a child of the dense model a
     target, then children where `toolbox.aim` says."""
-    targets, children = kept_at_targets(config, layout), children_of(config)
-    first = toolbox.before(state.generation + 1)
+    targets = kept_at_targets(config, layout)
+    first, end = toolbox.before(state.generation + 1), toolbox.before(state.generation + 2)
     if toolbox.inherits(state.generation + 1):
         return [heir(first, targets, state, layout, rng, toolbox.steps(first))]
-    aims = range(len(targets)) if first == 0 else toolbox.aim(state, targets, children, layout)
+    aims = range(len(targets)) if first == 0 else toolbox.aim(state, targets, end - first, layout)
     return [child_for(aim, targets, state, toolbox, layout, rng, toolbox.steps(first + i)) for i, aim in enumerate(aims)]
 
 
@@ -138,7 +139,7 @@ def measure_jobs(jobs: Sequence[Job], seen: MutableMapping[bytes, Values], toolb
     for job, result in zip(jobs, toolbox.map(toolbox.evaluate, jobs)):
         if result is not None and result.bits is not None and result.values is not None:
             child = Individual((bits.copy() for bits in result.bits), job.individual.origin, job.individual.generation)
-            child.values, child.strategy = dict(result.values), job.strategy
+            child.values, child.strategy = dict(result.values), job.strategy if job.growth else None  # of a line: usual
             seen[child.key()] = result.objectives
             child.fitness = Fitness(result.objectives, objectives)
             born.append(child)

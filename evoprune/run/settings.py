@@ -103,7 +103,7 @@ def with_plan(config: Config, given: dict[str, Any], plans: bool) -> Config:
 
 def with_tuned_sizes(config: Config, given: dict[str, Any]) -> Config:
     """Return the settings of a tuned run with a population and generations, unless they were given, that let each child
-    of a parent train for `CHILD_EPOCHS`."""
+    of a parent train for `CHILD_EPOCHS`; after a line there are fewer."""
     population, epochs = int(given.get("population", TUNED_POPULATION)), config.total_epochs or 0.0
     config = replace(config, population=population)
     later = round((1 - FIRST_SHARE) * epochs / CHILD_EPOCHS / children_of(config))

@@ -17,7 +17,7 @@ from evoprune.evolution.budget import FIRST_SHARE, LINE_SHARE, Budget, budget_of
 from evoprune.evolution.generations import State
 from evoprune.evolution.starts import at_targets
 from evoprune.evolution.toolbox import default_toolbox
-from evoprune.evolution.tuned import FIRST_STRATEGY, HIGH, LOW, mutate_strategy, unite, weakest_targets
+from evoprune.evolution.tuned import FIRST_STRATEGY, HIGH, LOW, mutate_strategy, unite, usual_strategy, weakest_targets
 from evoprune.inputs.models import LeNet
 from evoprune.masks.genome import Result, dense_individual, from_masks, get_bits, kept_genes
 from evoprune.masks.layers import find_layers
@@ -161,16 +161,16 @@ def test_jobs_that_ended_are_not_repeated_when_the_generation_is_resumed(lenet, 
     with pytest.MonkeyPatch.context() as patch:
         count_steps(patch, steps)
         evoprune.prune(lenet, digits, resume=tmp_path / "run")
-    budget = Budget(6.0, tuned_run[1], 3 + 3 * 2, 3, LINE_SHARE if line else FIRST_SHARE)
+    budget = Budget(6.0, tuned_run[1], 3 + 1 if line else 3 + 3 * 2, 3, LINE_SHARE if line else FIRST_SHARE)
     assert sum(steps) == tuned_run[1] - budget.upto(2)
     assert content(tmp_path / "run") == content(tuned_run[0])
 
 
-@pytest.mark.parametrize("method", ["evolve", "gradual:fisher"])
-def test_a_run_out_of_time_goes_on_where_it_stopped(method, lenet, digits, tmp_path):
-    whole = tuned(lenet, digits, tmp_path / "whole", method=method)
+@pytest.mark.parametrize("settings", [{}, {"generations": 1}, {"method": "gradual:fisher"}])  # a line has more generations
+def test_a_run_out_of_time_goes_on_where_it_stopped(settings, lenet, digits, tmp_path):
+    whole = tuned(lenet, digits, tmp_path / "whole", **settings)
     starts = 1
-    tuned(lenet, digits, tmp_path / "run", method=method, max_seconds=0.0)
+    tuned(lenet, digits, tmp_path / "run", max_seconds=0.0, **settings)
     while not (tmp_path / "run" / "done.json").exists() and starts < 50:
         evoprune.prune(lenet, digits, resume=tmp_path / "run", max_seconds=0.05)
         starts += 1
@@ -415,21 +415,38 @@ def test_fast_training_gives_the_gradients_of_the_plain_modules(size):
 def test_budget_of_counts_a_job_a_target_and_the_children(epochs, method, line):
     config = Config(total_epochs=epochs, method=method, population=16, generations=6, targets="0.9,0.95")
     budget = budget_of(config, 6400, 64)
-    assert (budget.steps, budget.jobs, budget.first, budget.line) == (100 * epochs, 2 + (1 if line else 5) * 2, 2, line)
-    assert [budget.before(g) for g in range(5)] == ([0, 0, 1, 2, 4] if line else [0, 0, 2, 4, 6])
+    assert (budget.steps, budget.jobs, budget.first, budget.line) == (100 * epochs, 2 + (1 if line else 5 * 2), 2, line)
+    assert [budget.before(g) for g in range(5)] == ([0, 0, 1, 2, 3] if line else [0, 0, 2, 4, 6])
     assert [budget.inherits(g) for g in range(1, 5)] == [line, line, False, False]
     assert budget.generations == (3 if line else 6) and budget.before(budget.generations + 1) == budget.jobs
     assert budget.upto(2) == round((LINE_SHARE if line else FIRST_SHARE) * budget.steps)
 
 
-@pytest.mark.parametrize(("generations", "targets", "later"), [(1, 8, 0), (2, 8, 1), (3, 8, 2), (20, 8, 2), (20, 7, 1),
-                                                               (20, 2, 1)])
-def test_children_after_a_line_have_half_of_its_steps_each_at_least_or_are_one_generation(generations, targets, later):
-    config = Config(total_epochs=10.0, population=16, generations=generations, targets=str(targets))
+@pytest.mark.parametrize(("generations", "population", "targets", "later", "children"), [
+    (1, 16, 8, 0, 2), (2, 16, 8, 1, 2), (3, 16, 8, 2, 2), (20, 16, 8, 2, 2), (20, 16, 7, 1, 2), (20, 16, 2, 1, 1),
+    (20, 64, 8, 1, 4)])
+def test_children_after_a_line_have_half_of_its_steps_each_at_least(generations, population, targets, later, children):
+    config = Config(total_epochs=10.0, population=population, generations=generations, targets=str(targets))
     budget = budget_of(config, 6400, 64)
-    assert budget.jobs == targets + 2 * later and budget.generations == targets + later
-    if later * 2 <= targets / 2:
-        assert all(budget.of(job) >= budget.of(0) // 2 for job in range(budget.jobs))
+    assert budget.line and budget.jobs == targets + children * later and budget.generations == targets + later
+    assert all(budget.of(job) >= budget.of(0) // 2 for job in range(budget.jobs))
+    assert not budget_of(replace(config, targets="0.9"), 6400, 64).line
+
+
+def test_a_line_only_loses_weights_and_children_after_it_grow_as_usual(lenet, digits, tmp_path):
+    def make(evaluate, layout, config):
+        toolbox = default_toolbox(evaluate, layout, config)
+        breed = toolbox.breed
+        toolbox.register("mutate", lambda strategy, rng: (strategy,))
+        toolbox.register("breed", lambda state, rng: born.extend(jobs := breed(state, rng=rng)) or jobs)
+        return toolbox
+
+    born = []
+    tuned(lenet, digits, tmp_path / "run", toolbox=make)
+    assert [job.growth for job in born[:3]] == [0, 0, 0] and [job.kept for job in born[:3]] == sorted(
+        {job.kept for job in born}, reverse=True)
+    usual = {job.kept: usual_strategy(aim, 3).tolist() for aim, job in enumerate(born[:3])}
+    assert [job.strategy.tolist() for job in born[3:]] == [usual[job.kept] for job in born[3:]] and len(born) == 4
 
 
 def test_a_script_registers_aim_and_jobs(lenet, digits, tmp_path):
