@@ -52,10 +52,10 @@ def test_what_individuals_inherited_comes_back_and_shared_arrays_are_stored_once
 
 def test_a_checkpoint_of_another_version_is_told_from_a_damaged_one(states, tmp_path):
     path = save(tmp_path, states[1], "run")
-    path.write_bytes(path.read_bytes().replace(b"checkpoint 4", b"checkpoint 3", 1))
+    path.write_bytes(path.read_bytes().replace(b"checkpoint 5", b"checkpoint 4", 1))
     with pytest.raises(EvopruneError) as error:
         load(tmp_path, LAYOUT, USUAL, "run")
-    assert str(error.value) == (f"{path}: written by another version of evoprune, expected 'evoprune checkpoint 4'; go on with "
+    assert str(error.value) == (f"{path}: written by another version of evoprune, expected 'evoprune checkpoint 5'; go on with "
                                 f"that version, or start the run again with --overwrite")
 
 
