@@ -1,4 +1,4 @@
-"""What a run with training aims at, and how many steps each of its jobs has: all of them together are what the user gave."""
+"""How many weights are kept at each target, and how many steps each training has: all together they are what the user gave."""
 
 from __future__ import annotations
 

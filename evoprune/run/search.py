@@ -59,7 +59,7 @@ def search(run: Run, toolbox: base.Toolbox, checkpoint: Path, mapping: Callable[
     if trains:
         budget = plan_jobs(run, toolbox, found)
         planned = budget.epochs
-        if config.generations:  # of a line each child is one
+        if config.generations:  # as many as there really are: of a line each child is one
             config = replace(config, generations=budget.generations)
             run = replace(run, config=config)
     else:
